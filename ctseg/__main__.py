@@ -1,0 +1,8 @@
+"""``python -m ctseg``."""
+
+import sys
+
+from ctseg.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

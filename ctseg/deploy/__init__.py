@@ -1,0 +1,1 @@
+"""Deployment: export, precision, parity, TensorRT plans, Triton's model repository and servers."""

@@ -1,0 +1,78 @@
+"""Everything that ctseg raises on purpose.
+
+A ``ValueError`` is the caller's bug. A :class:`CtsegError` is the world's fault (a file, a spec, a
+server), and its message says which case or model, what was expected, what was found, and what to do::
+
+    CtsegError
+    ├── InputError                 a scan, a folder of scans, or a dataset that cannot be used
+    ├── OutputError                a result that could not be written (permission, disk full)
+    ├── SetupError                 this machine or command line lacks something: an extra, a path, a GPU
+    ├── SpecError                  a model spec, bundle or model repository entry is wrong or foreign
+    ├── CheckpointError            a trained model folder or checkpoint is incomplete or not trusted
+    ├── ParityError                a graph does not give the labels that the checkpoint gives
+    ├── TrainingError              a training cannot start, continue or finish
+    └── ServerError                Triton answered with an error
+        ├── ServerUnavailableError     no answer: refused, shutting down, overloaded, connection lost
+        ├── ServerTimeoutError         no answer within the time allowed
+        ├── ModelNotFoundError         the server has no such model or version
+        ├── RequestRejectedError       the server understood and refused (shape, dtype, name, access)
+        └── InferenceFailedError       the model failed while it ran
+
+Foreign exceptions are translated in one place per library and chained with ``from``.
+"""
+
+
+class CtsegError(Exception):
+    """Base of every error that ctseg raises on purpose."""
+
+
+class InputError(CtsegError):
+    """A scan, a folder of scans, or a dataset cannot be used."""
+
+
+class OutputError(CtsegError):
+    """A result could not be written; nothing half-written is left."""
+
+
+class SetupError(CtsegError):
+    """This machine, installation or command line lacks something that the command needs."""
+
+
+class SpecError(CtsegError):
+    """A model spec, a bundle or a model repository entry is wrong, foreign or inconsistent."""
+
+
+class CheckpointError(CtsegError):
+    """A trained model folder or checkpoint is incomplete, unreadable or not trusted."""
+
+
+class ParityError(CtsegError):
+    """A graph or a server does not give the labels that the checkpoint gives."""
+
+
+class TrainingError(CtsegError):
+    """A training cannot start, continue or finish."""
+
+
+class ServerError(CtsegError):
+    """Triton answered with an error."""
+
+
+class ServerUnavailableError(ServerError):
+    """No answer: connection refused or lost, server starting, stopping or overloaded."""
+
+
+class ServerTimeoutError(ServerError):
+    """No answer within the time allowed."""
+
+
+class ModelNotFoundError(ServerError):
+    """The server has no model, or no version of it, by that name."""
+
+
+class RequestRejectedError(ServerError):
+    """The server understood the request and refused it: shape, dtype, name or access."""
+
+
+class InferenceFailedError(ServerError):
+    """The model failed while it ran; the server may not recover."""

@@ -1,0 +1,307 @@
+"""ModelSpec: all that a client must do before and after the network, in one document.
+
+Training and serving meet here. The document is JSON; Triton carries it to every client in the
+model's ``parameters``. Unknown fields, kinds and schema versions are refused, never guessed.
+"""
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from ctseg.errors import SpecError
+
+SCHEMA_VERSION = 1
+MAX_SPEC_BYTES = 64 * 1024
+"""Largest spec that travels in a Triton model's ``parameters``."""
+
+Normalization = Literal[
+    "CTNormalization", "ZScoreNormalization", "NoNormalization", "RescaleTo01Normalization", "RGBTo01Normalization"
+]
+Reader = Literal["SimpleITKIO", "SimpleITKIOWithReorient", "NibabelIO", "NibabelIOWithReorient"]
+DType = Literal["FP32", "FP16", "BF16"]
+Precision = Literal["fp32", "fp16", "bf16"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class IntensityProperties(_Strict):
+    """Foreground intensities of the training set, in the unit of the images (HU for CT)."""
+
+    mean: float
+    std: float
+    percentile_00_5: float
+    percentile_99_5: float
+
+
+class Channel(_Strict):
+    """One input channel and how it is normalised."""
+
+    name: str
+    normalization: Normalization
+    use_mask_for_norm: bool = False
+    intensity: IntensityProperties
+
+
+class SplineResampling(_Strict):
+    """nnU-Net's default resampling: scikit-image's spline resize, slice-wise when anisotropic."""
+
+    function: Literal["resample_data_or_seg_to_shape"] = "resample_data_or_seg_to_shape"
+    order: Literal[0, 1, 3]
+    order_z: Literal[0, 1, 3] = 0
+    force_separate_z: bool | None = None
+    separate_z_anisotropy_threshold: float = 3.0
+
+
+class TorchResampling(_Strict):
+    """nnU-Net's torch resampling: (bi-, tri-)linear without antialiasing."""
+
+    function: Literal["resample_torch_fornnunet"] = "resample_torch_fornnunet"
+    force_separate_z: bool | None = None
+    separate_z_anisotropy_threshold: float = 3.0
+    mode: Literal["linear", "nearest", "nearest-exact"] = "linear"
+    aniso_axis_mode: Literal["nearest", "nearest-exact"] = "nearest-exact"
+
+
+class NoResampling(_Strict):
+    """nnU-Net's ``no_resampling_hack``: the grid stays as it is."""
+
+    function: Literal["no_resampling_hack"] = "no_resampling_hack"
+
+
+Resampling = Annotated[SplineResampling | TorchResampling | NoResampling, Field(discriminator="function")]
+
+
+class Label(_Strict):
+    """A label (one value) or a region (several values that are segmented as one)."""
+
+    name: str
+    values: tuple[int, ...] = Field(min_length=1)
+
+
+class KeepLargest(_Strict):
+    """Keep the largest connected component of the union of ``labels``; the rest becomes background."""
+
+    kind: Literal["keep_largest"] = "keep_largest"
+    labels: tuple[int, ...] = Field(min_length=1)
+
+
+class Tensor(_Strict):
+    """A tensor of the served network."""
+
+    name: str
+    dtype: DType = "FP32"
+
+
+class Provenance(_Strict):
+    """Where the network comes from; not part of the digest."""
+
+    dataset: str = ""
+    trainer: str = ""
+    plans: str = ""
+    folds: tuple[str, ...] = ()
+    checkpoint: str = ""
+    created: str = ""
+    tools: dict[str, str] = {}
+
+
+class Parity(_Strict):
+    """What the parity gate found; not part of the digest."""
+
+    state: Literal["proven", "unproven", "untested"] = "untested"
+    relative_l2: float | None = None
+    max_abs_error: float | None = None
+    label_difference_share: float | None = None
+    min_dice: float | None = None
+    detail: str = ""
+
+
+class ModelSpec(_Strict):
+    """The contract between a trained network and whoever runs it.
+
+    Spatial axes are those of nnU-Net after ``transpose_forward``; for a 2d configuration patch and
+    spacing have two entries and slices are taken along the first axis.
+    """
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=128)
+    configuration: str
+    previous_stage: str | None = None
+    ensemble: tuple[str, ...] = ()
+    channels: tuple[Channel, ...] = Field(min_length=1)
+    reader: Reader
+    file_ending: str
+    transpose_forward: tuple[int, int, int]
+    spacing_mm: tuple[float, ...] = Field(min_length=2, max_length=3)
+    patch_size: tuple[int, ...] = Field(min_length=2, max_length=3)
+    resampling_data: Resampling
+    resampling_logits: Resampling
+    labels: tuple[Label, ...] = Field(min_length=1)
+    regions_class_order: tuple[int, ...] | None = None
+    ignore_label: int | None = None
+    mirror_axes: tuple[int, ...] = ()
+    mirroring: Literal["graph", "client", "none"]
+    input: Tensor = Tensor(name="input")
+    output: Tensor = Tensor(name="output")
+    max_batch_size: int = Field(ge=1)
+    precision: Precision = "fp32"
+    network_sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
+    postprocessing: tuple[KeepLargest, ...] = ()
+    provenance: Provenance = Provenance()
+    parity: Parity = Parity()
+
+    @field_validator("transpose_forward")
+    @classmethod
+    def _is_permutation(cls, value: tuple[int, int, int]) -> tuple[int, int, int]:
+        if sorted(value) != [0, 1, 2]:
+            raise ValueError(f"expected a permutation of 0, 1, 2, found {value}")
+        return value
+
+    @field_validator("spacing_mm", "patch_size")
+    @classmethod
+    def _is_positive(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if min(value) <= 0:
+            raise ValueError(f"expected positive numbers, found {value}")
+        return value
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> "ModelSpec":
+        if len(self.spacing_mm) != len(self.patch_size):
+            raise ValueError(f"spacing_mm {self.spacing_mm} and patch_size {self.patch_size} differ in dimensions")
+        if len(set(self.mirror_axes)) != len(self.mirror_axes) or any(
+            not 0 <= axis < len(self.patch_size) for axis in self.mirror_axes
+        ):
+            raise ValueError(f"mirror_axes {self.mirror_axes} are not axes of the patch {self.patch_size}")
+        if self.has_regions:
+            self._check_regions()
+        else:
+            values = [label.values for label in self.labels]
+            if values != [(i,) for i in range(len(values))]:
+                raise ValueError(f"expected labels 0, 1, 2, … (background first), found {values}")
+        written = self.written_values
+        if self.ignore_label is not None and self.ignore_label in written:
+            raise ValueError(f"ignore label {self.ignore_label} is also a label that is written")
+        for step in self.postprocessing:
+            if unknown := set(step.labels) - set(written):
+                raise ValueError(f"postprocessing names labels {sorted(unknown)}; the model writes {sorted(written)}")
+        return self
+
+    def _check_regions(self) -> None:
+        order = self.regions_class_order
+        if order is None or len(order) != len(self.labels):
+            raise ValueError(f"{len(self.labels)} regions need as many regions_class_order values, found {order}")
+        if any(value < 1 for value in order):
+            raise ValueError(f"regions_class_order {order} writes the background or a negative value")
+
+    @property
+    def has_regions(self) -> bool:
+        """Whether the heads are regions (sigmoid, may overlap) rather than labels (softmax)."""
+        return self.regions_class_order is not None
+
+    @property
+    def num_heads(self) -> int:
+        """Channels of the logits."""
+        return len(self.labels)
+
+    @property
+    def written_values(self) -> tuple[int, ...]:
+        """The value that each head writes into the label map."""
+        if self.regions_class_order is not None:
+            return self.regions_class_order
+        return tuple(label.values[0] for label in self.labels)
+
+    @property
+    def named_values(self) -> dict[str, tuple[int, ...]]:
+        """For each foreground label or region, the values in the label map that belong to it."""
+        return {label.name: label.values for label in self.labels if label.values != (0,)}
+
+    @property
+    def is_2d(self) -> bool:
+        """Whether the network sees slices rather than volumes."""
+        return len(self.patch_size) == 2
+
+    @property
+    def transpose_backward(self) -> tuple[int, int, int]:
+        """The permutation that undoes ``transpose_forward``."""
+        forward = self.transpose_forward
+        return (forward.index(0), forward.index(1), forward.index(2))
+
+    def spacing_of_network(self, spacing_transposed_mm: tuple[float, float, float]) -> tuple[float, float, float]:
+        """Return the spacing that the network works at, for a case of the given transposed spacing.
+
+        A 2d configuration keeps the case's own distance between slices.
+        """
+        if self.is_2d:
+            return (spacing_transposed_mm[0], self.spacing_mm[0], self.spacing_mm[1])
+        return (self.spacing_mm[0], self.spacing_mm[1], self.spacing_mm[2])
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON without ``provenance`` and ``parity``."""
+        return hashlib.sha256(_canonical(self.model_dump(mode="json", exclude={"provenance", "parity"}))).hexdigest()
+
+    def to_json(self) -> str:
+        """Return the canonical JSON: ASCII, keys sorted, no spaces."""
+        return _canonical(self.model_dump(mode="json")).decode()
+
+    @classmethod
+    def from_json(cls, text: str | bytes, *, source: str) -> "ModelSpec":
+        """Parse and validate a spec.
+
+        Args:
+            text: JSON.
+            source: Where it comes from, for the error message (a file, a server and model).
+
+        Raises:
+            SpecError: Too large, not JSON, another schema version, an unknown or missing field, or
+                values that contradict each other; all problems are told at once.
+        """
+        if len(text) > MAX_SPEC_BYTES:
+            raise SpecError(f"{source}: the spec has {len(text)} bytes, at most {MAX_SPEC_BYTES} are allowed")
+        try:
+            raw = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise SpecError(f"{source}: the spec is not JSON: {error}") from error
+        version = raw.get("schema_version") if isinstance(raw, dict) else None
+        if version != SCHEMA_VERSION:
+            raise SpecError(
+                f"{source}: spec schema_version {version!r} is unknown, this ctseg reads {SCHEMA_VERSION}: "
+                "use the ctseg that wrote it, or export the model again"
+            )
+        return cls.validated(raw, source=source)
+
+    @classmethod
+    def validated(cls, raw: dict[str, Any], *, source: str) -> "ModelSpec":
+        """Return a spec from plain data, or a ``SpecError`` that lists every problem."""
+        try:
+            return cls.model_validate(raw)
+        except ValidationError as error:
+            problems = "; ".join(
+                f"{'.'.join(str(part) for part in problem['loc']) or 'spec'}: {problem['msg']}"
+                for problem in error.errors()
+            )
+            raise SpecError(f"{source}: {problems}") from error
+
+    def check_runnable(self) -> None:
+        """Refuse by name what the spec can express and no client runs yet.
+
+        Raises:
+            SpecError: The configuration is the second stage of a cascade, or an ensemble of configurations.
+        """
+        if self.previous_stage is not None:
+            raise SpecError(
+                f"{self.name}: {self.configuration} is the second stage of a cascade (after {self.previous_stage}), "
+                "which is not supported: export 3d_fullres or 3d_lowres instead"
+            )
+        if self.ensemble:
+            raise SpecError(
+                f"{self.name}: an ensemble of configurations ({', '.join(self.ensemble)}) is not supported: "
+                "export its best single member"
+            )
+
+
+def _canonical(data: dict[str, Any]) -> bytes:
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()

@@ -1,0 +1,132 @@
+"""From nnU-Net's ``plans.json`` and ``dataset.json`` to a ModelSpec; no torch, no nnunetv2."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ctseg.errors import SpecError
+from ctseg.model_spec import ModelSpec
+
+_LOGITS_ONLY_DEFAULTS = {"is_seg", "num_threads", "device", "memefficient_seg_resampling"}
+"""Keyword arguments of nnU-Net's resamplers that change nothing for images and logits."""
+
+
+def resolve_configuration(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:
+    """Return a configuration of the plans with all that it inherits.
+
+    Raises:
+        SpecError: The plans have no such configuration, or it inherits from itself.
+    """
+    configurations = plans.get("configurations", {})
+    chain: list[str] = []
+    resolved: dict[str, Any] = {}
+    name: str | None = configuration
+    while name is not None:
+        if name in chain:
+            raise SpecError(f"plans: configuration {configuration} inherits from itself: {' -> '.join([*chain, name])}")
+        if name not in configurations:
+            raise SpecError(f"plans: no configuration {name!r}, found {sorted(configurations)}")
+        chain.append(name)
+        resolved = {**configurations[name], **resolved}
+        name = configurations[name].get("inherits_from")
+    return resolved
+
+
+def spec_from_plans(
+    plans: Mapping[str, Any],
+    dataset: Mapping[str, Any],
+    configuration: str,
+    *,
+    name: str,
+    mirror_axes: Sequence[int] | None,
+    mirroring: str = "client",
+    max_batch_size: int = 4,
+    **extra: Any,
+) -> ModelSpec:
+    """Translate a trained nnU-Net's plans into a spec.
+
+    Args:
+        plans: ``plans.json``.
+        dataset: ``dataset.json``.
+        configuration: Name of the configuration in the plans.
+        name: Name of the model in the Triton repository.
+        mirror_axes: The checkpoint's ``inference_allowed_mirroring_axes``; None and () both mean none.
+        mirroring: Where mirroring happens: ``graph``, ``client`` or ``none``.
+        max_batch_size: Most patches in one request.
+        extra: Further fields of :class:`ModelSpec` (tensors, precision, postprocessing, provenance, …).
+
+    Raises:
+        SpecError: A field is missing, or names something that ctseg does not reproduce.
+    """
+    source = f"plans of {name}"
+    try:
+        resolved = resolve_configuration(plans, configuration)
+        intensities = plans.get("foreground_intensity_properties_per_channel") or plans.get(
+            "foreground_intensity_properties_by_modality", {}
+        )
+        channel_names = dataset.get("channel_names") or dataset["modality"]
+        raw = {
+            "name": name,
+            "configuration": configuration,
+            "previous_stage": resolved.get("previous_stage"),
+            "channels": [
+                {
+                    "name": str(channel_names[str(i)]),
+                    "normalization": scheme,
+                    "use_mask_for_norm": resolved["use_mask_for_norm"][i],
+                    "intensity": {
+                        key: intensities[str(i)][key] for key in ("mean", "std", "percentile_00_5", "percentile_99_5")
+                    },
+                }
+                for i, scheme in enumerate(resolved["normalization_schemes"])
+            ],
+            "reader": plans["image_reader_writer"],
+            "file_ending": dataset["file_ending"],
+            "transpose_forward": plans["transpose_forward"],
+            "spacing_mm": resolved["spacing"],
+            "patch_size": resolved["patch_size"],
+            "resampling_data": _resampling(resolved, "data", source),
+            "resampling_logits": _resampling(resolved, "probabilities", source),
+            **_labels(dataset),
+            "mirror_axes": sorted(mirror_axes or ()),
+            "mirroring": mirroring if mirror_axes else "none",
+            "max_batch_size": max_batch_size,
+            **extra,
+        }
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise SpecError(f"{source}: {type(error).__name__}: {error}; is this a complete nnU-Net v2 model?") from error
+    if plans.get("label_manager", "LabelManager") != "LabelManager":
+        raise SpecError(f"{source}: label manager {plans['label_manager']!r} is not nnU-Net's own, which ctseg follows")
+    if resolved.get("preprocessor_name", "DefaultPreprocessor") != "DefaultPreprocessor":
+        raise SpecError(f"{source}: preprocessor {resolved['preprocessor_name']!r} is not nnU-Net's DefaultPreprocessor")
+    if len(raw["channels"]) != len(channel_names):
+        raise SpecError(f"{source}: {len(raw['channels'])} normalisation schemes for {len(channel_names)} channels")
+    return ModelSpec.validated(raw, source=source)
+
+
+def _resampling(resolved: Mapping[str, Any], what: str, source: str) -> dict[str, Any]:
+    function = resolved[f"resampling_fn_{what}"]
+    kwargs = dict(resolved[f"resampling_fn_{what}_kwargs"])
+    if kwargs.get("is_seg"):
+        raise SpecError(f"{source}: resampling_fn_{what} has is_seg set, which is meant for label maps only")
+    kept = {key: value for key, value in kwargs.items() if key not in _LOGITS_ONLY_DEFAULTS}
+    if function == "resample_data_or_seg_to_shape":
+        # the defaults of nnU-Net's function, which apply where the plans are silent
+        kept = {"order": 3, "order_z": 0, "force_separate_z": False, **kept}
+    return {"function": function, **kept}
+
+
+def _labels(dataset: Mapping[str, Any]) -> dict[str, Any]:
+    """Labels or regions in the order of the network's heads, as nnU-Net's LabelManager has them."""
+    declared = {
+        name: tuple(int(v) for v in value) if isinstance(value, (list, tuple)) else (int(value),)
+        for name, value in dataset["labels"].items()
+    }
+    ignore = declared.pop("ignore", None)
+    result: dict[str, Any] = {"ignore_label": None if ignore is None else ignore[0]}
+    if any(len(values) > 1 for values in declared.values()):
+        heads = [(name, values) for name, values in declared.items() if set(values) != {0}]
+        result["regions_class_order"] = tuple(int(v) for v in dataset["regions_class_order"])
+    else:
+        heads = sorted(declared.items(), key=lambda item: item[1])
+    result["labels"] = [{"name": name, "values": values} for name, values in heads]
+    return result

@@ -1,0 +1,90 @@
+"""PatchPredictor: a batch of patches in, logits out; and mirroring on top of any of them."""
+
+from itertools import combinations
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ctseg.model_spec import ModelSpec
+
+Patches = npt.NDArray[np.float32]
+"""(batch, channels, *patch_size), C-contiguous."""
+Logits = npt.NDArray[np.float32]
+"""(batch, heads, *patch_size)."""
+
+
+class PatchPredictor(Protocol):
+    """What runs the network. ``predict`` is called from several threads at once.
+
+    Attributes:
+        spec: The contract of the network that runs.
+        max_batch_size: Most patches in one call.
+        max_in_flight: How many calls at once keep the network busy; more only cost memory.
+    """
+
+    @property
+    def spec(self) -> ModelSpec: ...
+
+    @property
+    def max_batch_size(self) -> int: ...
+
+    @property
+    def max_in_flight(self) -> int: ...
+
+    def predict(self, patches: Patches) -> Logits:
+        """Return the logits of a batch.
+
+        Args:
+            patches: (batch, channels, *patch_size), float32, C-contiguous; not kept, not changed.
+
+        Returns:
+            (batch, heads, *patch_size), float32, perhaps read-only. It may lie in memory that the
+            predictor uses again once the array and all its views are gone: drop it when done.
+
+        Raises:
+            ServerError: One of its children says what happened, with model and server.
+        """
+        ...
+
+
+class MirroringPredictor:
+    """Test-time mirroring: the mean of the logits over all subsets of the spec's mirror axes.
+
+    Args:
+        predictor: Runs the network without mirroring.
+
+    Source:
+        nnU-Net's ``_internal_maybe_mirror_and_predict``.
+    """
+
+    def __init__(self, predictor: PatchPredictor) -> None:
+        self._predictor = predictor
+        axes = [axis + 2 for axis in predictor.spec.mirror_axes]
+        self._subsets = [subset for size in range(len(axes) + 1) for subset in combinations(axes, size)]
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The wrapped predictor's."""
+        return self._predictor.spec
+
+    @property
+    def max_batch_size(self) -> int:
+        """The wrapped predictor's."""
+        return self._predictor.max_batch_size
+
+    @property
+    def max_in_flight(self) -> int:
+        """The wrapped predictor's."""
+        return self._predictor.max_in_flight
+
+    def predict(self, patches: Patches) -> Logits:
+        """See :meth:`PatchPredictor.predict`."""
+        total: Logits | None = None
+        for subset in self._subsets:
+            flipped = np.ascontiguousarray(np.flip(patches, subset)) if subset else patches
+            logits = np.flip(self._predictor.predict(flipped), subset)
+            total = logits.copy() if total is None else np.add(total, logits, out=total)
+        assert total is not None  # the empty subset is always there
+        total /= len(self._subsets)
+        return total

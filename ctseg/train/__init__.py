@@ -1,0 +1,1 @@
+"""Training: nnU-Net, MONAI and torch; imports the client layer, never the reverse."""

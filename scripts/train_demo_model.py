@@ -1,0 +1,85 @@
+"""Train the demo's networks as `model_repository/sarcoma/README.md` describes; resumable.
+
+    python scripts/train_demo_model.py unet|swin
+
+Needs `nnUNet_raw`, `nnUNet_preprocessed`, `nnUNet_results`, and Dataset101_Sarcoma planned by
+`scripts/plan_demo_model.sh`. The plans are nnU-Net's own at twice the in-plane spacing, with a smaller
+patch and a smaller network, so that two CPU cores can train them within hours.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from nnunetv2.paths import nnUNet_preprocessed
+from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint
+
+PLANS = "nnUNetPlans_demo"
+PATCH_SIZE = [32, 64, 64]
+
+
+def write_plans(kind: str) -> str:
+    """Write the small variant of the demo's plans beside them; return its name."""
+    folder = Path(str(nnUNet_preprocessed)) / "Dataset101_Sarcoma"
+    plans = json.loads((folder / f"{PLANS}.json").read_text())
+    configuration = plans["configurations"]["3d_fullres"]
+    configuration.update(patch_size=PATCH_SIZE, batch_size=2)
+    arch = configuration["architecture"]
+    if kind == "unet":
+        arch["arch_kwargs"].update(
+            n_stages=4,
+            features_per_stage=[16, 32, 64, 128],
+            kernel_sizes=[[3, 3, 3]] * 4,
+            strides=[[1, 1, 1]] + [[2, 2, 2]] * 3,
+            n_conv_per_stage=[2] * 4,
+            n_conv_per_stage_decoder=[2] * 3,
+        )
+    else:
+        arch.update(
+            network_class_name="ctseg.train.swin_unetr.SwinUNETR",
+            arch_kwargs={"spatial_dims": 3, "feature_size": 12},
+            _kw_requires_import=[],
+        )
+    plans["plans_name"] = f"{PLANS}_{kind}"
+    plans["configurations"] = {"3d_fullres": configuration}
+    (folder / f"{PLANS}_{kind}.json").write_text(json.dumps(plans, indent=4))
+    return plans["plans_name"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("kind", choices=["unet", "swin"])
+    parser.add_argument("--epochs", type=int, required=True)
+    parser.add_argument("--iterations", type=int, default=50)
+    parser.add_argument("--lr", type=float, default=None)
+    parser.add_argument("--fold", default="0")
+    parser.add_argument("--resume", action="store_true")
+    args = parser.parse_args()
+    trainer_name = {"unet": "nnUNetTrainer", "swin": "nnUNetTrainerSwinUNETR"}[args.kind]
+    plans_name = write_plans(args.kind)
+    resume = args.resume
+    trainer = get_trainer_from_args(
+        "101", "3d_fullres", "all" if args.fold == "all" else int(args.fold), trainer_name, plans_name, resume, torch.device("cpu")
+    )
+    trainer.num_epochs = args.epochs
+    trainer.num_iterations_per_epoch = args.iterations
+    trainer.num_val_iterations_per_epoch = 4
+    trainer.save_every = 1
+    if args.lr is not None:
+        trainer.initial_lr = args.lr
+    maybe_load_checkpoint(trainer, resume, False)
+    train_step = trainer.train_step
+
+    def train_step_bfloat16(batch: dict) -> dict:
+        # halves the time of the U-Net on CPUs with AVX512-BF16; nnU-Net itself has mixed precision on CUDA only
+        with torch.autocast("cpu", torch.bfloat16):
+            return train_step(batch)
+
+    trainer.train_step = train_step_bfloat16
+    trainer.run_training()
+    trainer.perform_actual_validation()
+
+
+if __name__ == "__main__":
+    main()
