@@ -1,0 +1,52 @@
+# Two commands for a newcomer: `make demo` and `make test`. Each sets up what it needs.
+PYTHON ?= python3
+DEMO_VENV := .venv-demo
+TEST_VENV := .venv
+export MPLBACKEND := Agg
+PYTEST := $(TEST_VENV)/bin/python -m pytest
+PIP_INSTALL = $(1)/bin/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: help demo test test-full check format benchmark clean
+
+help:  ## show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+demo: $(DEMO_VENV)/.ready  ## segment real CT through a real Triton server; pictures in demo_output/
+	$(DEMO_VENV)/bin/python scripts/demo.py --output demo_output
+
+test: $(TEST_VENV)/.ready  ## all tests but the slow ones
+	$(PYTEST) -m "not full"
+
+test-full: $(TEST_VENV)/.ready  ## all tests, the slow ones too
+	$(PYTEST)
+
+check: $(TEST_VENV)/.ready  ## style, types, and what else needs no run
+	$(TEST_VENV)/bin/ruff check .
+	$(TEST_VENV)/bin/ruff format --check .
+	$(TEST_VENV)/bin/mypy
+
+format: $(TEST_VENV)/.ready  ## format the code
+	$(TEST_VENV)/bin/ruff format .
+	$(TEST_VENV)/bin/ruff check --fix .
+
+benchmark: $(TEST_VENV)/.ready  ## time ctseg beside nnU-Net on this machine; writes benchmark_output/
+	$(TEST_VENV)/bin/ctseg benchmark --output benchmark_output
+
+clean:  ## remove the environments and all output
+	rm -rf $(DEMO_VENV) $(TEST_VENV) demo_output benchmark_output build *.egg-info
+
+$(DEMO_VENV)/.ready: requirements/client.txt requirements/triton_server.txt requirements/demo.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "ctseg needs Python 3.10 or newer; set PYTHON=...")'
+	$(PYTHON) -m venv $(DEMO_VENV)
+	$(call PIP_INSTALL,$(DEMO_VENV)) -r requirements/demo.txt
+	$(call PIP_INSTALL,$(DEMO_VENV)) --no-deps -r requirements/triton_server.txt -e .
+	touch $@
+
+$(TEST_VENV)/.ready: $(wildcard requirements/*.txt) pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "ctseg needs Python 3.10 or newer; set PYTHON=...")'
+	$(PYTHON) -m venv $(TEST_VENV)
+	$(call PIP_INSTALL,$(TEST_VENV)) -r requirements/test.txt
+	$(call PIP_INSTALL,$(TEST_VENV)) --no-deps -r requirements/triton_server.txt -e .
+	@if $(TEST_VENV)/bin/python -c 'import sys, torch; sys.exit(torch.version.cuda is not None)'; then \
+		$(call PIP_INSTALL,$(TEST_VENV)) --no-deps -r requirements/torchvision_cpu.txt; fi
+	touch $@
