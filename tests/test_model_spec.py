@@ -1,0 +1,163 @@
+"""The contract: round trip, digest, and a refusal for everything unknown or contradictory."""
+
+import json
+
+import pytest
+
+from ctseg.errors import SpecError
+from ctseg.model_spec import MAX_SPEC_BYTES, KeepLargest, ModelSpec, Parity, Provenance
+from ctseg.nnunet_plans import resolve_configuration, spec_from_plans
+from tests.nnunet_plans import make_dataset, make_plans
+
+
+def make_spec(**extra):
+    return spec_from_plans(make_plans(), make_dataset(), "3d_fullres", name="m", mirror_axes=(0, 1, 2), **extra)
+
+
+def edited(**changes) -> str:
+    raw = json.loads(make_spec().to_json())
+    raw.update(changes)
+    return json.dumps(raw)
+
+
+def test_json_round_trip_gives_the_same_spec_and_digest():
+    spec = make_spec(postprocessing=(KeepLargest(labels=(1,)),))
+    again = ModelSpec.from_json(spec.to_json(), source="test")
+    assert again == spec
+    assert again.digest == spec.digest
+
+
+def test_json_is_ascii_and_canonical():
+    text = make_spec(provenance=Provenance(dataset="Größe")).to_json()
+    assert text.isascii()
+    assert text == json.dumps(json.loads(text), sort_keys=True, separators=(",", ":"))
+
+
+def test_digest_covers_what_the_labels_depend_on_and_nothing_else():
+    spec = make_spec()
+    assert make_spec(provenance=Provenance(dataset="other"), parity=Parity(state="proven")).digest == spec.digest
+    assert make_spec(network_sha256="0" * 64).digest != spec.digest
+    assert make_spec(max_batch_size=1).digest != spec.digest
+    assert make_spec(postprocessing=(KeepLargest(labels=(1,)),)).digest != spec.digest
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"schema_version": 2}, "schema_version 2 is unknown"),
+        ({"schema_version": "1"}, "schema_version '1' is unknown"),
+        ({"colour": "red"}, "colour: Extra inputs are not permitted"),
+        ({"reader": "Tiff3DIO"}, "reader: Input should be 'SimpleITKIO'"),
+        ({"resampling_data": {"function": "resample_torch_simple"}}, "resampling_data"),
+        ({"resampling_logits": {"function": "resample_data_or_seg_to_shape", "order": 2}}, "order"),
+        ({"transpose_forward": [0, 0, 1]}, "expected a permutation"),
+        ({"spacing_mm": [1.0, 0.0, 1.0]}, "expected positive numbers"),
+        ({"spacing_mm": [1.0, 1.0]}, "differ in dimensions"),
+        ({"mirror_axes": [3]}, "are not axes of the patch"),
+        ({"mirror_axes": [0, 0]}, "are not axes of the patch"),
+        ({"name": "../../etc"}, "name"),
+        ({"max_batch_size": 0}, "max_batch_size"),
+        ({"network_sha256": "xyz"}, "network_sha256"),
+        ({"labels": [{"name": "background", "values": [0]}, {"name": "b", "values": [2]}]}, "expected labels 0, 1, 2"),
+        ({"labels": []}, "labels"),
+        ({"ignore_label": 1}, "ignore label 1 is also"),
+        ({"regions_class_order": [1]}, "2 regions need as many"),
+        ({"postprocessing": [{"kind": "keep_largest", "labels": [7]}]}, "postprocessing names labels [7]"),
+        ({"postprocessing": [{"kind": "dilate", "labels": [1]}]}, "postprocessing"),
+        ({"spacing_mm": [1.0, 1.0, float("nan")]}, "spacing_mm"),
+    ],
+)
+def test_refusals_name_the_field_and_what_was_found(changes, told):
+    with pytest.raises(SpecError) as caught:
+        ModelSpec.from_json(edited(**changes), source="gpu1:8001/m")
+    assert told in str(caught.value)
+    assert str(caught.value).startswith("gpu1:8001/m: ")
+
+
+def test_all_problems_are_told_at_once():
+    with pytest.raises(SpecError) as caught:
+        ModelSpec.from_json(edited(reader="x", max_batch_size=0, colour="red"), source="f")
+    assert all(word in str(caught.value) for word in ("reader", "max_batch_size", "colour"))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "{", "[" * 100_000, "x" * (MAX_SPEC_BYTES + 1)])
+def test_what_is_no_spec_is_refused(text):
+    with pytest.raises(SpecError, match="^f: "):
+        ModelSpec.from_json(text, source="f")
+
+
+def test_cascade_and_ensemble_are_expressed_but_refused_by_name():
+    cascade = ModelSpec.from_json(edited(configuration="3d_cascade_fullres", previous_stage="3d_lowres"), source="f")
+    with pytest.raises(SpecError, match="second stage of a cascade \\(after 3d_lowres\\)"):
+        cascade.check_runnable()
+    ensemble = ModelSpec.from_json(edited(ensemble=["2d", "3d_fullres"]), source="f")
+    with pytest.raises(SpecError, match="ensemble of configurations \\(2d, 3d_fullres\\)"):
+        ensemble.check_runnable()
+
+
+def test_regions_write_their_class_order_and_keep_the_order_of_the_heads():
+    dataset = make_dataset(
+        {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "active": 3, "ignore": 4}, regions_class_order=[1, 2, 3]
+    )
+    spec = spec_from_plans(make_plans(), dataset, "3d_fullres", name="m", mirror_axes=None)
+    assert [label.name for label in spec.labels] == ["whole", "core", "active"]
+    assert spec.written_values == (1, 2, 3)
+    assert spec.num_heads == 3
+    assert spec.ignore_label == 4
+    assert spec.named_values == {"whole": (1, 2, 3), "core": (2, 3), "active": (3,)}
+    assert spec.mirroring == "none"
+
+
+def test_labels_are_ordered_by_value_and_not_by_name():
+    dataset = make_dataset({"tumor": 2, "background": 0, "liver": 1})
+    spec = spec_from_plans(make_plans(), dataset, "3d_fullres", name="m", mirror_axes=())
+    assert [label.name for label in spec.labels] == ["background", "liver", "tumor"]
+    assert spec.mirroring == "none"
+
+
+def test_a_configuration_inherits_and_overrides():
+    plans = make_plans()
+    plans["configurations"]["big"] = {"inherits_from": "3d_fullres", "patch_size": [32, 64, 64]}
+    spec = spec_from_plans(plans, make_dataset(), "big", name="m", mirror_axes=(0,))
+    assert spec.patch_size == (32, 64, 64)
+    assert spec.spacing_mm == (3.0, 2.0, 2.0)
+    assert spec.configuration == "big"
+
+
+def test_inheritance_that_ends_nowhere_is_told():
+    with pytest.raises(SpecError, match="a -> b -> a"):
+        resolve_configuration({"configurations": {"a": {"inherits_from": "b"}, "b": {"inherits_from": "a"}}}, "a")
+    with pytest.raises(SpecError, match="no configuration '2d'"):
+        spec_from_plans(make_plans(), make_dataset(), "2d", name="m", mirror_axes=())
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"label_manager": "Mine"}, "label manager 'Mine'"),
+        ({"image_reader_writer": "NaturalImage2DIO"}, "reader"),
+        ({"foreground_intensity_properties_per_channel": {}}, "KeyError"),
+        ({"transpose_forward": None}, "transpose_forward"),
+    ],
+)
+def test_foreign_plans_are_refused(change, told):
+    with pytest.raises(SpecError, match=told):
+        spec_from_plans({**make_plans(), **change}, make_dataset(), "3d_fullres", name="m", mirror_axes=())
+
+
+def test_resamplers_keyword_arguments_that_change_nothing_are_dropped_and_unknown_ones_refused():
+    torch_kwargs = {"is_seg": False, "force_separate_z": False, "memefficient_seg_resampling": False}
+    plans = make_plans(resampling_data=("resample_torch_fornnunet", torch_kwargs))
+    spec = spec_from_plans(plans, make_dataset(), "3d_fullres", name="m", mirror_axes=())
+    assert spec.resampling_data.function == "resample_torch_fornnunet"
+    plans = make_plans(resampling_data=("resample_torch_fornnunet", {**torch_kwargs, "antialias": True}))
+    with pytest.raises(SpecError, match="antialias"):
+        spec_from_plans(plans, make_dataset(), "3d_fullres", name="m", mirror_axes=())
+
+
+def test_spacing_of_a_2d_network_keeps_the_distance_of_the_slices():
+    plans = make_plans(configuration="2d", patch_size=(32, 48), spacing=(0.8, 0.9))
+    spec = spec_from_plans(plans, make_dataset(), "2d", name="m", mirror_axes=(0, 1))
+    assert spec.is_2d
+    assert spec.spacing_of_network((5.0, 0.7, 0.7)) == (5.0, 0.8, 0.9)
+    assert spec.transpose_backward == (0, 1, 2)
