@@ -1,0 +1,72 @@
+"""``best.json``: which trained models ``ctseg find-best`` chose, for ``ctseg export --from``; no torch."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ctseg.errors import SpecError
+from ctseg.model_spec import KeepLargest
+
+BEST_SCHEMA_VERSION = 1
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class BestMember(_Strict):
+    """One trained model, by the three names that make its folder ``trainer__plans__configuration``."""
+
+    trainer: str = Field(min_length=1)
+    plans: str = Field(min_length=1)
+    configuration: str = Field(min_length=1)
+    dice: float | None = None
+    """Mean foreground Dice of the cross-validation, before post-processing."""
+
+    @property
+    def folder_name(self) -> str:
+        """Name of the folder under ``nnUNet_results/DatasetXXX_Name``."""
+        return f"{self.trainer}__{self.plans}__{self.configuration}"
+
+
+class Best(_Strict):
+    """The best configuration of a data set.
+
+    ``members[0]`` is what an export takes: the winner, or, where an ensemble of configurations won
+    (more than one member), its best single member. ``postprocessing`` is that member's own.
+    """
+
+    schema_version: Literal[1] = BEST_SCHEMA_VERSION
+    dataset: str = Field(pattern=r"^Dataset\d{3}_.+$")
+    members: tuple[BestMember, ...] = Field(min_length=1)
+    folds: tuple[int, ...] = Field(min_length=1)
+    postprocessing: tuple[KeepLargest, ...] = ()
+    dice: float | None = None
+    """Mean foreground Dice of the winner in the cross-validation, before post-processing."""
+    dice_postprocessed: float | None = None
+    """The same of ``members[0]`` after ``postprocessing``."""
+
+    @property
+    def is_ensemble(self) -> bool:
+        """Whether an ensemble of configurations won."""
+        return len(self.members) > 1
+
+    @classmethod
+    def read(cls, path: Path) -> "Best":
+        """Read and check a ``best.json``.
+
+        Raises:
+            SpecError: The file is missing, not JSON, of another schema version, or has unknown or
+                missing fields; all problems are told at once.
+        """
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except OSError as error:
+            raise SpecError(f"{path}: cannot be read ({error.strerror}): run `ctseg find-best` first") from error
+        except ValidationError as error:
+            problems = "; ".join(
+                f"{'.'.join(str(part) for part in problem['loc']) or 'file'}: {problem['msg']}"
+                for problem in error.errors()
+            )
+            raise SpecError(f"{path}: {problems}: run `ctseg find-best` again") from error
