@@ -1,0 +1,172 @@
+"""POSIX shared-memory segments that tell who owns them, so that what a killed process left can be removed.
+
+A segment's name ends with its owner: process namespace, process id and start time. That identifies
+a process on the host exactly, also after its id was given to another and across containers that
+share ``/dev/shm``.
+"""
+
+import logging
+import mmap
+import os
+import re
+import secrets
+import threading
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+log = logging.getLogger(__name__)
+
+FOLDER = Path("/dev/shm")  # noqa: S108 - where Linux keeps POSIX shared memory
+_OWNER = re.compile(r"-(?P<namespace>\d+)-(?P<pid>\d+)-(?P<started>\d+)(?:-|$)")
+
+
+def is_available() -> bool:
+    """Whether this system has shared memory of the kind that Triton maps."""
+    return FOLDER.is_dir() and Path("/proc/self/ns/pid").exists()
+
+
+def owner_tag(pid: int | None = None) -> str:
+    """Return ``<namespace>-<pid>-<start time>`` of a process, this one by default."""
+    pid = os.getpid() if pid is None else pid
+    return f"{Path('/proc/self/ns/pid').stat().st_ino}-{pid}-{_start_time(pid)}"
+
+
+def sweep(prefix: str) -> list[str]:
+    """Remove the segments with this prefix whose owner is no longer alive.
+
+    Owners in other process namespaces cannot be judged; their segments stay.
+
+    Returns:
+        The names of what was removed.
+    """
+    if not is_available():
+        return []
+    namespace = Path("/proc/self/ns/pid").stat().st_ino
+    removed = []
+    for path in FOLDER.glob(f"{prefix}*"):
+        owner = _OWNER.search(path.name)
+        if owner is None or int(owner["namespace"]) != namespace:
+            continue
+        if _start_time(int(owner["pid"])) != int(owner["started"]):
+            path.unlink(missing_ok=True)
+            removed.append(path.name)
+    return removed
+
+
+def _start_time(pid: int) -> int:
+    """Return the start time of a process in clock ticks after boot, -1 if there is none."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return -1
+    fields = stat.rpartition(")")[2].split()
+    is_dead = fields[0] in "ZX"
+    return -1 if is_dead else int(fields[19])
+
+
+class Segment:
+    """A shared-memory segment of this process.
+
+    Its memory lives until :meth:`unlink` was called and the last array made of it is gone.
+
+    Args:
+        prefix: Begin of the name.
+        size: Bytes; reserved at once, so that a full ``/dev/shm`` is told here and not by a crash.
+
+    Raises:
+        OSError: No space, or no permission.
+    """
+
+    def __init__(self, prefix: str, size: int) -> None:
+        self.name = f"{prefix}{secrets.token_hex(4)}-{owner_tag()}"
+        self.size = size
+        path = FOLDER / self.name
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+            self._memory = mmap.mmap(descriptor, size)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(descriptor)
+
+    @property
+    def key(self) -> str:
+        """The POSIX name, which another process opens."""
+        return f"/{self.name}"
+
+    def array(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        """Return the begin of the segment as an array; a view, not a copy."""
+        view: npt.NDArray[Any] = np.ndarray(shape, dtype, buffer=self._memory)
+        return view
+
+    def unlink(self) -> None:
+        """Remove the name; the memory goes with the last array made of it."""
+        (FOLDER / self.name).unlink(missing_ok=True)
+
+
+class SegmentPool:
+    """Shared-memory segments for requests and answers, made when needed and used again.
+
+    Args:
+        prefix: Begin of their names.
+        sizes: Bytes of an input and of an output segment.
+        limit: Most segments of each kind.
+    """
+
+    def __init__(self, prefix: str, sizes: tuple[int, int], *, limit: int) -> None:
+        self._prefix = prefix
+        self._sizes = {"input": sizes[0], "output": sizes[1]}
+        self._free: dict[str, list[Segment]] = {"input": [], "output": []}
+        self._kind_of: dict[str, str] = {}
+        self._all: dict[str, Segment] = {}
+        self._limit = limit
+        self._is_closed = False
+        self._lock = threading.RLock()  # an answer may be collected, and given back, while the lock is held
+
+    def take(self, kind: Literal["input", "output"]) -> Segment | None:
+        """Return a free segment, or None where there is no more room."""
+        with self._lock:
+            if self._is_closed:
+                return None
+            if self._free[kind]:
+                return self._free[kind].pop()
+            if sum(other == kind for other in self._kind_of.values()) >= self._limit:
+                return None
+            try:
+                segment = Segment(self._prefix, self._sizes[kind])
+            except OSError as error:
+                log.info("no more shared memory: %s", error)
+                return None
+            self._all[segment.name] = segment
+            self._kind_of[segment.name] = kind
+            return segment
+
+    def give_back(self, segment: Segment) -> None:
+        """Take a segment back that nobody reads or writes any more."""
+        with self._lock:
+            if segment.name in self._all and not self._is_closed:
+                self._free[self._kind_of[segment.name]].append(segment)
+
+    def retire(self, segment: Segment) -> None:
+        """Remove a segment that the server may still use; its name goes now, it is not used again."""
+        with self._lock:
+            self._all.pop(segment.name, None)
+            self._kind_of.pop(segment.name, None)
+            segment.unlink()
+
+    def close(self) -> list[Segment]:
+        """Remove the names of all segments; arrays that the caller holds stay readable."""
+        with self._lock:
+            self._is_closed = True
+            segments = list(self._all.values())
+            for segment in segments:
+                segment.unlink()
+            self._all.clear()
+            self._kind_of.clear()
+            self._free = {"input": [], "output": []}
+            return segments
