@@ -1,6 +1,7 @@
 """Batches of several cases: in order of their priority, as many at once as the network takes."""
 
 import threading
+from concurrent.futures import CancelledError
 
 import numpy as np
 import pytest
@@ -105,3 +106,19 @@ def test_a_cancelled_batch_is_never_sent():
     kept.result(10)
     inference.close()
     assert predictor.order == [0, 2]
+
+
+def test_abort_waits_for_nothing():
+    predictor = RecordingPredictor()
+    inference = InferenceQueue(predictor)
+    sent, waiting = inference.submit(batch(0), priority=0), inference.submit(batch(1), priority=1)
+    while not sent.running():
+        pass
+    inference.abort()
+    inference.close()
+    for future in (sent, waiting):
+        with pytest.raises(CancelledError):
+            future.result(1)
+    with pytest.raises(CancelledError):
+        inference.submit(batch(2), priority=0)
+    predictor.gate.set()
