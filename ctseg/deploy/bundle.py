@@ -1,0 +1,143 @@
+"""The bundle: what export writes and build reads, one folder for one trained model.
+
+``ctseg.json`` (spec of the FP32 network), ``model.onnx``, ``model.<precision>.onnx``, ``parity.json``,
+``parity.md`` (for people), ``parity/`` (patches and one case with PyTorch's logits).
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ctseg.deploy.parity import ParityData, ParityReport, Variant
+from ctseg.deploy.runtimes import sha256_of
+from ctseg.errors import OutputError, SetupError, SpecError
+from ctseg.model_spec import ModelSpec, Precision
+
+SPEC_NAME = "ctseg.json"
+REPORT_NAME = "parity.json"
+PAGE_NAME = "parity.md"
+DATA_NAME = "parity"
+
+
+def model_name(precision: Precision) -> str:
+    """Return the name of the ONNX file of a precision; bf16 has none: the runtime rounds the FP32 graph."""
+    return "model.fp16.onnx" if precision == "fp16" else "model.onnx"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle on disk.
+
+    Attributes:
+        folder: Where it lies.
+        spec: Spec of the FP32 network.
+        report: What the parity gate found.
+    """
+
+    folder: Path
+    spec: ModelSpec
+    report: ParityReport
+
+    def variant(self, precision: Precision) -> Variant:
+        """Return the model file for a precision and what is known about it.
+
+        Raises:
+            SpecError: The bundle has none, or the file is not the one that was checked.
+        """
+        file = model_name(precision)
+        for variant in self.report.variants:
+            if variant.file == file:
+                path = self.folder / file
+                if not path.is_file() or sha256_of(path) != variant.sha256:
+                    raise SpecError(f"{path}: is missing or not the file that {REPORT_NAME} describes: export again")
+                return variant
+        having = ", ".join(variant.precision for variant in self.report.variants)
+        raise SpecError(
+            f"{self.folder}: the bundle has no {precision} network, only {having}: export with --precision {precision}"
+        )
+
+    def spec_of(self, precision: Precision) -> ModelSpec:
+        """Return the spec of a precision's network, with its parity figures.
+
+        Raises:
+            SpecError: The bundle has no such network.
+        """
+        variant = self.variant(precision)
+        parity = next(iter(variant.checks)).as_parity(detail=variant.kept_fp32) if variant.checks else self.spec.parity
+        output = self.spec.output.model_copy(update={"dtype": variant.output_dtype})
+        return self.spec.model_copy(update={"precision": precision, "output": output, "parity": parity})
+
+    def parity_data(self) -> ParityData:
+        """Return patches and case.
+
+        Raises:
+            SpecError: They are missing or broken.
+        """
+        return ParityData.read(self.folder / DATA_NAME, source=self.report.data)
+
+
+def read_bundle(folder: Path) -> Bundle:
+    """Read a bundle.
+
+    Raises:
+        SpecError: A file is missing, broken, or belongs to another model.
+    """
+    path = folder / SPEC_NAME
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise SpecError(
+            f"{path}: cannot be read ({error.strerror}); is {folder} a bundle of `ctseg export`?"
+        ) from error
+    spec = ModelSpec.from_json(text, source=str(path))
+    report = ParityReport.read(folder / REPORT_NAME)
+    if report.network_sha256 != spec.network_sha256:
+        raise SpecError(f"{folder}: {REPORT_NAME} is about another network than {SPEC_NAME}: export the model again")
+    return Bundle(folder=folder, spec=spec, report=report)
+
+
+def write_bundle(folder: Path, fill: Callable[[Path], None]) -> Bundle:
+    """Write a bundle whole or not at all; a bundle that is there is replaced.
+
+    Args:
+        folder: Where it shall lie.
+        fill: Writes the files into the folder that it is given.
+
+    Raises:
+        SetupError: ``folder`` is there and is no bundle.
+        OutputError: It cannot be written.
+    """
+    check_replaceable(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written: {error}") from error
+    try:
+        fill(temporary)
+        temporary.chmod(0o755)
+        if folder.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
+            os.replace(folder, old)  # noqa: PTH105 (replaces an empty folder, which Path.rename need not)
+            temporary.rename(folder)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            temporary.rename(folder)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return read_bundle(folder)
+
+
+def check_replaceable(folder: Path) -> None:
+    """Refuse a folder that is neither missing, empty nor a bundle.
+
+    Raises:
+        SetupError: It holds something else.
+    """
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / SPEC_NAME).is_file())):
+        raise SetupError(f"{folder}: is there and is no bundle: choose another -o")
