@@ -2,6 +2,10 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ctseg.model_spec import KeepLargest
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -15,7 +19,7 @@ def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     parser = commands.add_parser(
         "export",
         help="trained nnU-Net to a bundle: ONNX, proven against PyTorch",
-        description="Write the bundle of a trained nnU-Net: spec, ONNX graphs, and proof that they give PyTorch's labels.",
+        description="Write the bundle of a trained nnU-Net: spec, ONNX, and the proof that it gives PyTorch's labels.",
         allow_abbrev=False,
     )
     source = parser.add_argument_group("the trained model")
@@ -113,7 +117,9 @@ def _run_export(args: argparse.Namespace) -> int:
     return 0
 
 
-def _chosen(args: argparse.Namespace) -> "tuple[Path, dict[str, str | None], tuple, tuple | None]":
+def _chosen(
+    args: argparse.Namespace,
+) -> "tuple[Path, dict[str, str | None], tuple[KeepLargest, ...], tuple[int, ...] | None]":
     """Return where the trained model is, which one, its post-processing and its folds."""
     import os
 

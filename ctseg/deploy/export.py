@@ -197,8 +197,9 @@ def served_module(model: TrainedModel, spec: ModelSpec) -> "torch.nn.Module":
                 if len(flips) > 1
                 else patches
             )
-            total = self.networks[0](stacked)
-            for network in self.networks[1:]:
+            first, *others = self.networks
+            total = first(stacked)
+            for network in others:
                 total = total + network(stacked)
             if len(flips) > 1:
                 parts = total.chunk(len(flips))
@@ -206,7 +207,8 @@ def served_module(model: TrainedModel, spec: ModelSpec) -> "torch.nn.Module":
                 for part, flip in zip(parts[1:], flips[1:], strict=True):
                     total = total + torch.flip(part, flip)
             divisor = len(self.networks) * len(flips)
-            return total / divisor if divisor > 1 else total
+            logits: torch.Tensor = total / divisor if divisor > 1 else total
+            return logits
 
     return Served().eval()
 
@@ -248,7 +250,7 @@ def onnx_graph_of(model: TrainedModel, spec: ModelSpec, *, opset: int = DEFAULT_
                 opset_version=max(opset, EXPORTER_OPSET),
                 verbose=False,
             )
-        graph = program.model_proto
+        graph = None if program is None else program.model_proto
         graph = onnxslim.slim(graph, size_threshold=_FOLDING_LIMIT_BYTES)
         if opset == DEFAULT_OPSET:
             graph = lower_to_opset_17(graph)
@@ -357,11 +359,8 @@ def _patches_with_most_foreground(case: Array, logits: Array, spec: ModelSpec) -
 
 
 def _foreground(logits: Array, spec: ModelSpec) -> Array:
-    if spec.has_regions:
-        foreground: Array = (logits > 0).any(axis=0).astype(np.float32)
-    else:
-        foreground = (np.argmax(logits, axis=0) > 0).astype(np.float32)
-    return foreground
+    foreground = (logits > 0).any(axis=0) if spec.has_regions else np.argmax(logits, axis=0) > 0
+    return np.asarray(foreground, dtype=np.float32)
 
 
 def _size(voxels: Array) -> tuple[int, int, int]:

@@ -6,7 +6,7 @@ prove nothing (constant patches) is a problem, and one problem fails the check.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
@@ -191,6 +191,9 @@ class ParityReport(_Strict):
         return "\n".join(lines) + "\n"
 
 
+_ARRAYS = ("patches", "patches_logits", "random", "random_logits", "case", "case_logits")
+
+
 @dataclass(frozen=True, eq=False)
 class ParityData:
     """Patches and one prepared case, with PyTorch's FP32 logits of the network as it is served.
@@ -212,9 +215,6 @@ class ParityData:
     random_logits: Array
     case: Array
     case_logits: Array
-    _files: tuple[str, ...] = field(
-        default=("patches", "patches_logits", "random", "random_logits", "case", "case_logits"), repr=False
-    )
 
     @property
     def is_real(self) -> bool:
@@ -224,7 +224,7 @@ class ParityData:
     def write(self, folder: Path) -> None:
         """Write ``*.npy`` files and a note that these are patient data."""
         folder.mkdir()
-        for name in self._files:
+        for name in _ARRAYS:
             np.save(folder / f"{name}.npy", getattr(self, name), allow_pickle=False)
         (folder / "README.txt").write_text(
             f"Source: {self.source}\n\n"
@@ -241,9 +241,8 @@ class ParityData:
         Raises:
             SpecError: A file is missing or broken.
         """
-        names = cls.__dataclass_fields__["_files"].default
         try:
-            arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in names}
+            arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _ARRAYS}
         except (OSError, ValueError) as error:
             raise SpecError(f"{folder}: parity data cannot be read: {error}: export the model again") from error
         return cls(source=source, **arrays)
@@ -288,7 +287,8 @@ def labels_of(logits: Array, spec: ModelSpec) -> npt.NDArray[np.uint16]:
         (*spatial), uint16.
     """
     if spec.regions_class_order is None:
-        return np.argmax(logits, axis=0).astype(np.uint16)
+        winners: npt.NDArray[np.uint16] = np.argmax(logits, axis=0).astype(np.uint16)
+        return winners
     labels = np.zeros(logits.shape[1:], dtype=np.uint16)
     for head, value in zip(logits, spec.regions_class_order, strict=True):
         labels[head > 0] = value  # a probability above one half
@@ -322,7 +322,9 @@ def compare(
     relative_l2 = float(np.linalg.norm(difference.ravel())) / norm if norm else np.inf
     if relative_l2 > limits.relative_l2:
         problems.append(f"relative L2 error {relative_l2:.2e}, at most {limits.relative_l2:.0e} is allowed")
-    share, labels, label_problems = 0.0, {}, []
+    share = 0.0
+    labels: dict[str, LabelFigures] = {}
+    label_problems: list[str] = []
     if with_labels:
         share, labels, label_problems = _compare_labels(reference, found, spec, limits)
     if precision != "fp32" or relative_l2 > ROUNDING_RELATIVE_L2:
