@@ -1,0 +1,428 @@
+"""TensorRT plans from ONNX, by TensorRT's Python builder: 10.x, 11.x, and TensorRT-RTX as a check without a GPU.
+
+Networks are strongly typed: precision stands in the ONNX graph, and nothing else changes it. What an
+engine really has is read back by the engine inspector, whose words changed in TensorRT 11.
+"""
+
+import contextlib
+import ctypes
+import ctypes.util
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ctseg.deploy.cuda_driver import CudaDriver
+from ctseg.deploy.parity import Array, Network
+from ctseg.errors import SetupError, SpecError
+from ctseg.model_spec import ModelSpec, Precision
+
+MODULES = ("tensorrt", "tensorrt_bindings")
+OLDEST_VERSION = (10, 0)
+COMPILED_TARGETS = ("SM75", "SM80", "SM86", "SM89", "SM120")
+"""What TensorRT-RTX 1.7 compiles for without a GPU; it has no SM90."""
+
+_INSTALL = "in the serving image, or by `pip install tensorrt-cu13==<the server's version>`"
+_FP16_NAMES = ("fp16", "half", "khalf", "float16")
+_BF16_NAMES = ("bf16", "bfloat16", "kbf16")
+_FP32_NAMES = ("fp32", "float", "kfloat", "float32")
+_TYPE = re.compile("|".join(rf"\b{name}\b" for name in (*_BF16_NAMES, *_FP16_NAMES, *_FP32_NAMES)), re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """How a plan is built.
+
+    Attributes:
+        min_batch: Least patches that the plan takes.
+        opt_batch: Patches that it is tuned for.
+        max_batch: Most patches that it takes.
+        workspace_mb: Most scratch memory of one layer, in MiB.
+        optimization_level: TensorRT's builder level, 0 to 5.
+        tf32: Let FP32 products round their factors to TF32.
+        timing_cache: Folder of timing caches; None keeps none.
+        compute_capability: What to compile for where there is no GPU (``SM89``); TensorRT-RTX only.
+    """
+
+    min_batch: int = 1
+    opt_batch: int = 1
+    max_batch: int = 4
+    workspace_mb: int = 4096
+    optimization_level: int = 3
+    tf32: bool = False
+    timing_cache: Path | None = None
+    compute_capability: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_batch <= self.opt_batch <= self.max_batch:
+            raise ValueError(f"expected 1 <= min <= opt <= max batch, found {self}")
+        if not 0 <= self.optimization_level <= 5:
+            raise ValueError(f"expected a builder level from 0 to 5, found {self.optimization_level}")
+        if self.workspace_mb < 1:
+            raise ValueError(f"expected a positive workspace, found {self.workspace_mb} MiB")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A built plan.
+
+    Attributes:
+        data: What TensorRT loads.
+        tensorrt: Version of TensorRT that built it.
+        network_types: How many layers of the parsed network give each float type.
+        seconds: What the build took.
+    """
+
+    data: bytes
+    tensorrt: str
+    network_types: Mapping[str, int]
+    seconds: float
+
+
+def load_tensorrt(modules: Sequence[str] = MODULES) -> Any:
+    """Import TensorRT's Python package.
+
+    Raises:
+        SetupError: It is missing, broken or too old.
+    """
+    problems = []
+    for name in modules:
+        try:
+            trt = importlib.import_module(name)
+        except ImportError as error:
+            problems.append(str(error))
+            continue
+        found = tuple(int(part) for part in str(trt.__version__).split(".")[:2])
+        if "rtx" not in name and found < OLDEST_VERSION:
+            raise SetupError(
+                f"TensorRT {trt.__version__} is too old, 10.0 is the oldest that works: install a newer one {_INSTALL}"
+            )
+        return trt
+    raise SetupError(f"TensorRT's Python package is not installed ({'; '.join(problems)}): install it {_INSTALL}")
+
+
+def build_plan(onnx_file: Path, options: PlanOptions, *, trt: Any, gpu_name: str = "") -> Plan:
+    """Compile an ONNX file.
+
+    Args:
+        onnx_file: Strongly typed, dynamic in the batch only; weights beside it are found.
+        options: How.
+        trt: TensorRT's module, from :func:`load_tensorrt`.
+        gpu_name: For the timing cache, which belongs to one GPU type.
+
+    Raises:
+        SpecError: TensorRT does not support an operator (named with its node), or the graph.
+        SetupError: The build failed for want of a GPU or memory, or for another reason; with TensorRT's words.
+    """
+    start = time.monotonic()
+    errors: list[str] = []
+    logger = _logger(trt, errors)
+    with contextlib.suppress(AttributeError):  # TensorRT-RTX has no plugins
+        trt.init_libnvinfer_plugins(logger, "")
+    builder = trt.Builder(logger)
+    if builder is None or not hasattr(builder, "create_network"):
+        raise SetupError(f"{onnx_file}: TensorRT cannot start here: {_last(errors)}")
+    # the flag's number means something else in each major version; 11 ignores it
+    strongly_typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    network = builder.create_network(strongly_typed)
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(str(onnx_file)):
+        raise SpecError(f"{onnx_file}: TensorRT {trt.__version__} cannot read it: {'; '.join(_parser_errors(parser))}")
+    config = builder.create_builder_config()
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mb << 20)
+    config.builder_optimization_level = options.optimization_level
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # else the inspector knows names only
+    if not options.tf32:
+        config.clear_flag(trt.BuilderFlag.TF32)
+    if options.compute_capability is not None:
+        _set_target(trt, config, options.compute_capability)
+    _add_profile(builder, config, network, options, onnx_file)
+    cache_file = _timing_cache_file(options, trt, gpu_name)
+    if cache_file is not None:
+        _use_timing_cache(config, cache_file)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise SetupError(
+            f"{onnx_file}: TensorRT {trt.__version__} could not build the plan: {_last(errors)}; out of memory is "
+            "cured by --workspace_mb, a smaller --max-batch-size, or a GPU with nothing else on it"
+        )
+    if cache_file is not None:
+        _keep_timing_cache(config, cache_file)
+    return Plan(bytes(plan), str(trt.__version__), _types_of(trt, network), time.monotonic() - start)
+
+
+def _logger(trt: Any, errors: list[str]) -> Any:
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        """Keeps TensorRT's errors for the exception."""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                errors.append(message)
+
+    return Logger()
+
+
+def _last(errors: Sequence[str]) -> str:
+    return " | ".join(errors[-3:]) or "it does not say why"
+
+
+def _parser_errors(parser: Any) -> Iterator[str]:
+    for i in range(parser.num_errors):
+        error = parser.get_error(i)
+        yield f"operator {error.node_operator() or 'unknown'}, node {error.node_name() or error.node()}: {error.desc()}"
+
+
+def _set_target(trt: Any, config: Any, target: str) -> None:
+    capability = getattr(getattr(trt, "ComputeCapability", None), target, None)
+    if capability is None:
+        raise SetupError(
+            f"{trt.__name__} {trt.__version__} cannot compile for {target} without a GPU: TensorRT-RTX can"
+        )
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(capability, 0)
+
+
+def _add_profile(builder: Any, config: Any, network: Any, options: PlanOptions, onnx_file: Path) -> None:
+    if network.num_inputs != 1 or network.num_outputs != 1:
+        raise SpecError(
+            f"{onnx_file}: expected one input and one output, found {network.num_inputs}, {network.num_outputs}"
+        )
+    tensor = network.get_input(0)
+    batch, *rest = tuple(tensor.shape)
+    if batch != -1 or any(side < 1 for side in rest):
+        raise SpecError(f"{onnx_file}: expected a shape that is dynamic in the batch only, found {tuple(tensor.shape)}")
+    profile = builder.create_optimization_profile()  # one: Triton's choice among several is off by one
+    shapes = [(size, *rest) for size in (options.min_batch, options.opt_batch, options.max_batch)]
+    profile.set_shape(tensor.name, *shapes)
+    if config.add_optimization_profile(profile) < 0:
+        raise SpecError(f"{onnx_file}: TensorRT refuses the optimisation profile {shapes}")
+
+
+def _timing_cache_file(options: PlanOptions, trt: Any, gpu_name: str) -> Path | None:
+    if options.timing_cache is None:
+        return None
+    key = re.sub(r"[^A-Za-z0-9.]+", "_", f"{trt.__name__}_{trt.__version__}_{gpu_name or options.compute_capability}")
+    return options.timing_cache / f"{key}.cache"
+
+
+def _use_timing_cache(config: Any, file: Path) -> None:
+    content = file.read_bytes() if file.is_file() else b""
+    for data in (content, b""):  # a foreign or broken cache is started anew
+        cache = config.create_timing_cache(data)
+        if cache is not None and config.set_timing_cache(cache, False):
+            return
+
+
+def _keep_timing_cache(config: Any, file: Path) -> None:
+    cache = config.get_timing_cache()
+    if cache is None:
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_suffix(f".{os.getpid()}")
+    temporary.write_bytes(bytes(cache.serialize()))
+    temporary.replace(file)
+
+
+def _types_of(trt: Any, network: Any) -> dict[str, int]:
+    names = {trt.DataType.FLOAT: "fp32", trt.DataType.HALF: "fp16", trt.DataType.BF16: "bf16"}
+    counts: Counter[str] = Counter()
+    for i in range(network.num_layers):
+        layer = network.get_layer(i)
+        if layer.num_outputs and (name := names.get(layer.get_output(0).dtype)):
+            counts[name] += 1
+    return dict(counts)
+
+
+# --- what was really built ----------------------------------------------------------------------
+
+
+def types_of_engine(information: str) -> dict[str, int]:
+    """Count the layers of an engine by the float types that they touch, from the inspector's JSON.
+
+    A layer with FP16 and FP32 tensors counts in both. TensorRT 10 writes ``Format/Datatype`` in one
+    field, 11 writes them in two; both are understood.
+
+    Args:
+        information: What ``EngineInspector.get_engine_information`` gives.
+
+    Returns:
+        Counts under ``layers``, ``fp32``, ``fp16`` and ``bf16``.
+
+    Raises:
+        SpecError: It is not JSON, or has names only, for want of detailed profiling verbosity.
+    """
+    try:
+        layers = json.loads(information)["Layers"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise SpecError(f"the engine inspector's answer is not understood: {error}") from error
+    counts: Counter[str] = Counter(layers=len(layers))
+    for layer in layers:
+        if not isinstance(layer, dict):
+            raise SpecError("the engine was built without detailed profiling verbosity: its precision cannot be proven")
+        tensors = [*layer.get("Inputs", ()), *layer.get("Outputs", ())]
+        counts.update({kind for tensor in tensors for kind in _float_types(tensor)})
+    return dict(counts)
+
+
+def _float_types(tensor: Any) -> set[str]:
+    texts = (
+        [str(value) for key, value in tensor.items() if re.search("type|format", key, re.IGNORECASE)]
+        if isinstance(tensor, dict)
+        else []
+    )
+    kinds = set()
+    for text in texts:
+        for found in _TYPE.findall(text):
+            word = found.lower()
+            kinds.add("bf16" if word in _BF16_NAMES else "fp16" if word in _FP16_NAMES else "fp32")
+    return kinds
+
+
+def require_precision(types: Mapping[str, int], precision: Precision, *, source: str) -> None:
+    """Refuse an engine that has not the precision that it is said to have.
+
+    Raises:
+        SpecError: An FP32 engine has half-precision layers, or an FP16 engine has none.
+    """
+    half = types.get("fp16", 0) + types.get("bf16", 0)
+    if precision == "fp32" and half:
+        raise SpecError(f"{source}: expected an FP32 engine, found {half} layers with half-precision tensors")
+    if precision != "fp32" and not types.get(precision, 0):
+        raise SpecError(
+            f"{source}: expected a {precision} engine, found no layer with {precision} tensors: {dict(types)}"
+        )
+
+
+class PlanNetwork:
+    """A plan, loaded on the GPU of this machine.
+
+    Args:
+        plan: The plan.
+        spec: The contract; its tensors must be the plan's.
+        trt: TensorRT's module.
+        driver: The GPU.
+
+    Raises:
+        SetupError: TensorRT cannot load the plan here.
+        SpecError: The plan's tensors are not the spec's.
+    """
+
+    def __init__(self, plan: bytes, spec: ModelSpec, *, trt: Any, driver: CudaDriver) -> None:
+        self._errors: list[str] = []
+        self._trt, self._driver, self._spec = trt, driver, spec
+        self._runtime = trt.Runtime(_logger(trt, self._errors))
+        self._engine = self._runtime.deserialize_cuda_engine(plan)
+        if self._engine is None:
+            raise SetupError(
+                f"{spec.name}: TensorRT {trt.__version__} cannot load the plan here: {_last(self._errors)}"
+            )
+        numpy_types = {trt.DataType.FLOAT: "FP32", trt.DataType.HALF: "FP16", trt.DataType.BF16: "BF16"}
+        for tensor in (spec.input, spec.output):
+            found = numpy_types.get(self._engine.get_tensor_dtype(tensor.name))
+            if found != tensor.dtype:
+                raise SpecError(f"{spec.name}: expected tensor {tensor.name} of {tensor.dtype}, the plan has {found}")
+        self._context = self._engine.create_execution_context()
+        if self._context is None:
+            raise SetupError(f"{spec.name}: no GPU memory to run the plan: {_last(self._errors)}")
+
+    def information(self) -> str:
+        """Return the engine inspector's JSON."""
+        inspector = self._engine.create_engine_inspector()
+        return str(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
+
+    def __call__(self, patches: Array) -> Array:
+        """Run patches, see :data:`ctseg.deploy.parity.Network`."""
+        spec, driver, context = self._spec, self._driver, self._context
+        sent = np.ascontiguousarray(patches, dtype=_numpy_dtype(spec.input.dtype))
+        answer = np.empty((len(patches), spec.num_heads, *spec.patch_size), dtype=_numpy_dtype(spec.output.dtype))
+        source, target = driver.allocate(sent.nbytes), driver.allocate(answer.nbytes)
+        try:
+            driver.to_gpu(source, sent)
+            context.set_input_shape(spec.input.name, sent.shape)
+            context.set_tensor_address(spec.input.name, source)
+            context.set_tensor_address(spec.output.name, target)
+            if not context.execute_async_v3(0):
+                raise SetupError(f"{spec.name}: the plan does not run: {_last(self._errors)}")
+            driver.synchronise()
+            driver.from_gpu(answer, target)
+        finally:
+            driver.free(source)
+            driver.free(target)
+        return answer.astype(np.float32, copy=False)
+
+
+def _numpy_dtype(dtype: str) -> type[np.generic]:
+    return {"FP32": np.float32, "FP16": np.float16}[dtype]
+
+
+def plan_network(plan: bytes, spec: ModelSpec, *, trt: Any, driver: CudaDriver) -> tuple[Network, Mapping[str, int]]:
+    """Load a plan and read back what it is made of.
+
+    Returns:
+        The network, and its layers by float type.
+
+    Raises:
+        SetupError: The plan cannot be loaded.
+        SpecError: The plan's tensors are not the spec's.
+    """
+    network = PlanNetwork(plan, spec, trt=trt, driver=driver)
+    return network, types_of_engine(network.information())
+
+
+# --- the server's TensorRT ----------------------------------------------------------------------
+
+
+def server_library(backends: Sequence[Path] = (Path("/opt/tritonserver/backends"),)) -> Path | None:
+    """Return the libnvinfer that a tritonserver on this machine would load, None where there is none."""
+    for folder in backends:
+        for file in sorted(folder.glob("tensorrt/libnvinfer.so.*")):
+            return file
+    found = ctypes.util.find_library("nvinfer")
+    return Path(found) if found else None
+
+
+def library_version(library: Path) -> str:
+    """Ask a libnvinfer for its version, in a process of its own, so that it does not mix with another here.
+
+    Raises:
+        SetupError: It cannot be loaded.
+    """
+    program = "import ctypes, sys; print(ctypes.CDLL(sys.argv[1]).getInferLibVersion())"
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(library)], capture_output=True, text=True, check=False, timeout=120
+    )
+    if done.returncode:
+        raise SetupError(f"{library}: cannot be loaded: {done.stderr.strip().splitlines()[-1:]}")
+    number = int(done.stdout)
+    return f"{number // 10000}.{number // 100 % 100}.{number % 100}"
+
+
+def require_same_tensorrt(trt: Any, server: str) -> None:
+    """Refuse to build with another TensorRT than the server loads.
+
+    Args:
+        trt: TensorRT's module.
+        server: The server's version, such as ``11.2.1``.
+
+    Raises:
+        SetupError: They differ in one of the first three numbers.
+    """
+    own, other = (version.split(".")[:3] for version in (str(trt.__version__), server))
+    if own != other:
+        raise SetupError(
+            f"the server loads TensorRT {server}, Python has {trt.__version__}; a plan only loads in the version that "
+            f"built it: `pip install tensorrt-cu13=={server}.*`, or build in the serving image"
+        )
