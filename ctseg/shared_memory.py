@@ -12,7 +12,7 @@ import re
 import secrets
 import threading
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -110,63 +110,60 @@ class Segment:
 
 
 class SegmentPool:
-    """Shared-memory segments for requests and answers, made when needed and used again.
+    """Segments that are made when needed and used again.
 
     Args:
         prefix: Begin of their names.
-        sizes: Bytes of an input and of an output segment.
-        limit: Most segments of each kind.
+        max_bytes: Most memory of all of them.
     """
 
-    def __init__(self, prefix: str, sizes: tuple[int, int], *, limit: int) -> None:
+    def __init__(self, prefix: str, *, max_bytes: int) -> None:
         self._prefix = prefix
-        self._sizes = {"input": sizes[0], "output": sizes[1]}
-        self._free: dict[str, list[Segment]] = {"input": [], "output": []}
-        self._kind_of: dict[str, str] = {}
+        self._max_bytes = max_bytes
+        self._free: list[Segment] = []
         self._all: dict[str, Segment] = {}
-        self._limit = limit
         self._is_closed = False
-        self._lock = threading.RLock()  # an answer may be collected, and given back, while the lock is held
+        self._lock = threading.RLock()  # an array may be collected, and its segment given back, inside a call
 
-    def take(self, kind: Literal["input", "output"]) -> Segment | None:
-        """Return a free segment, or None where there is no more room."""
+    def take(self, size: int) -> Segment | None:
+        """Return a free segment of at least ``size`` bytes, or None where there is no room for one."""
         with self._lock:
             if self._is_closed:
                 return None
-            if self._free[kind]:
-                return self._free[kind].pop()
-            if sum(other == kind for other in self._kind_of.values()) >= self._limit:
+            fitting = [segment for segment in self._free if segment.size >= size]
+            if fitting:
+                segment = min(fitting, key=lambda segment: segment.size)
+                self._free.remove(segment)
+                return segment
+            if sum(segment.size for segment in self._all.values()) + size > self._max_bytes:
                 return None
             try:
-                segment = Segment(self._prefix, self._sizes[kind])
+                segment = Segment(self._prefix, size)
             except OSError as error:
                 log.info("no more shared memory: %s", error)
                 return None
             self._all[segment.name] = segment
-            self._kind_of[segment.name] = kind
             return segment
 
     def give_back(self, segment: Segment) -> None:
         """Take a segment back that nobody reads or writes any more."""
         with self._lock:
-            if segment.name in self._all and not self._is_closed:
-                self._free[self._kind_of[segment.name]].append(segment)
+            if segment.name in self._all:
+                self._free.append(segment)
 
     def retire(self, segment: Segment) -> None:
-        """Remove a segment that the server may still use; its name goes now, it is not used again."""
+        """Remove a segment that somebody may still use; its name goes now, it is not used again."""
         with self._lock:
             self._all.pop(segment.name, None)
-            self._kind_of.pop(segment.name, None)
             segment.unlink()
 
     def close(self) -> list[Segment]:
-        """Remove the names of all segments; arrays that the caller holds stay readable."""
+        """Remove the names of all segments; arrays that are still held stay readable."""
         with self._lock:
             self._is_closed = True
             segments = list(self._all.values())
             for segment in segments:
                 segment.unlink()
             self._all.clear()
-            self._kind_of.clear()
-            self._free = {"input": [], "output": []}
+            self._free.clear()
             return segments

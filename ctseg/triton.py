@@ -28,6 +28,7 @@ from tritonclient.utils import InferenceServerException
 
 from ctseg import shared_memory
 from ctseg.errors import (
+    CtsegError,
     InferenceFailedError,
     ModelNotFoundError,
     RequestRejectedError,
@@ -54,6 +55,9 @@ _MESSAGE_OVERHEAD_BYTES = 4096
 _CHANNELS_PER_SERVER = 4
 _FIRST_BACKOFF_S = 0.1
 _LONGEST_BACKOFF_S = 5.0
+_RECHECK_TIMEOUT_S = 5.0
+_DRAIN_TIMEOUT_S = 10.0
+_GRACE_OF_GONE_VERSION_S = 5.0
 _KEEPALIVE_MS = 310_000  # Triton answers pings closer than 300 s without data by closing the connection
 _SHARED_MEMORY_CHANCES = 3
 
@@ -62,6 +66,8 @@ _CANCELLED = "StatusCode.CANCELLED"
 _DEADLINE = "StatusCode.DEADLINE_EXCEEDED"
 _INTERNAL = "StatusCode.INTERNAL"
 _NOT_FOUND = "StatusCode.NOT_FOUND"
+_ALREADY_EXISTS = "StatusCode.ALREADY_EXISTS"
+_SHARED_MEMORY_REFUSALS = ("StatusCode.INVALID_ARGUMENT", "StatusCode.UNIMPLEMENTED", _NOT_FOUND)
 _NO_ANSWER = "no answer"
 _WRONG = "wrong answer"
 _RESTRICTED = "restricted"
@@ -104,6 +110,7 @@ class ClientOptions:
         headers: Sent with every request, such as ``{"authorization": "Bearer …"}``; never logged.
         shared_memory: ``auto`` tries system shared memory with servers on this host and falls back to
             gRPC; ``on`` tries it whatever the server's address and fails without it; ``off`` does not try.
+        max_shared_memory_bytes: Most shared memory of this client; what does not fit goes by gRPC.
     """
 
     timeout_s: float = 300.0
@@ -116,6 +123,7 @@ class ClientOptions:
     client_key: Path | None = None
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     shared_memory: Literal["auto", "on", "off"] = "auto"
+    max_shared_memory_bytes: int = 4 << 30
 
     def __post_init__(self) -> None:
         if self.timeout_s <= 0 or self.connect_timeout_s <= 0:
@@ -222,7 +230,7 @@ def is_ready(url: str, options: ClientOptions | None = None, *, timeout_s: float
         RequestRejectedError: The server answers, and refuses to say.
     """
     options = options or ClientOptions()
-    server = _Server(_address_of(url), "", options, _credentials_of(options))
+    server = _Server(_address_of(url), "", options, _credentials_of(options), channels=1)
     try:
         return bool(server.ask("is_server_ready", client_timeout=timeout_s))
     except _CallError as error:
@@ -253,12 +261,10 @@ class TritonPredictor:
         self._requests = 0
         self._retries = 0
         self._max_in_flight = options.max_in_flight or sum(min(4, max(2, s.instances + 1)) for s in servers)
-        self._max_batch_size = min(server.max_batch_size for server in servers)
+        self._max_batch_size = min(self._batch_limit_of_message(), *(server.max_batch_size for server in servers))
         self._pool: shared_memory.SegmentPool | None = None
         if options.shared_memory != "off":
             self._start_shared_memory()
-        if not any(server.shares_memory for server in servers):
-            self._limit_batch_by_message()
 
     @property
     def spec(self) -> ModelSpec:
@@ -344,9 +350,9 @@ class TritonPredictor:
 
         attempts = tenacity.Retrying(
             retry=tenacity.retry_if_exception(is_worth_repeating),
-            wait=tenacity.wait_random_exponential(multiplier=_FIRST_BACKOFF_S, max=_LONGEST_BACKOFF_S),
+            wait=self._backoff_s,
             stop=lambda _: time.monotonic() >= deadline(),
-            sleep=lambda seconds: self._sleep_until_there_is_a_server(seconds),
+            sleep=self._sleep,
             before_sleep=count,
             reraise=True,
         )
@@ -356,12 +362,18 @@ class TritonPredictor:
             raise self._error_of(error, patches.shape, time.monotonic() - started) from error.__cause__
 
     def close(self) -> None:
-        """Stop waiting, release the shared memory, and close the connections; may be called twice."""
+        """Stop waiting, release the shared memory, and close the connections; may be called twice.
+
+        Requests on their way are left a little time, because closing cancels them, which old servers
+        do not survive.
+        """
         self._closing.set()
+        for server in self._servers:
+            server.wait_until_idle(_DRAIN_TIMEOUT_S)
         if self._pool is not None:
             for segment in self._pool.close():
                 for server in self._servers:
-                    server.unregister(segment)
+                    server.abandon(segment)
         for server in self._servers:
             server.close()
 
@@ -385,9 +397,8 @@ class TritonPredictor:
         if not 1 <= len(patches) <= self._max_batch_size:
             raise ValueError(f"{self._spec.name}: expected 1 to {self._max_batch_size} patches, found {len(patches)}")
 
-    def _limit_batch_by_message(self) -> None:
-        name, spec = self._spec.name, self._spec
-        patch = int(np.prod(spec.patch_size))
+    def _batch_limit_of_message(self) -> int:
+        spec, patch = self._spec, int(np.prod(self._spec.patch_size))
         largest = max(
             len(spec.channels) * patch * _ITEM_BYTES[spec.input.dtype],
             spec.num_heads * patch * _ITEM_BYTES[spec.output.dtype],
@@ -395,11 +406,10 @@ class TritonPredictor:
         limit = (self._options.max_message_bytes - _MESSAGE_OVERHEAD_BYTES) // largest
         if limit < 1:
             raise SetupError(
-                f"{name}: one patch {spec.patch_size} with {spec.num_heads} heads takes {largest} bytes, "
-                f"at most {self._options.max_message_bytes} go into a message: use shared memory on the server's own "
-                "host, FP16 answers, or a smaller patch"
+                f"{spec.name}: one patch {spec.patch_size} with {spec.num_heads} heads takes {largest} bytes, at most "
+                f"{self._options.max_message_bytes} go into a message: export with FP16 answers, or allow longer ones"
             )
-        self._max_batch_size = min(self._max_batch_size, limit)
+        return limit
 
     def _start_shared_memory(self) -> None:
         required = self._options.shared_memory == "on"
@@ -408,16 +418,11 @@ class TritonPredictor:
                 raise SetupError("this system has no shared memory that Triton could map: use shared_memory='off'")
             return
         shared_memory.sweep(SEGMENT_PREFIX)
-        spec, patch = self._spec, int(np.prod(self._spec.patch_size))
-        sizes = (
-            self._max_batch_size * len(spec.channels) * patch * _ITEM_BYTES[spec.input.dtype],
-            self._max_batch_size * spec.num_heads * patch * _ITEM_BYTES[spec.output.dtype],
-        )
         candidates = [server for server in self._servers if required or server.is_local]
         if not candidates:
             return
-        self._pool = shared_memory.SegmentPool(SEGMENT_PREFIX, sizes, limit=2 * self._max_in_flight + 2)
-        trial = self._pool.take("input")
+        self._pool = shared_memory.SegmentPool(SEGMENT_PREFIX, max_bytes=self._options.max_shared_memory_bytes)
+        trial = self._pool.take(4096)
         reasons = []
         for server in candidates:
             try:
@@ -441,50 +446,61 @@ class TritonPredictor:
     def _try(self, patches: Patches, deadline: Callable[[], float]) -> Logits:
         server = self._pick()
         try:
-            logits = self._call(server, patches, deadline)
+            return self._call(server, patches, deadline)
         except _CallError as error:
             error.url = server.url
             if error.status in (_UNAVAILABLE, _CANCELLED, _NO_ANSWER, _NOT_FOUND):
-                server.suspect()
+                server.suspect(error)
             raise
         finally:
             with self._lock:
                 server.outstanding -= 1
-        return logits
 
     def _pick(self) -> "_Server":
-        """Choose the least-loaded server; one that failed before is checked first.
+        """Choose the least-loaded server; its ``outstanding`` is one higher after it.
 
-        The server's ``outstanding`` is one higher after it.
+        A server that failed is checked before it is used again, by one thread while others work.
         """
-        tried: set[str] = set()
         while True:
             if self._closing.is_set():
                 raise _CallError(_CANCELLED, "the predictor was closed")
-            now = time.monotonic()
             with self._lock:
                 usable = [server for server in self._servers if server.refusal is None]
                 if not usable:
-                    raise cast(SpecError, self._servers[0].refusal)
-                open_ones = [s for s in usable if s.url not in tried and (s.is_trusted or s.try_again_at <= now)]
-                if not open_ones:
-                    last = max(usable, key=lambda server: server.try_again_at)
-                    raise _CallError(_UNAVAILABLE, last.last_problem or "no server is ready", url=last.url)
-                server = min(open_ones, key=lambda s: (s.outstanding, random.random()))
+                    raise cast(CtsegError, self._servers[0].refusal)
+                now = time.monotonic()
+                due = [s for s in usable if not s.is_trusted and s.try_again_at <= now and not s.is_being_checked]
+                trusted = [server for server in usable if server.is_trusted]
+                if not due and not trusted:
+                    problem = max(usable, key=lambda server: server.try_again_at).last_problem
+                    is_open = any(server.is_being_checked for server in usable)
+                    raise _CallError(_UNAVAILABLE if is_open else problem.status, problem.text, url=problem.url)
+                server = due[0] if due else min(trusted, key=lambda s: (s.outstanding, random.random()))
                 server.outstanding += 1
-            try:
-                server.make_trusted(self._options.connect_timeout_s)
+                server.is_being_checked = bool(due)
+            if server.is_trusted:
                 return server
-            except (_CallError, SpecError) as error:
-                tried.add(server.url)
+            try:
+                server.check()
+                log.info("%s answers again", server.url)
+                return server
+            except (_CallError, SpecError, ModelNotFoundError) as error:
+                log.info("%s is left aside: %s", server.url, error)
                 with self._lock:
                     server.outstanding -= 1
-                log.info("%s is left aside: %s", server.url, error)
+            finally:
+                with self._lock:
+                    server.is_being_checked = False
 
-    def _sleep_until_there_is_a_server(self, seconds: float) -> None:
-        with self._lock:
-            has_another = any(server.refusal is None and server.is_trusted for server in self._servers)
-        self._closing.wait(0.01 if has_another else seconds)
+    def _sleep(self, seconds: float) -> None:
+        self._closing.wait(seconds)
+
+    def _backoff_s(self, state: tenacity.RetryCallState) -> float:
+        """Try every other server at once; then wait longer and longer, at random."""
+        rounds = state.attempt_number // len(self._servers)
+        if rounds == 0:
+            return 0.0
+        return random.uniform(0.0, min(_LONGEST_BACKOFF_S, _FIRST_BACKOFF_S * 2**rounds))
 
     def _call(self, server: "_Server", patches: Patches, deadline: Callable[[], float]) -> Logits:
         if self._pool is not None and server.shares_memory:
@@ -493,16 +509,7 @@ class TritonPredictor:
             except _SharedMemoryError as error:
                 server.doubt_shared_memory()
                 log.info("%s: shared memory failed, the request goes by gRPC: %s", server.url, error)
-                self._check_fits_message(patches)
         return self._call_by_message(server, patches, deadline)
-
-    def _check_fits_message(self, patches: Patches) -> None:
-        batch = len(patches)
-        answer = (
-            batch * self._spec.num_heads * int(np.prod(self._spec.patch_size)) * _ITEM_BYTES[self._spec.output.dtype]
-        )
-        if max(answer, patches.nbytes) + _MESSAGE_OVERHEAD_BYTES > self._options.max_message_bytes:
-            raise _CallError("too large", f"an answer of {answer} bytes goes only by shared memory, which failed")
 
     def _call_by_message(self, server: "_Server", patches: Patches, deadline: Callable[[], float]) -> Logits:
         spec = self._spec
@@ -514,15 +521,22 @@ class TritonPredictor:
 
     def _call_by_shared_memory(self, server: "_Server", patches: Patches, deadline: Callable[[], float]) -> Logits:
         assert self._pool is not None  # noqa: S101 - narrows the type; the caller has asked
-        source = self._pool.take("input")
+        spec = self._spec
+        item_bytes = _ITEM_BYTES[spec.input.dtype]
+        source = self._pool.take(patches.size * item_bytes)
         if source is None:
             return self._call_by_message(server, patches, deadline)
-        target = self._pool.take("output")  # None while the caller holds many answers: this one comes by message
+        answer_bytes = len(patches) * spec.num_heads * int(np.prod(spec.patch_size)) * _ITEM_BYTES[spec.output.dtype]
+        # without a target, because the caller holds many answers, this one comes by message: nobody waits
+        target = self._pool.take(answer_bytes)
         try:
             answer = self._exchange(server, patches, source, target, deadline)
         except _CallError as error:
-            self._retire(source, target)  # the server may still read or write them
-            if error.status in ("StatusCode.INVALID_ARGUMENT", _NOT_FOUND, "StatusCode.UNIMPLEMENTED", _RESTRICTED):
+            for segment in (source, target):
+                if segment is not None:  # the server may still read or write it
+                    self._pool.retire(segment)
+                    server.abandon(segment)
+            if error.status in (*_SHARED_MEMORY_REFUSALS, _RESTRICTED):
                 raise _SharedMemoryError(str(error)) from error
             raise
         self._pool.give_back(source)
@@ -573,13 +587,6 @@ class TritonPredictor:
         self._count(received=len(content))
         spec = self._spec
         return np.frombuffer(content, _WIRE[spec.output.dtype][0]).reshape(batch, spec.num_heads, *spec.patch_size)
-
-    def _retire(self, *segments: shared_memory.Segment | None) -> None:
-        for segment in segments:
-            if segment is not None and self._pool is not None:
-                self._pool.retire(segment)
-                for server in self._servers:
-                    server.forget(segment)
 
     def _check_answer(self, response: Any, batch: int, size: int) -> None:
         spec = self._spec
@@ -632,6 +639,7 @@ class _CallError(Exception):
     def __init__(self, status: str, message: str, *, url: str = "") -> None:
         super().__init__(f"{status.removeprefix('StatusCode.')}: {message}")
         self.status = status
+        self.text = message
         self.url = url
 
 
@@ -639,7 +647,9 @@ class _SharedMemoryError(Exception):
     """The server did not take a request by shared memory."""
 
 
-def _call_error_of(error: InferenceServerException) -> _CallError:
+def _call_error_of(error: InferenceServerException | ValueError) -> _CallError:
+    if isinstance(error, ValueError):  # gRPC's own word for a closed channel
+        return _CallError(_CANCELLED, str(error))
     message = str(error.message())
     status = str(error.status() or "refused by the client library")
     # A denial by `--grpc-restricted-protocol` has the code of an overloaded server, and nothing else
@@ -723,28 +733,42 @@ def _as_logits(answer: npt.NDArray[Any], dtype: DType) -> Logits:
     return cast(Logits, answer.astype(np.float32, copy=False))
 
 
+@dataclass(frozen=True)
+class _Contract:
+    """What a server's model version promises."""
+
+    version: int
+    spec: ModelSpec
+    max_batch_size: int
+    instances: int
+
+
 class _Server:
     """One Triton server: its connections, the version it runs, and how it has behaved."""
 
-    def __init__(self, url: str, model: str, options: ClientOptions, credentials: Any) -> None:
+    def __init__(
+        self, url: str, model: str, options: ClientOptions, credentials: Any, *, channels: int = _CHANNELS_PER_SERVER
+    ) -> None:
         self.url = url
         self.model = model
-        self.version = 0
-        self.spec: ModelSpec = cast(ModelSpec, None)
-        self.max_batch_size = 1
-        self.instances = 1
         self.is_local = _is_local(url)
         self.shares_memory = False
         self.outstanding = 0
         self.is_trusted = True
-        self.refusal: SpecError | None = None
+        self.refusal: SpecError | ModelNotFoundError | None = None
+        self.is_being_checked = False
         self.try_again_at = 0.0
-        self.last_problem = ""
+        self.last_problem = _CallError(_UNAVAILABLE, "not connected", url=url)
         self._options = options
-        self._has_given_spec = False
+        self._given_spec: ModelSpec | None = None
+        self._contract: _Contract = cast(_Contract, None)  # until a version is chosen
         self._failures = 0
+        self._gone_since: float | None = None
         self._shared_memory_failures = 0
         self._registered: set[str] = set()
+        self._abandoned: list[str] = []
+        self._pending = 0
+        self._idle = threading.Condition()
         self._lock = threading.Lock()
         arguments = [
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -757,35 +781,57 @@ class _Server:
             ("grpc.initial_reconnect_backoff_ms", 200),
             ("grpc.max_reconnect_backoff_ms", 2000),
         ]
-        self._clients = [
-            InferenceServerClient(url, creds=credentials, channel_args=arguments) for _ in range(_CHANNELS_PER_SERVER)
-        ]
+        self._clients = [InferenceServerClient(url, creds=credentials, channel_args=arguments) for _ in range(channels)]
         self._next_client = 0
         self._headers = dict(options.headers) or None
 
     # --- the contract
 
+    @property
+    def version(self) -> int:
+        """The version in use."""
+        return self._contract.version
+
+    @property
+    def spec(self) -> ModelSpec:
+        """Its spec."""
+        return self._contract.spec
+
+    @property
+    def max_batch_size(self) -> int:
+        """Most patches in one request, by the spec and the server."""
+        return self._contract.max_batch_size
+
+    @property
+    def instances(self) -> int:
+        """Instances of the model."""
+        return self._contract.instances
+
     def choose_version(self, version: int | None, spec: ModelSpec | None) -> None:
         """Find the version to use and its spec, and check them against the server."""
-        self._has_given_spec = spec is not None
-        deadline = time.monotonic() + self._options.connect_timeout_s
+        self._given_spec = spec
+        timeout_s = self._options.connect_timeout_s
+        deadline = time.monotonic() + timeout_s
         attempts = tenacity.Retrying(
             retry=tenacity.retry_if_exception(lambda e: isinstance(e, _CallError) and e.status == _UNAVAILABLE),
             wait=tenacity.wait_random_exponential(multiplier=_FIRST_BACKOFF_S, max=1.0),
             stop=lambda _: time.monotonic() >= deadline,
             reraise=True,
         )
+
+        def choose() -> _Contract:
+            return self._fetch(max(self._ready_versions(timeout_s)) if version is None else version, timeout_s)
+
         try:
-            attempts(self._load_contract, version, spec, self._options.connect_timeout_s)
+            self._contract = attempts(choose)
         except _CallError as error:
             raise _error_of(error, f"{self.model} at {self.url}: cannot be used") from error.__cause__
 
-    def _load_contract(self, version: int | None, spec: ModelSpec | None, timeout_s: float) -> None:
-        if version is None:
-            version = max(self._ready_versions(timeout_s))
+    def _fetch(self, version: int, timeout_s: float) -> _Contract:
+        """Return what a version promises, checked against the server's own tensors."""
         metadata = self.ask("get_model_metadata", self.model, str(version), client_timeout=timeout_s)
         source = f"{self.model} version {version} at {self.url}"
-        max_batch_size = None
+        spec, batch_limit, instances = self._given_spec, None, 1
         if spec is None:
             config = self.ask("get_model_config", self.model, str(version), client_timeout=timeout_s).config
             parameter = spec_parameter(version)
@@ -796,14 +842,12 @@ class _Server:
                     "the entry with `ctseg build`, or give the spec of this model with --spec FILE"
                 )
             spec = ModelSpec.from_json(config.parameters[parameter].string_value, source=source)
-            max_batch_size = int(config.max_batch_size)
-            self.instances = max(1, sum(group.count or 1 for group in config.instance_group))
+            batch_limit = int(config.max_batch_size)
+            instances = max(1, sum(group.count or 1 for group in config.instance_group))
         spec.check_runnable()
-        self._check_tensors(spec, metadata, max_batch_size, source)
-        self.version, self.spec = version, spec
-        self.max_batch_size = (
-            spec.max_batch_size if max_batch_size is None else min(spec.max_batch_size, max_batch_size)
-        )
+        self._check_tensors(spec, metadata, batch_limit, source)
+        most = spec.max_batch_size if batch_limit is None else min(spec.max_batch_size, batch_limit)
+        return _Contract(version, spec, most, instances)
 
     def _ready_versions(self, timeout_s: float) -> list[int]:
         metadata = self.ask("get_model_metadata", self.model, client_timeout=timeout_s)
@@ -834,63 +878,69 @@ class _Server:
 
     # --- trust
 
-    def suspect(self) -> None:
+    def suspect(self, problem: "_CallError") -> None:
         """Note that the server failed: it is checked before it gets another request."""
         with self._lock:
             self.is_trusted = False
+            self.last_problem = problem
             self._registered.clear()
 
-    def make_trusted(self, timeout_s: float) -> None:
+    def check(self) -> None:
         """Check a server that failed: is it ready, and does it still serve the same spec?
 
         Raises:
-            _CallError: It is not ready.
-            SpecError: It serves something else; it is not asked again.
+            _CallError: It is not ready; it is asked again after a while.
+            SpecError, ModelNotFoundError: It serves something else; it is not asked again.
         """
-        with self._lock:
-            if self.is_trusted:
-                return
-            if self.refusal is not None:
-                raise self.refusal
-            now = time.monotonic()
-            if now < self.try_again_at:
-                raise _CallError(_UNAVAILABLE, self.last_problem)
-            try:
-                self._check_still_same(timeout_s)
-            except _CallError as error:
-                self._failures += 1
-                delay = min(_LONGEST_BACKOFF_S, _FIRST_BACKOFF_S * 2**self._failures)
-                self.try_again_at = time.monotonic() + random.uniform(0.5, 1.0) * delay
-                self.last_problem = str(error)
-                raise
-            except SpecError as error:
-                self.refusal = error
-                raise
-            self._failures = 0
-            self.is_trusted = True
+        try:
+            self._check_still_same(_RECHECK_TIMEOUT_S)
+        except _CallError as error:
+            error.url = self.url
+            self._failures += 1
+            delay_s = min(_LONGEST_BACKOFF_S, _FIRST_BACKOFF_S * 2**self._failures)
+            self.try_again_at = time.monotonic() + random.uniform(0.5, 1.0) * delay_s
+            self.last_problem = error
+            raise
+        except (SpecError, ModelNotFoundError) as error:
+            self.refusal = error
+            raise
+        self._failures = 0
+        self._unregister_abandoned()
+        self.is_trusted = True
 
     def _check_still_same(self, timeout_s: float) -> None:
-        digest, version = self.spec.digest, self.version
-        given = self.spec if self._has_given_spec else None
-        try:
-            self._load_contract(version, given, timeout_s)
-        except _CallError as error:
-            if error.status != _NOT_FOUND:
-                raise
-            self._load_contract(None, given, timeout_s)
-            log.warning(
-                "%s: version %s at %s is gone, version %s has the same spec",
-                self.model,
-                version,
-                self.url,
-                self.version,
-            )
-        if self.spec.digest != digest:
-            found, self.version = self.version, version
+        version, digest = self.version, self.spec.digest
+        ready = self._ready_versions(timeout_s)
+        if version in ready:
+            self._gone_since = None
+            self._contract = self._expect_digest(self._fetch(version, timeout_s), digest)
+            return
+        others = []
+        for candidate in sorted(ready, reverse=True) if self._given_spec is None else ():
+            contract = self._fetch(candidate, timeout_s)
+            if contract.spec.digest == digest:
+                log.warning("%s: version %s is gone, %s has the same spec and goes on", self.url, version, candidate)
+                self._gone_since = None
+                self._contract = contract
+                return
+            others.append(f"version {candidate} has {contract.spec.digest[:12]}")
+        now = time.monotonic()
+        self._gone_since = self._gone_since or now
+        if now - self._gone_since < _GRACE_OF_GONE_VERSION_S:
+            raise _CallError(_UNAVAILABLE, f"version {version} is not ready, ready are {ready}")
+        raise ModelNotFoundError(
+            f"{self.model} version {version} (spec {digest[:12]}) is gone from {self.url}, ready are {ready}"
+            f"{' (' + ', '.join(others) + ')' if others else ''}: the rest would be segmented by another "
+            "model; start the folder again"
+        )
+
+    def _expect_digest(self, contract: _Contract, digest: str) -> _Contract:
+        if contract.spec.digest != digest:
             raise SpecError(
-                f"{self.model} at {self.url}: version {version} with the spec {digest[:12]} is gone, version {found} "
-                f"has {self.spec.digest[:12]}: the rest would be segmented by another model; start the folder again"
+                f"{self.model} version {contract.version} at {self.url}: its spec was {digest[:12]} and is now "
+                f"{contract.spec.digest[:12]}: the rest would be segmented by another model; start the folder again"
             )
+        return contract
 
     # --- requests
 
@@ -899,28 +949,40 @@ class _Server:
         with self._lock:
             self._next_client = (self._next_client + 1) % len(self._clients)
             client = self._clients[self._next_client]
+
+        def finish(result: Any, error: Any) -> None:
+            with self._idle:
+                self._pending -= 1
+                self._idle.notify_all()
+            receive(result, error)
+
+        with self._idle:
+            self._pending += 1
         try:
             client.async_infer(
                 self.model,
                 inputs,
-                callback=receive,
+                callback=finish,
                 model_version=str(self.version),
                 outputs=outputs,
                 headers=self._headers,
             )
-        except InferenceServerException as error:
+        except (InferenceServerException, ValueError) as error:
+            with self._idle:
+                self._pending -= 1
             raise _call_error_of(error) from error
-        except ValueError as error:  # gRPC's word for a closed channel
-            raise _CallError(_CANCELLED, str(error)) from error
+
+    def wait_until_idle(self, timeout_s: float) -> bool:
+        """Wait until no request is on its way; return whether that came true."""
+        with self._idle:
+            return self._idle.wait_for(lambda: self._pending == 0, timeout_s)
 
     def ask(self, method: str, *arguments: Any, client_timeout: float) -> Any:
         """Call one of the client library's short methods."""
         try:
             return getattr(self._clients[0], method)(*arguments, headers=self._headers, client_timeout=client_timeout)
-        except InferenceServerException as error:
+        except (InferenceServerException, ValueError) as error:
             raise _call_error_of(error) from error
-        except ValueError as error:  # gRPC's word for a closed channel
-            raise _CallError(_CANCELLED, str(error)) from error
 
     # --- shared memory
 
@@ -929,27 +991,30 @@ class _Server:
         with self._lock:
             if segment.name in self._registered:
                 return
-        self.ask("register_system_shared_memory", segment.name, segment.key, segment.size, client_timeout=timeout_s)
+        try:
+            self.ask("register_system_shared_memory", segment.name, segment.key, segment.size, client_timeout=timeout_s)
+        except _CallError as error:
+            if error.status != _ALREADY_EXISTS:  # the server lost our trust for a while, and kept it
+                raise
         with self._lock:
             self._registered.add(segment.name)
 
-    def forget(self, segment: shared_memory.Segment) -> None:
-        """Make the server forget a segment, if it still answers."""
+    def abandon(self, segment: shared_memory.Segment) -> None:
+        """Let the server forget a segment, as soon as it cannot be using it."""
         with self._lock:
-            is_known = segment.name in self._registered
             self._registered.discard(segment.name)
-        if is_known and self.is_trusted:
-            self._unregister(segment)
+            self._abandoned.append(segment.name)
 
-    def unregister(self, segment: shared_memory.Segment) -> None:
-        """See :meth:`forget`."""
-        self.forget(segment)
-
-    def _unregister(self, segment: shared_memory.Segment) -> None:
-        try:
-            self.ask("unregister_system_shared_memory", segment.name, client_timeout=5.0)
-        except _CallError as error:
-            log.debug("%s: segment %s was not unregistered: %s", self.url, segment.name, error)
+    def _unregister_abandoned(self) -> None:
+        if not self.wait_until_idle(0.0):
+            return
+        with self._lock:
+            names, self._abandoned = self._abandoned, []
+        for name in names:
+            try:
+                self.ask("unregister_system_shared_memory", name, client_timeout=_RECHECK_TIMEOUT_S)
+            except _CallError as error:
+                log.debug("%s: segment %s was not unregistered: %s", self.url, name, error)
 
     def doubt_shared_memory(self) -> None:
         """Note a failure; after a few of them, requests go by gRPC."""
@@ -961,5 +1026,7 @@ class _Server:
 
     def close(self) -> None:
         """Close the connections."""
+        if self.is_trusted:
+            self._unregister_abandoned()
         for client in self._clients:
             client.close()

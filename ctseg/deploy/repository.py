@@ -182,7 +182,7 @@ def write_entry(
                 config.parameters["ctseg_threads"].string_value = str(threads)
         for key, value in (parameters or {}).items():
             config.parameters[key].string_value = value
-        with _staging(repository, folder) as staging:
+        with _staging(repository) as staging:
             version_folder = staging / str(version)
             version_folder.mkdir()
             shutil.copyfile(model_file, version_folder / file_name)
@@ -445,20 +445,20 @@ def _writing(repository: Path, name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _staging(repository: Path, folder: Path) -> Iterator[Path]:
+def _staging(repository: Path) -> Iterator[Path]:
     """Yield a folder on the repository's file system where no server looks for models or versions.
 
-    Triton takes every folder of the repository for a model, but only numbers inside a model's folder
-    for versions. A new model is therefore put together beside the repository, where that is the same
-    file system and may be written.
+    Triton takes every folder of the repository for a model, and loads a model again whenever anything
+    in its folder changes. The parts are therefore put together beside the repository, where that is
+    the same file system and may be written; else in a hidden folder, which a watching server reports
+    and passes over.
     """
-    if folder.exists():
-        parent = folder
-    elif _can_rename_between(repository.absolute().parent, repository):
-        parent = repository.absolute().parent
-    else:
-        parent = repository
-    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=parent))
+    beside = repository.absolute().parent
+    parent = beside if _can_rename_between(beside, repository) else repository
+    prefix = f".ctseg-staging-{repository.name}-"
+    for stale in parent.glob(f"{prefix}*"):  # a killed writer's: this one holds the lock
+        shutil.rmtree(stale, ignore_errors=True)
+    staging = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
     try:
         staging.chmod(0o755)
         yield staging

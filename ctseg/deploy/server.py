@@ -282,14 +282,17 @@ class _Launch:
                 "stop_timeout_s": _STOP_TIMEOUT_S,
             }
             process = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(_SUPERVISOR), json.dumps(job)],
+                [sys.executable, "-I", "-S", str(_SUPERVISOR)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
                 start_new_session=True,  # Ctrl-C in a terminal reaches this process only
             )
             try:
+                assert process.stdin is not None  # noqa: S101 - a pipe was asked for
                 assert process.stdout is not None  # noqa: S101 - a pipe was asked for
+                process.stdin.write(json.dumps(job) + "\n")  # not as an argument: those are public
+                process.stdin.flush()
                 started = json.loads(process.stdout.readline() or "{}")
                 headers = {"triton-grpc-protocol-ctseg": key} if self.is_private else {}
                 server = RunningServer(

@@ -4,7 +4,8 @@ The parent holds the other end of standard input; when that closes (also by ``ki
 everything it started are stopped, and its shared memory and its private folder are removed. Only the
 standard library is used and nothing of ctseg is imported, so that it starts in a few milliseconds.
 
-Usage: ``python -I -S supervisor.py '{"command": [...], "environment": {...}, "log": ..., ...}'``
+Usage: ``python -I -S supervisor.py``, and one line of JSON on standard input: command, environment,
+log, folder, shm_prefix, stop_timeout_s.
 """
 
 import ctypes
@@ -26,7 +27,7 @@ _POLL_S = 0.1
 
 def main() -> int:
     """Run the server until it ends or the parent does; return the server's exit status."""
-    job: dict[str, Any] = json.loads(sys.argv[1])
+    job: dict[str, Any] = json.loads(sys.stdin.readline())
     libc = ctypes.CDLL(None, use_errno=True)
     # whatever the server started and left behind becomes our child, so that it can be stopped
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
