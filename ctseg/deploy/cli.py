@@ -13,6 +13,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     _add_export(commands)
     _add_build(commands)
     _add_serve(commands)
+    _add_doctor(commands)
 
 
 def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -150,43 +151,75 @@ def _add_build(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser = commands.add_parser(
         "build",
         help="bundle to an entry of a Triton model repository, proven on this machine",
-        description="Build an entry of a Triton model repository from a bundle, on the machine that will serve it.",
+        description="Build an entry of a Triton model repository from a bundle, on the machine that will serve it; "
+        "or, bare, a TensorRT plan from an ONNX file: `ctseg build model.onnx -o model.plan`.",
         allow_abbrev=False,
     )
-    parser.add_argument("bundle", type=Path, help="folder that `ctseg export` wrote")
+    parser.add_argument("bundle", type=Path, help="folder that `ctseg export` wrote; or an ONNX file (bare form)")
     parser.add_argument("--repository", type=Path, help="Triton's model repository")
+    parser.add_argument("-o", "--output", type=Path, help="the plan (bare form)")
     parser.add_argument(
         "--backend", choices=["python", "onnxruntime", "tensorrt"], default="python", help="default: %(default)s"
     )
     parser.add_argument("--precision", choices=["fp32", "fp16", "bf16"], default="fp32", help="default: %(default)s")
     parser.add_argument("--name", help="name of the model; default: the bundle's")
     parser.add_argument("--version", type=int, help="version number; default: the next free one")
-    parser.add_argument(
-        "--runtime", choices=["onnxruntime", "openvino"], help="of the python backend; default: the fastest that passes"
-    )
     parser.add_argument("--max-batch-size", type=int, help="most patches in one request; default: the bundle's")
     parser.add_argument("--instances", type=int, default=1, help="instances of the model; default: %(default)s")
     parser.add_argument(
-        "--max-queue-delay-us",
-        type=int,
-        default=2000,
-        help="wait to join requests, in microseconds; default: %(default)s",
-    )
-    parser.add_argument(
-        "--threads", type=int, default=0, help="CPU threads of an instance (python backend); default: all"
+        "--max-queue-delay-us", type=int, default=2000, help="wait to join requests, in µs; default: %(default)s"
     )
     parser.add_argument("--warmup", action="store_true", help="let Triton run one batch before the model is ready")
     parser.add_argument("--if-needed", action="store_true", help="build only if input, tools or machine differ")
     parser.add_argument("--accept-unproven", action="store_true", help="write what failed the gate, marked as unproven")
+    parser.add_argument(
+        "--prove-live", action="store_true", help="start a server on a copy of the entry and compare its answers too"
+    )
+    cpu = parser.add_argument_group("python backend")
+    cpu.add_argument("--runtime", choices=["onnxruntime", "openvino"], help="default: the fastest that passes")
+    cpu.add_argument("--threads", type=int, default=0, help="CPU threads of an instance; default: all")
+    gpu = parser.add_argument_group("tensorrt backend")
+    gpu.add_argument(
+        "--workspace_mb", "--workspace-mb", type=int, default=4096, help="scratch memory in MiB; default: %(default)s"
+    )
+    gpu.add_argument("--builder-level", type=int, default=3, help="0 (quick build) to 5; default: %(default)s")
+    gpu.add_argument("--tf32", action="store_true", help="let an FP32 plan round factors to TF32")
+    gpu.add_argument("--timing-cache", type=Path, help="folder that keeps measurements for the next build")
+    gpu.add_argument("--server-tensorrt", metavar="VERSION", help="what the server loads; default: its library here")
     parser.set_defaults(run=_run_build)
 
 
 def _run_build(args: argparse.Namespace) -> int:
-    from ctseg.deploy.build import BuildOptions, build_entry
+    from ctseg.deploy.build import BuildOptions, build_entry, build_plan_file
+    from ctseg.deploy.tensorrt_plan import PlanOptions
     from ctseg.errors import SetupError
 
-    if args.repository is None:
-        raise SetupError("give --repository DIR")
+    batch = args.max_batch_size or 4
+    try:
+        plan = PlanOptions(
+            opt_batch=batch,
+            max_batch=batch,
+            workspace_mb=args.workspace_mb,
+            optimization_level=args.builder_level,
+            tf32=args.tf32,
+            timing_cache=args.timing_cache,
+        )
+    except ValueError as error:
+        raise SetupError(str(error)) from error
+    if args.output is not None and args.repository is None and args.bundle.suffix == ".onnx":
+        written = build_plan_file(
+            args.bundle,
+            args.output,
+            precision=args.precision,
+            plan=plan,
+            accept_unproven=args.accept_unproven,
+            server_tensorrt=args.server_tensorrt,
+            report=print,
+        )
+        print(f"{written}: {written.stat().st_size / 1e6:.1f} MB; what it was built with stands in {written}.json")
+        return 0
+    if args.repository is None or args.output is not None:
+        raise SetupError("give BUNDLE --repository DIR, or the bare form FILE.onnx -o FILE.plan")
     options = BuildOptions(
         backend=args.backend,
         precision=args.precision,
@@ -200,6 +233,9 @@ def _run_build(args: argparse.Namespace) -> int:
         warmup=args.warmup,
         if_needed=args.if_needed,
         accept_unproven=args.accept_unproven,
+        prove_live=args.prove_live,
+        plan=plan,
+        server_tensorrt=args.server_tensorrt,
     )
     entry = build_entry(args.bundle, args.repository, options, report=print)
     newest = entry.newest
@@ -234,3 +270,36 @@ def _run_serve(args: argparse.Namespace) -> int:
         metrics_port=args.metrics_port,
         start_timeout_s=args.start_timeout_s,
     )
+
+
+def _add_doctor(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser(
+        "doctor",
+        help="what is wrong with this setup, and what to do",
+        description="Look at what is installed, the GPU, TensorRT, the server and the model repository.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--repository", type=Path, help="Triton's model repository")
+    parser.add_argument("--url", nargs="+", default=[], metavar="HOST:PORT", help="running Triton servers")
+    parser.add_argument(
+        "--bundle", type=Path, help="compare what the servers answer with PyTorch's logits in this bundle"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=_run_doctor)
+
+
+def _run_doctor(args: argparse.Namespace) -> int:
+    import json
+    from dataclasses import asdict
+
+    from ctseg.deploy.doctor import examine
+
+    findings = examine(repository=args.repository, urls=args.url, bundle=args.bundle)
+    if args.json:
+        print(json.dumps([asdict(finding) for finding in findings], indent=2))
+    else:
+        for finding in findings:
+            print(f"{finding.level:7}  {finding.subject}: {finding.found}")
+            if finding.advice:
+                print(f"         -> {finding.advice}")
+    return 1 if any(finding.level == "problem" for finding in findings) else 0

@@ -18,11 +18,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from ctseg.deploy.cuda_driver import CudaDriver
+from ctseg.deploy.cuda_driver import CudaDriver, Gpu
 from ctseg.deploy.parity import Array, Network
 from ctseg.errors import SetupError, SpecError
 from ctseg.model_spec import ModelSpec, Precision
@@ -380,6 +380,62 @@ def plan_network(plan: bytes, spec: ModelSpec, *, trt: Any, driver: CudaDriver) 
     """
     network = PlanNetwork(plan, spec, trt=trt, driver=driver)
     return network, types_of_engine(network.information())
+
+
+class Compiler(Protocol):
+    """What a build needs of TensorRT and the GPU."""
+
+    @property
+    def version(self) -> str:
+        """Of TensorRT."""
+        ...
+
+    @property
+    def gpu(self) -> Gpu:
+        """The GPU that builds and serves."""
+        ...
+
+    def build(self, onnx_file: Path, options: PlanOptions) -> Plan:
+        """See :func:`build_plan`."""
+        ...
+
+    def load(self, plan: bytes, spec: ModelSpec) -> tuple[Network, Mapping[str, int]]:
+        """See :func:`plan_network`."""
+        ...
+
+
+class TensorRt:
+    """TensorRT and the GPU of this machine.
+
+    Args:
+        server_version: Version that the server loads; None asks the library that a server here would load.
+
+    Raises:
+        SetupError: There is no GPU, no TensorRT, or another TensorRT than the server's.
+    """
+
+    def __init__(self, server_version: str | None = None) -> None:
+        self._driver = CudaDriver()
+        self.gpu = self._driver.gpu()
+        self._trt = load_tensorrt()
+        self.version = str(self._trt.__version__)
+        if server_version is None:
+            library = server_library()
+            if library is None:
+                raise SetupError(
+                    "no libnvinfer of a tritonserver was found to compare versions with: build in the serving image, "
+                    "or say what the server loads by --server-tensorrt VERSION"
+                )
+            server_version = library_version(library)
+        require_same_tensorrt(self._trt, server_version)
+
+    def build(self, onnx_file: Path, options: PlanOptions) -> Plan:
+        """See :func:`build_plan`."""
+        return build_plan(onnx_file, options, trt=self._trt, gpu_name=self.gpu.name)
+
+    def load(self, plan: bytes, spec: ModelSpec) -> tuple[Network, Mapping[str, int]]:
+        """See :func:`plan_network`."""
+        return plan_network(plan, spec, trt=self._trt, driver=self._driver)
 
 
 # --- the server's TensorRT ----------------------------------------------------------------------

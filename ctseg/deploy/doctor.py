@@ -1,0 +1,286 @@
+"""What is wrong with this setup, and what to do about it."""
+
+import importlib.metadata
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+from ctseg.errors import CtsegError, ModelNotFoundError, SetupError, SpecError
+
+Level = Literal["ok", "note", "problem"]
+
+_LAYERS = {
+    "client": (("numpy", "numba", "nibabel", "tritonclient", "pydantic"), "pip install ctseg"),
+    "serve": (("onnxruntime",), "pip install ctseg[serve]"),
+    "deploy": (("torch", "nnunetv2", "onnx", "onnxscript", "onnxslim"), "pip install ctseg[deploy]"),
+    "train": (("torch", "nnunetv2", "monai", "einops"), "pip install ctseg[train]"),
+    "itk": (("SimpleITK",), "pip install ctseg[itk] (NRRD, MHA and models whose reader is SimpleITK's)"),
+    "dicom": (("pydicom",), "pip install ctseg[dicom]"),
+}
+_LEAST_SHM_BYTES = 256 << 20
+_LEAST_DISK_BYTES = 2 << 30
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        subject: What.
+        level: ``ok``, ``note`` (nothing is wrong, but know it) or ``problem``.
+        found: What was found.
+        advice: What to do; empty where nothing needs to be done.
+    """
+
+    subject: str
+    level: Level
+    found: str
+    advice: str = ""
+
+
+def examine(*, repository: Path | None = None, urls: Sequence[str] = (), bundle: Path | None = None) -> list[Finding]:
+    """Look at the whole setup.
+
+    Args:
+        repository: A model repository to look into.
+        urls: Running servers to ask.
+        bundle: What a model on the servers was built from: its answers are compared with PyTorch's.
+
+    Returns:
+        The findings, in the order in which they were made.
+    """
+    findings = [*_installation(), *_machine(), *_gpu(), *_server()]
+    if repository is not None:
+        findings += _repository(repository)
+    for url in urls:
+        findings += _running_server(url, repository)
+        if bundle is not None:
+            findings += _live_parity(url, bundle)
+    return findings
+
+
+def _installation() -> Iterator[Finding]:
+    yield Finding("ctseg", "ok", f"{importlib.metadata.version('ctseg')}, Python {sys.version.split()[0]}")
+    for layer, (packages, install) in _LAYERS.items():
+        missing = [name for name in packages if find_spec(name) is None]
+        if missing:
+            level: Level = "problem" if layer == "client" else "note"
+            yield Finding(f"layer {layer}", level, f"not installed: {', '.join(missing)}", f"if you need it: {install}")
+        else:
+            yield Finding(f"layer {layer}", "ok", ", ".join(f"{name} {_version(name)}" for name in packages))
+
+    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        value = os.environ.get(variable)
+        if value and not Path(value).is_dir():
+            yield Finding(variable, "problem", f"{value} is not a folder", "create it, or set the variable to another")
+        elif value:
+            yield Finding(variable, "ok", value)
+
+
+def _version(module: str) -> str:
+    names = importlib.metadata.packages_distributions().get(module, [module])
+    try:
+        return importlib.metadata.version(names[0])
+    except importlib.metadata.PackageNotFoundError:
+        return "of unknown version"
+
+
+def _machine() -> Iterator[Finding]:
+    from ctseg.deploy.runtimes import available_cpus, available_runtimes, describe_runtime
+
+    cpus = available_cpus()
+    yield Finding("CPU", "ok", f"{cpus} CPUs for this process")
+    runtimes = available_runtimes()
+    if runtimes:
+        advice = "" if "openvino" in runtimes else "`pip install openvino` lets `ctseg build` try a second CPU runtime"
+        found = ", ".join(describe_runtime(name) for name in runtimes)
+        yield Finding("CPU runtimes", "note" if advice else "ok", found, advice)
+    else:
+        yield Finding("CPU runtimes", "note", "none", "to serve on a CPU: pip install ctseg[serve]")
+    shm = Path("/dev/shm")  # noqa: S108 (the folder itself is looked at)
+    if shm.is_dir():
+        free = shutil.disk_usage(shm).free
+        if free < _LEAST_SHM_BYTES:
+            yield Finding(
+                "shared memory",
+                "problem",
+                f"{free >> 20} MiB free in {shm}; the python backend needs {_LEAST_SHM_BYTES >> 20} MiB and more",
+                "in a container: --shm-size 1g, or an emptyDir with medium Memory",
+            )
+        else:
+            yield Finding("shared memory", "ok", f"{free >> 20} MiB free in {shm}")
+
+
+def _gpu() -> Iterator[Finding]:
+    from ctseg.deploy.cuda_driver import CudaDriver
+    from ctseg.deploy.tensorrt_plan import library_version, load_tensorrt, require_same_tensorrt, server_library
+
+    try:
+        gpu = CudaDriver().gpu()
+    except SetupError as error:
+        yield Finding("GPU", "note", str(error), "nothing, if models run on the CPU (--backend python)")
+    else:
+        memory = gpu.memory_bytes / 2**30
+        found = f"{gpu.name}, compute capability {gpu.compute_capability}, {memory:.0f} GiB, CUDA {gpu.driver}"
+        yield Finding("GPU", "ok", found)
+    try:
+        trt = load_tensorrt()
+    except SetupError as error:
+        yield Finding("TensorRT", "note", str(error), "nothing, if no TensorRT plan is built here")
+        return
+    library = server_library()
+    if library is None:
+        advice = "build plans in the serving image, or give --server-tensorrt"
+        yield Finding("TensorRT", "note", f"Python has {trt.__version__}; no libnvinfer of a server here", advice)
+        return
+    try:
+        version = library_version(library)
+        require_same_tensorrt(trt, version)
+    except SetupError as error:
+        yield Finding("TensorRT", "problem", str(error), "install the same version in Python as the server loads")
+    else:
+        yield Finding("TensorRT", "ok", f"{trt.__version__}, as the server's {library}")
+
+
+def _server() -> Iterator[Finding]:
+    from ctseg.deploy.server import find_server
+
+    try:
+        installation = find_server()
+    except SetupError as error:
+        yield Finding("tritonserver", "note", str(error), "nothing, if a server runs elsewhere (--url)")
+    else:
+        yield Finding(
+            "tritonserver",
+            "note",
+            f"{installation.source} ({installation.binary})",
+            "for this machine only; in production use Dockerfile.serve",
+        )
+
+
+def _repository(folder: Path) -> Iterator[Finding]:
+    from ctseg.deploy.repository import list_models, read_entry
+
+    try:
+        names = list(list_models(folder))
+    except CtsegError as error:
+        yield Finding(f"repository {folder}", "problem", str(error), "ctseg build BUNDLE --repository DIR")
+        return
+    free = shutil.disk_usage(folder).free
+    if free < _LEAST_DISK_BYTES:
+        yield Finding(
+            f"repository {folder}", "problem", f"{free >> 20} MiB free on its disk", "make room before building"
+        )
+    for name in names:
+        try:
+            entry = read_entry(folder / name)
+        except SpecError as error:
+            yield Finding(f"model {name}", "problem", str(error), "build the entry again, or remove it")
+            continue
+        for item in entry.versions:
+            subject = f"model {name}, version {item.version}"
+            spec = item.spec
+            found = f"{entry.backend}, {spec.precision}, digest {spec.digest[:12]}, parity {spec.parity.state}"
+            if spec.parity.state == "proven":
+                yield Finding(subject, "ok", found)
+            else:
+                why = f": {spec.parity.detail}" if spec.parity.detail else ""
+                yield Finding(
+                    subject, "problem", f"{found}{why}", "export with --cases and build again, or use it knowingly"
+                )
+            yield from _freshness(subject, entry.backend, item.folder, dict(item.build))
+
+
+def _freshness(subject: str, backend: str, folder: Path, build: dict[str, Any]) -> Iterator[Finding]:
+    from ctseg.deploy.repository import MODEL_NAMES
+    from ctseg.deploy.runtimes import available_runtimes, describe_runtime, sha256_of
+
+    if backend == "tensorrt":
+        yield from _plan_freshness(subject, build)
+        return
+    file = folder / MODEL_NAMES[backend]
+    if build.get("onnx_sha256") not in (None, sha256_of(file)):
+        yield Finding(
+            f"{subject}, network", "problem", f"{file} is not the file that was proven", "build the entry again"
+        )
+    here = {describe_runtime(name) for name in available_runtimes()}
+    proven_with = build.get("runtime")
+    if backend == "python" and proven_with and proven_with not in here:
+        yield Finding(
+            f"{subject}, runtime",
+            "note",
+            f"proven with {proven_with}; here is {', '.join(sorted(here)) or 'none'}",
+            "`ctseg build --if-needed` proves it with what is here",
+        )
+
+
+def _plan_freshness(subject: str, build: dict[str, Any]) -> Iterator[Finding]:
+    from ctseg.deploy.cuda_driver import CudaDriver
+    from ctseg.deploy.tensorrt_plan import load_tensorrt
+
+    made_for = f"TensorRT {build.get('tensorrt')} on {build.get('gpu')} ({build.get('compute_capability')})"
+    try:
+        gpu, version = CudaDriver().gpu(), str(load_tensorrt().__version__)
+    except SetupError:
+        advice = "run doctor in the serving container, on the GPU"
+        yield Finding(f"{subject}, plan", "note", f"built with {made_for}; cannot be compared here", advice)
+        return
+    if (build.get("tensorrt"), build.get("compute_capability")) == (version, gpu.compute_capability):
+        yield Finding(f"{subject}, plan", "ok", f"built with {made_for}, as here")
+    else:
+        here = f"TensorRT {version} on {gpu.name} ({gpu.compute_capability})"
+        yield Finding(
+            f"{subject}, plan", "problem", f"built with {made_for}; here is {here}", "ctseg build --if-needed"
+        )
+
+
+def _running_server(url: str, repository: Path | None) -> Iterator[Finding]:
+    from ctseg.deploy.repository import list_models, read_entry
+    from ctseg.triton import ClientOptions, connect, is_ready
+
+    subject = f"server {url}"
+    try:
+        if not is_ready(url):
+            yield Finding(subject, "problem", "it does not answer, or is not ready", "start it, or correct the URL")
+            return
+    except CtsegError as error:
+        yield Finding(subject, "problem", str(error), "start it, or correct the URL")
+        return
+    yield Finding(subject, "ok", "ready")
+    for name in list_models(repository) if repository is not None else ():
+        try:
+            with connect([url], name, options=ClientOptions(timeout_s=30, connect_timeout_s=5)) as predictor:
+                digest, version = predictor.spec.digest, predictor.model_version
+            newest = read_entry(Path(str(repository)) / name).newest
+        except ModelNotFoundError as error:
+            yield Finding(f"{subject}, {name}", "problem", str(error), "restart the server, or serve with --watch")
+        except CtsegError as error:
+            yield Finding(f"{subject}, {name}", "problem", str(error), "see the server's log")
+        else:
+            same = digest == newest.spec.digest
+            found = f"version {version}, digest {digest[:12]}, newest on disk is version {newest.version}"
+            advice = "" if same else "restart the server, or serve with --watch"
+            yield Finding(f"{subject}, {name}", "ok" if same else "problem", found, advice)
+
+
+def _live_parity(url: str, bundle_folder: Path) -> Iterator[Finding]:
+    from ctseg.deploy.build import check_live
+    from ctseg.deploy.bundle import read_bundle
+    from ctseg.deploy.parity import summary
+    from ctseg.triton import connect
+
+    subject = f"server {url}, parity"
+    try:
+        bundle = read_bundle(bundle_folder)
+        with connect([url], bundle.spec.name) as predictor:
+            check = check_live(predictor, bundle, predictor.spec.precision)
+    except CtsegError as error:
+        yield Finding(subject, "problem", str(error), "see the server's log; name the bundle that it was built from")
+        return
+    advice = "" if check.passed else "do not use this server's results: build the entry again on it"
+    yield Finding(subject, "ok" if check.passed else "problem", summary([check]).strip(), advice)
