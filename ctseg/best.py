@@ -8,8 +8,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ctseg.errors import SpecError
 from ctseg.model_spec import KeepLargest
 
-BEST_SCHEMA_VERSION = 1
-
 
 class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -37,7 +35,7 @@ class Best(_Strict):
     (more than one member), its best single member. ``postprocessing`` is that member's own.
     """
 
-    schema_version: Literal[1] = BEST_SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     dataset: str = Field(pattern=r"^Dataset\d{3}_.+$")
     members: tuple[BestMember, ...] = Field(min_length=1)
     folds: tuple[int, ...] = Field(min_length=1)

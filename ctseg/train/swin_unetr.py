@@ -6,19 +6,31 @@
 
 from collections.abc import Sequence
 
-import monai.networks.nets
 import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own convention)
+from monai.networks import nets
 
 SIDE_MULTIPLE = 32
 """A side has to be divisible by this: patch embedding halves it, and each of four stages again."""
 
 
-class SwinUNETR(monai.networks.nets.SwinUNETR):
+def padded_sides(sides: Sequence[int]) -> tuple[int, ...]:
+    """Return the smallest sides, none below ``sides``, that Swin UNETR can work with.
+
+    32 divides each, and one is at least 64: a single voxel in the deepest stage has no mean and
+    variance for the instance normalisation there.
+    """
+    padded = [-(-int(side) // SIDE_MULTIPLE) * SIDE_MULTIPLE for side in sides]
+    if max(padded) == SIDE_MULTIPLE:
+        padded[-1] = 2 * SIDE_MULTIPLE
+    return tuple(padded)
+
+
+class SwinUNETR(nets.SwinUNETR):  # type: ignore[misc,name-defined]  # MONAI publishes no types
     """MONAI's Swin UNETR, built from nnU-Net's arguments; parameter names are MONAI's.
 
-    A side that 32 does not divide is padded with zeros at its end, and the logits are cropped
-    back, so that plans made for another network can be trained as they are.
+    Patches of other sides than :func:`padded_sides` are padded with zeros at their end, and the
+    logits are cropped back, so that plans made for another network can be trained as they are.
 
     Args:
         input_channels: Number of image channels.
@@ -75,10 +87,12 @@ class SwinUNETR(monai.networks.nets.SwinUNETR):
         """
         sides = patches.shape[2:]
         # int() keeps the sides constant in an exported graph: only the batch is dynamic there
-        padding = [-int(side) % SIDE_MULTIPLE for side in sides]
+        padding = [padded - int(side) for padded, side in zip(padded_sides(sides), sides, strict=True)]
         if not any(padding):
-            return super().forward(patches)
+            return super().forward(patches)  # type: ignore[no-any-return]
         # F.pad lists the last axis first, each as (before, after)
         flat = [amount for side in reversed(padding) for amount in (0, side)]
-        logits = super().forward(F.pad(patches, flat))
-        return logits[(..., *(slice(0, int(side)) for side in sides))]
+        logits: torch.Tensor = super().forward(F.pad(patches, flat))
+        for axis, side in enumerate(sides, start=2):
+            logits = logits.narrow(axis, 0, int(side))
+        return logits

@@ -49,7 +49,7 @@ class WarmupCosineLR(LRScheduler):
         self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
 
-class nnUNetTrainerSwinUNETR(nnUNetTrainer):  # noqa: N801 (nnU-Net finds trainers by such names)
+class nnUNetTrainerSwinUNETR(nnUNetTrainer):  # type: ignore[misc]  # noqa: N801 (nnU-Net finds trainers by such names)
     """Swin UNETR inside nnU-Net: no deep supervision, AdamW with warm-up and cosine decay.
 
     Plans that describe the Swin UNETR (``ctseg plan`` writes them) configure it; on any other
@@ -78,7 +78,7 @@ class nnUNetTrainerSwinUNETR(nnUNetTrainer):  # noqa: N801 (nnU-Net finds traine
         num_input_channels: Any,
         num_output_channels: int,
         enable_deep_supervision: int | bool = False,
-        *former: bool,
+        *former: bool,  # noqa: ARG004 (the former signature's deep supervision)
     ) -> torch.nn.Module:
         """Build the network, by nnU-Net's present signature or by the one before 2.8.
 
@@ -98,7 +98,10 @@ class nnUNetTrainerSwinUNETR(nnUNetTrainer):  # noqa: N801 (nnU-Net finds traine
             channels, heads = int(num_input_channels), num_output_channels
             spatial_dims = len(configuration_manager.patch_size)
         if class_name == SWIN_CLASS_NAME:
-            return get_network_from_plans(class_name, kwargs, [], channels, heads, deep_supervision=False)
+            network: torch.nn.Module = get_network_from_plans(
+                class_name, kwargs, [], channels, heads, deep_supervision=False
+            )
+            return network
         return SwinUNETR(channels, heads, spatial_dims=spatial_dims, use_checkpoint=True)
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, LRScheduler]:

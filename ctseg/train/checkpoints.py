@@ -1,0 +1,127 @@
+"""nnU-Net's checkpoints: written whole or not at all, read without running what is in them."""
+
+import errno
+import os
+import pickle
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ctseg.errors import CheckpointError, OutputError
+from ctseg.train.options import RECORD_KEY, TrainingOptions
+
+FINAL, LATEST, BEST = "checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth"
+
+_SCALAR, _RECONSTRUCT = np.float64(0).__reduce__()[0], np.zeros(1).__reduce__()[0]
+_SAFE_TYPES: list[Any] = [
+    # nnU-Net's log holds numpy scalars; the module they name depends on the numpy that wrote them
+    np.dtype,
+    np.ndarray,
+    *(type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32", "bool")),
+    *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    *((_RECONSTRUCT, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+]
+
+
+def write_checkpoint(
+    path: Path, checkpoint: Mapping[str, Any], *, save: Callable[[Any, Any], object] = torch.save
+) -> None:
+    """Write a checkpoint so that ``path`` is always a whole file: the former one, or this one.
+
+    Args:
+        path: Where the checkpoint goes.
+        checkpoint: What nnU-Net's ``load_checkpoint`` expects.
+        save: Writes an object into an open file.
+
+    Raises:
+        OutputError: The disk is full, or the folder cannot be written to; the former file is intact.
+    """
+    part = path.with_name(f"{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            save(dict(checkpoint), file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    # torch turns some failed writes into a RuntimeError
+    except (OSError, RuntimeError) as error:
+        part.unlink(missing_ok=True)
+        raise OutputError(_why_not_written(path, error)) from error
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _why_not_written(path: Path, error: Exception) -> str:
+    free_mb = shutil.disk_usage(path.parent).free / 2**20
+    kept = f"; the former {path.name} is intact: continue with --c" if path.is_file() else ""
+    # most of a checkpoint is written before a full disk is noticed
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if full or free_mb < 16:
+        return f"{path}: no space left for the checkpoint ({free_mb:.0f} MiB free): make room{kept}"
+    return f"{path}: the checkpoint could not be written ({error}){kept}"
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU without running code from it.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, or holds objects other than tensors and plain data.
+    """
+    try:
+        with torch.serialization.safe_globals(_SAFE_TYPES):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{path}: damaged, or it holds objects that could run code: {str(error).splitlines()[0]}"
+        ) from error
+    if not isinstance(checkpoint, dict):
+        raise CheckpointError(f"{path}: expected a dictionary, found {type(checkpoint).__name__}")
+    return checkpoint
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """How far a training has come.
+
+    Attributes:
+        file: The checkpoint.
+        epochs_done: Completed epochs.
+        options: What the training was started with; None for a checkpoint of nnU-Net's own commands.
+    """
+
+    file: Path
+    epochs_done: int
+    options: TrainingOptions | None
+
+
+def training_state(fold_folder: Path) -> TrainingState | None:
+    """Return the most advanced checkpoint of a fold; None where there is none.
+
+    nnU-Net takes ``final``, then ``latest``, then ``best``, whichever is first there: an extended or
+    repeated training would lose what it has done since.
+
+    Raises:
+        CheckpointError: A checkpoint is unreadable.
+    """
+    states = []
+    for name in (FINAL, LATEST, BEST):
+        file = fold_folder / name
+        if file.is_file():
+            checkpoint = read_checkpoint(file)
+            record = checkpoint.get(RECORD_KEY)
+            states.append(
+                TrainingState(
+                    file,
+                    int(checkpoint["current_epoch"]),
+                    None if record is None else TrainingOptions.from_record(record),
+                )
+            )
+    return max(states, key=lambda state: state.epochs_done, default=None)

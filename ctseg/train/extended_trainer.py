@@ -1,0 +1,421 @@
+"""ctseg's training options for any nnU-Net trainer, without changing the trainer's class name.
+
+nnU-Net names the folder of a trained model after its trainer class, and finds the class by the name
+in the checkpoint. So :func:`extended` makes a subclass of the same name at run time: folders,
+checkpoints and ``nnUNetv2_predict`` are those of the stock trainer.
+"""
+
+import contextlib
+import random
+import signal
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch._dynamo import OptimizedModule
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+
+from ctseg.errors import SetupError
+from ctseg.train.checkpoints import LATEST, read_checkpoint, write_checkpoint
+from ctseg.train.options import RECORD_KEY, TrainingOptions
+
+GRADIENT_NORM_LIMITS = {"nnUNetTrainer": 12.0, "AbstractPrimus": 1.0}
+"""At what norm the ``train_step`` of nnU-Net's trainer classes clips the gradient."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where one process of a training runs.
+
+    Attributes:
+        device: The device of this process.
+        rank: Its number among all processes, on all nodes.
+        world_size: Number of processes.
+    """
+
+    device: torch.device
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def distributed(self) -> bool:
+        """Whether there is more than one process."""
+        return self.world_size > 1
+
+
+class StopRequest:
+    """A wish to stop at the next step, set by a signal."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        self.requested = True
+
+    @contextlib.contextmanager
+    def on_sigterm(self) -> Iterator[None]:
+        """Take SIGTERM for the wish to stop; the former handler comes back afterwards."""
+        former = signal.signal(signal.SIGTERM, self._on_signal)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, former)
+
+
+class TrainingStopped(Exception):  # noqa: N818 (not an error: what was asked for)
+    """The training was asked to stop, and has saved a checkpoint."""
+
+
+class _Extension(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net publishes no types
+    """What is put in front of a trainer class; see :func:`extended`."""
+
+    options: TrainingOptions
+    placement: Placement
+    stop: StopRequest
+    clip_norm: float
+
+    # nnU-Net records these arguments by their names
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int,
+        dataset_json: dict[str, Any],
+        device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
+    ) -> None:
+        with warnings.catch_warnings():
+            # a distributed trainer takes CUDA for granted, and makes a scaler for it
+            warnings.filterwarnings("ignore", message=".*GradScaler is enabled, but CUDA is not available")
+            super().__init__(plans, configuration, fold, dataset_json, device)
+        self.device = self.placement.device
+        self.my_init_kwargs["device"] = self.device
+        for name, chosen in (
+            ("num_epochs", self.options.epochs),
+            ("initial_lr", self.options.lr),
+            ("num_iterations_per_epoch", self.options.iterations_per_epoch),
+            ("num_val_iterations_per_epoch", self.options.validation_iterations),
+        ):
+            if chosen is not None:
+                setattr(self, name, chosen)
+        self.accumulation_steps = self.options.gradient_accumulation_steps or 1
+        on_cuda = self.device.type == "cuda"
+        self.amp = on_cuda if self.options.amp is None else self.options.amp
+        self.grad_scaler = torch.GradScaler("cuda") if on_cuda and self.amp else None
+        # what nnU-Net would save every so many epochs is saved here after each
+        self.save_every = self.num_epochs + 1
+        self._in_epoch = False
+        self._split_made = False
+
+    # batch and processes
+
+    def _set_batch_size_and_oversample(self) -> None:
+        manager = self.configuration_manager
+        if self.options.batch_size is not None:
+            manager.configuration["batch_size"] = self.options.batch_size
+        ranks = self.placement.world_size
+        if manager.batch_size % ranks:
+            steps = self.accumulation_steps
+            raise SetupError(
+                f"a batch of {manager.batch_size} cannot be shared by {ranks} processes: give --batch_size {ranks} "
+                f"(or another multiple); with --gradient_accumulation_steps {max(2, steps)} or more, small batches "
+                "still make large steps"
+            )
+        self.is_ddp = self.placement.distributed
+        try:
+            super()._set_batch_size_and_oversample()
+        finally:
+            self.is_ddp = False
+
+    def initialize(self) -> None:
+        # nnU-Net would wrap the network for the GPU with the number of the global rank
+        self.is_ddp = False
+        try:
+            super().initialize()
+        finally:
+            self.is_ddp = self.placement.distributed
+        asked = self.options.lr
+        if asked is not None and not np.isclose(self.optimizer.defaults.get("lr", asked), asked):
+            raise SetupError(
+                f"{type(self).__name__} sets its own learning rate ({self.optimizer.defaults['lr']}), "
+                f"--lr {asked} cannot change it: train without --lr, or with another trainer"
+            )
+        if self.placement.distributed:
+            self._distribute()
+        self._log_differences()
+
+    def _distribute(self) -> None:
+        on_cuda = self.device.type == "cuda"
+        if on_cuda:
+            self.network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.network)  # type: ignore[no-untyped-call]
+        self.network = DistributedDataParallel(
+            self.network,
+            device_ids=[self.device.index] if on_cuda else None,
+            # buffers are constants here (statistics of batch normalisation are shared by SyncBatchNorm), and
+            # sending them in each pass would lock up a validation in which ranks have unequal numbers of cases
+            broadcast_buffers=False,
+        )
+        # the loss of a distributed training gathers batch Dice, and leaves no output without a gradient
+        self.loss = self._build_loss()
+
+    def _log_differences(self) -> None:
+        if self.accumulation_steps == 1:
+            return
+        reasons = []
+        if self.configuration_manager.batch_dice:
+            reasons.append("batch_dice is true, so the Dice loss is that of each small batch")
+        if self.label_manager.has_ignore_label:
+            reasons.append("an ignore label leaves batches with different numbers of voxels")
+        if any(isinstance(module, _BatchNorm) for module in self.network.modules()):
+            reasons.append("batch normalisation sees the small batches")
+        if reasons:
+            self.print_to_log_file(
+                f"NOTE: {self.accumulation_steps} accumulated batches of {self.configuration_manager.batch_size} are "
+                f"not exactly one batch of {self.accumulation_steps * self.configuration_manager.batch_size}: "
+                f"{'; '.join(reasons)}"
+            )
+
+    def do_split(self) -> Any:
+        # one process writes the file that all others read
+        if self.is_ddp and not self._split_made:
+            if self.local_rank == 0:
+                super().do_split()
+            torch.distributed.barrier()
+        self._split_made = True
+        return super().do_split()
+
+    # steps
+
+    def _autocast(self) -> Any:
+        if not self.amp:
+            return contextlib.nullcontext()
+        dtype = torch.float16 if self.device.type == "cuda" else torch.bfloat16
+        return torch.autocast(self.device.type, dtype=dtype)
+
+    @property
+    def _own_step(self) -> bool:
+        return bool(self.accumulation_steps > 1 or self.amp != (self.device.type == "cuda"))
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        self._stop_if_asked()
+        if not self._own_step:
+            return super().train_step(batch)  # type: ignore[no-any-return]
+        self.optimizer.zero_grad(set_to_none=True)
+        mean_loss = torch.zeros((), device=self.device)
+        for step in range(self.accumulation_steps):
+            is_last = step == self.accumulation_steps - 1
+            small_batch = batch if step == 0 else next(self.dataloader_train)
+            # gradients travel between processes once, with the last batch
+            with contextlib.nullcontext() if is_last or not self.is_ddp else self.network.no_sync():
+                with self._autocast():
+                    output = self.network(_onto(small_batch["data"], self.device))
+                    loss = self.loss(output, _onto(small_batch["target"], self.device)) / self.accumulation_steps
+                (loss if self.grad_scaler is None else self.grad_scaler.scale(loss)).backward()
+            mean_loss += loss.detach()
+        if self.grad_scaler is not None:
+            self.grad_scaler.unscale_(self.optimizer)
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.clip_norm)
+        if self.grad_scaler is None:
+            self.optimizer.step()
+        else:
+            self.grad_scaler.step(self.optimizer)
+            self.grad_scaler.update()
+        return {"loss": mean_loss.cpu().numpy()}
+
+    def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        self._stop_if_asked()
+        if self.device.type == "cuda":
+            return super().validation_step(batch)  # type: ignore[no-any-return]
+        with self._autocast():
+            return super().validation_step(batch)  # type: ignore[no-any-return]
+
+    # epochs
+
+    def on_epoch_start(self) -> None:
+        if self.options.seed is not None:
+            seed_everything(self.options.seed, epoch=self.current_epoch, rank=self.placement.rank)
+        super().on_epoch_start()
+        self._in_epoch = True
+
+    def on_epoch_end(self) -> None:
+        super().on_epoch_end()
+        self._in_epoch = False
+        if self.current_epoch < self.num_epochs:
+            self.save_latest()
+        self._tell_progress()
+
+    def print_to_log_file(self, *args: Any, also_print_to_console: bool = True, add_timestamp: bool = True) -> None:
+        # inside an epoch one line of our own says it all
+        console = also_print_to_console and not getattr(self, "_in_epoch", False)
+        if self.placement.rank == 0 or console:
+            super().print_to_log_file(*args, also_print_to_console=console, add_timestamp=add_timestamp)
+
+    def _tell_progress(self) -> None:
+        if self.placement.rank:
+            return
+        values = {
+            key: self.logger.get_value(key, step=-1)
+            for key in ("train_losses", "val_losses", "mean_fg_dice", "ema_fg_dice", "lrs")
+        }
+        starts = self.logger.get_value("epoch_start_timestamps", step=None)
+        ends = self.logger.get_value("epoch_end_timestamps", step=None)
+        seconds = [end - start for start, end in zip(starts, ends, strict=True)]
+        left_s = float(np.mean(seconds[-10:])) * (self.num_epochs - self.current_epoch)
+        print(
+            f"epoch {self.current_epoch}/{self.num_epochs}  loss {values['train_losses']:.4f} "
+            f"(validation {values['val_losses']:.4f})  pseudo Dice {values['mean_fg_dice']:.4f} "
+            f"(moving {values['ema_fg_dice']:.4f}, best {self._best_ema:.4f})  lr {values['lrs']:.2e}  "
+            f"{seconds[-1]:.1f} s, left {_duration(left_s)}",
+            flush=True,
+        )
+
+    # checkpoints
+
+    def save_checkpoint(self, filename: str) -> None:
+        self._save(Path(filename), epochs_done=self.current_epoch + 1)
+
+    def save_latest(self) -> None:
+        """Save the state from which the epoch ``current_epoch`` begins, or begins again."""
+        self._save(Path(self.output_folder) / LATEST, epochs_done=self.current_epoch)
+
+    def _save(self, path: Path, *, epochs_done: int) -> None:
+        if self.placement.rank or self.disable_checkpointing:
+            return
+        log = {key: values[:epochs_done] for key, values in self.logger.get_checkpoint().items()}
+        write_checkpoint(
+            path,
+            {
+                # nnU-Net's own entries
+                "network_weights": unwrapped(self.network).state_dict(),
+                "optimizer_state": self.optimizer.state_dict(),
+                "grad_scaler_state": None if self.grad_scaler is None else self.grad_scaler.state_dict(),
+                "logging": log,
+                "_best_ema": self._best_ema,
+                "current_epoch": epochs_done,
+                "init_args": self.my_init_kwargs,
+                "trainer_name": type(self).__name__,
+                "inference_allowed_mirroring_axes": self.inference_allowed_mirroring_axes,
+                RECORD_KEY: self.record(),
+            },
+        )
+
+    def record(self) -> dict[str, Any]:
+        """Return the values that this training runs with, none of them left open."""
+        return {
+            **replace(
+                self.options,
+                batch_size=self.configuration_manager.batch_size,
+                lr=self.initial_lr,
+                epochs=self.num_epochs,
+                iterations_per_epoch=self.num_iterations_per_epoch,
+                gradient_accumulation_steps=self.accumulation_steps,
+                amp=self.amp,
+            ).record(),
+            "world_size": self.placement.world_size,
+            "device": str(self.device),
+        }
+
+    def load_checkpoint(self, filename_or_checkpoint: Any) -> None:
+        # nnU-Net reads it again, and would run code from it
+        read_checkpoint(Path(filename_or_checkpoint))
+        super().load_checkpoint(filename_or_checkpoint)
+
+    # stopping
+
+    def _stop_if_asked(self) -> None:
+        stop = self.stop.requested
+        if self.is_ddp:
+            # the processes see a signal at different moments, and have to leave at the same step
+            flag = torch.tensor(int(stop), device=self.device)
+            torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+            stop = bool(flag.item())
+        if stop:
+            self.save_latest()
+            raise TrainingStopped(
+                f"stopped in epoch {self.current_epoch + 1} of {self.num_epochs}: "
+                f"saved {Path(self.output_folder) / LATEST}; continue with --c"
+            )
+
+    def finish_dataloaders(self) -> None:
+        """End the processes that prepare batches."""
+        for loader in (self.dataloader_train, self.dataloader_val):
+            if hasattr(loader, "_finish"):
+                loader._finish()
+
+
+def extended(
+    trainer_class: type[nnUNetTrainer], options: TrainingOptions, placement: Placement, stop: StopRequest | None = None
+) -> type[Any]:
+    """Return a subclass of a trainer, of the same name, that follows the options.
+
+    It accumulates gradients, runs distributed on NCCL or gloo with several processes on several
+    nodes, saves ``checkpoint_latest`` after every epoch and on request, writes checkpoints whole or
+    not at all and with the options in them, and prints one line an epoch.
+
+    Args:
+        trainer_class: nnU-Net's trainer, or one derived from it.
+        options: What differs from the trainer and the plans.
+        placement: Where this process runs; for several processes the group exists already.
+        stop: The wish to stop, seen before every step.
+
+    Raises:
+        SetupError: The trainer has a training step of its own, and an option needs ctseg's.
+    """
+    owner = next(cls for cls in trainer_class.__mro__ if "train_step" in vars(cls))
+    clip_norm = GRADIENT_NORM_LIMITS.get(owner.__name__)
+    default_amp = placement.device.type == "cuda"
+    needs_own_step = (options.gradient_accumulation_steps or 1) > 1 or (
+        options.amp is not None and options.amp != default_amp
+    )
+    if clip_norm is None and needs_own_step:
+        raise SetupError(
+            f"{trainer_class.__name__} has a training step of its own ({owner.__name__}), which knows neither "
+            "gradient accumulation nor --amp: leave --gradient_accumulation_steps and --amp out"
+        )
+    members = {
+        "__module__": trainer_class.__module__,
+        "__qualname__": trainer_class.__qualname__,
+        "__doc__": trainer_class.__doc__,
+        "options": options,
+        "placement": placement,
+        "stop": stop or StopRequest(),
+        "clip_norm": clip_norm or 0.0,
+    }
+    return type(trainer_class.__name__, (_Extension, trainer_class), members)
+
+
+def unwrapped(network: torch.nn.Module) -> torch.nn.Module:
+    """Return the network without the wrappers of distribution and compilation."""
+    if isinstance(network, DistributedDataParallel):
+        network = network.module
+    if isinstance(network, OptimizedModule):
+        network = network._orig_mod
+    return network
+
+
+def seed_everything(seed: int, *, epoch: int = 0, rank: int = 0) -> None:
+    """Seed Python, numpy and torch, differently for each epoch and rank."""
+    mixed = int(np.random.SeedSequence([seed, epoch + 1, rank]).generate_state(1)[0])
+    random.seed(mixed)
+    np.random.seed(mixed)  # noqa: NPY002 (nnU-Net draws from the global generator)
+    torch.manual_seed(mixed)
+
+
+def _onto(data: Any, device: torch.device) -> Any:
+    if isinstance(data, list):
+        return [part.to(device, non_blocking=True) for part in data]
+    return data.to(device, non_blocking=True)
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
