@@ -171,8 +171,8 @@ def embedded_server(
     Args:
         repository: Model repository; only read.
         models: Models to serve; None serves all of them.
-        is_private: Let every protocol ask for a key that stands in the result's ``headers``; otherwise
-            only shared memory, model control, trace and logging are closed.
+        is_private: Let every protocol ask for a key that stands in the result's ``headers``, and load the
+            newest version only; otherwise only shared memory, model control, trace and logging are closed.
         watch: Serve new versions while running (Triton's poll mode); ``models`` must be None.
         grpc_port: A fixed port; None takes a free one.
         metrics_port: Serve metrics on this loopback port; None serves none.
@@ -198,7 +198,9 @@ def embedded_server(
     shared_memory.sweep(SHM_PREFIX)
     with _sigterm_as_exit(), contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(_private_folder()))
-        served = repository.resolve() if watch else _linked_repository(repository, names, folder)
+        served = (
+            repository.resolve() if watch else _linked_repository(repository, names, folder, newest_only=is_private)
+        )
         launch = _Launch(installation, folder, served, is_private, watch, metrics_port, tuple(extra_arguments))
         server, process = launch.start(names, grpc_port, time.monotonic() + start_timeout_s)
         stack.callback(_stop, process)
@@ -411,12 +413,18 @@ def _private_folder() -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _linked_repository(repository: Path, names: Sequence[str], folder: Path) -> Path:
-    """Make a repository of links to the chosen models, so that nothing else is looked at."""
+def _linked_repository(repository: Path, names: Sequence[str], folder: Path, *, newest_only: bool) -> Path:
+    """Make a repository of links to the chosen models, so that the server looks at nothing else."""
     linked = folder / "models"
     linked.mkdir()
     for name in names:
-        (linked / name).symlink_to((repository / name).resolve(), target_is_directory=True)
+        model = (repository / name).resolve()
+        versions = [path for path in model.iterdir() if path.is_dir() and path.name.isdigit()]
+        if newest_only:
+            versions = sorted(versions, key=lambda path: int(path.name))[-1:]
+        (linked / name).mkdir()
+        for path in (model / CONFIG_NAME, *versions):
+            (linked / name / path.name).symlink_to(path)
     return linked
 
 
