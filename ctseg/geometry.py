@@ -132,8 +132,8 @@ class Reorientation:
     def undo(self, voxels: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return a view of (…, z, y, x) with the axes that the source of :meth:`apply` had."""
         leading = voxels.ndim - 3
-        turned: npt.NDArray[Any] = np.flip(voxels, tuple(leading + axis for axis in range(3) if self.flipped[axis]))
-        return turned.transpose(*range(leading), *(leading + self.axes.index(axis) for axis in range(3)))
+        turned = np.flip(voxels, tuple(leading + axis for axis in range(3) if self.flipped[axis]))
+        return np.asarray(turned.transpose(*range(leading), *(leading + self.axes.index(axis) for axis in range(3))))
 
     def apply_to_spacing(self, spacing_mm: Spacing) -> Spacing:
         """Return the spacing along the new axes."""

@@ -92,7 +92,8 @@ def write_itk_file(path: Path, labels: npt.NDArray[Any], grid: FileGrid) -> None
     image.SetDirection((RAS_FROM_LPS @ grid.geometry.direction_ras).ravel().tolist())
     try:
         sitk.WriteImage(image, str(path), useCompression=True)
-        complete = np.array_equal(sitk.GetArrayViewFromImage(sitk.ReadImage(str(path))), labels)
+        written = sitk.ReadImage(str(path))
+        complete = np.array_equal(sitk.GetArrayViewFromImage(written), labels)
     except RuntimeError as error:
         raise OutputError(f"{path}: cannot be written: {_last_line(error)}") from error
     if not complete:

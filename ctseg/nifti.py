@@ -38,7 +38,7 @@ with contextlib.suppress(ImportError):  # without the extra fast-io, zlib does t
     from isal import igzip, isal_zlib
 
     _GZIP_FILE = igzip.IGzipFile
-    _DAMAGED += (isal_zlib.error,)
+    _DAMAGED = (*_DAMAGED, isal_zlib.IsalError)
 
 NIFTI_ENDINGS = (".nii.gz", ".nii")
 
