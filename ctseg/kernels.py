@@ -6,6 +6,8 @@ the interpreter lock; and works on a range of units, so that the caller splits t
 Arithmetic is never reordered or contracted (no fast-math): where nnU-Net rounds, these round.
 """
 
+# mypy: disable-error-code="attr-defined,no-untyped-call,call-overload"
+
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -19,8 +21,8 @@ from ctseg.compiled import copy_shipped_kernels, find_cache_home
 
 _log = logging.getLogger(__name__)
 
-BLOCK = 16
-"""Lines that :func:`resize_axis` works on at once: one cache line of float32."""
+BLOCK = 64
+"""Lines that :func:`resize_axis` works on at once: far rows are read in long runs, the scratch stays in the cache."""
 SPLINE_PAD = 12
 """Voxels that SciPy repeats at both ends before its spline filter."""
 ROWS_PER_UNIT = 32
@@ -94,32 +96,32 @@ def resize_axis(source, target, indices, weights, spline, clip, low, high, first
     pad = SPLINE_PAD if spline else 0
     length = n + 2 * pad
     line = np.zeros((length, BLOCK), dtype=np.float64)
-    result = np.empty(BLOCK, dtype=np.float64)
+    inside = line[pad : pad + n]
     for unit in range(first, last):
         o = unit // blocks
         begin = (unit % blocks) * BLOCK
         width = min(BLOCK, inner - begin)
+        # views whose indices start at 0: an index that could be negative would keep loops from being vectorised
+        read = source[o, :, begin : begin + width]
+        written = target[o, :, begin : begin + width]
         for i in range(n):
             for j in range(width):
-                line[i + pad, j] = source[o, i, begin + j]
+                inside[i, j] = read[i, j]
         if spline:
-            for j in range(BLOCK):
-                head = line[pad, j]
-                tail = line[pad + n - 1, j]
-                for i in range(pad):
-                    line[i, j] = head
-                    line[pad + n + i, j] = tail
+            for i in range(pad):
+                line[i] = inside[0]
+                line[pad + n + i] = inside[n - 1]
             for i in range(length):
                 for j in range(BLOCK):
                     line[i, j] *= 6.0
             # the half-sample symmetric start of SciPy's filter; what is left out is below 1e-14 of the line
-            for j in range(BLOCK):
-                power = _POLE
-                total = 0.0
-                for i in range(min(length, _CAUSAL_TERMS)):
-                    total += power * line[i, j]
-                    power *= _POLE
-                line[0, j] += total
+            power = _POLE
+            start = line[0].copy()
+            for i in range(min(length, _CAUSAL_TERMS)):
+                for j in range(BLOCK):
+                    start[j] += power * line[i, j]
+                power *= _POLE
+            line[0] = start
             for i in range(1, length):
                 for j in range(BLOCK):
                     line[i, j] += _POLE * line[i - 1, j]
@@ -132,23 +134,21 @@ def resize_axis(source, target, indices, weights, spline, clip, low, high, first
             if taps == 4:
                 i = indices[k, 0]
                 w0, w1, w2, w3 = weights[k, 0], weights[k, 1], weights[k, 2], weights[k, 3]
-                for j in range(BLOCK):
-                    result[j] = w0 * line[i, j] + w1 * line[i + 1, j] + w2 * line[i + 2, j] + w3 * line[i + 3, j]
+                a, b, c, d = line[i], line[i + 1], line[i + 2], line[i + 3]
+                for j in range(width):
+                    written[k, j] = np.float32(w0 * a[j] + w1 * b[j] + w2 * c[j] + w3 * d[j])
             elif taps == 2:
-                i0, i1 = indices[k, 0], indices[k, 1]
                 w0, w1 = weights[k, 0], weights[k, 1]
-                for j in range(BLOCK):
-                    result[j] = w0 * line[i0, j] + w1 * line[i1, j]
+                a, b = line[indices[k, 0]], line[indices[k, 1]]
+                for j in range(width):
+                    written[k, j] = np.float32(w0 * a[j] + w1 * b[j])
             else:
-                i = indices[k, 0]
-                for j in range(BLOCK):
-                    result[j] = line[i, j]
+                a = line[indices[k, 0]]
+                for j in range(width):
+                    written[k, j] = np.float32(a[j])
             if clip:
                 for j in range(width):
-                    target[o, k, begin + j] = min(max(np.float32(result[j]), low[o]), high[o])
-            else:
-                for j in range(width):
-                    target[o, k, begin + j] = np.float32(result[j])
+                    written[k, j] = min(max(written[k, j], low[o]), high[o])
 
 
 @_kernel(types.Array(_f4, 4, "C"), _read_only(_f4, 4), _read_only(_f4, 3), _i8, _i8, _i8, _i8, _i8)
@@ -325,6 +325,8 @@ def label_planes(  # type: ignore[no-untyped-def]  # noqa: D417
         count = min(ROWS_PER_UNIT, rows - begin)
         winner[:] = 0
         for head in range(heads):
+            # as narrow as a float32, so that the loops below handle as many at once
+            number = np.int32(head + 1) if regions else np.int32(head)
             held0 = -1
             held1 = -1
             for r in range(count):
@@ -349,7 +351,7 @@ def label_planes(  # type: ignore[no-untyped-def]  # noqa: D417
                 if regions:
                     for i in range(columns):
                         value = a[i] + w * (b[i] - a[i])
-                        index[i] = head + 1 if value > threshold else index[i]
+                        index[i] = number if value > threshold else index[i]
                 elif head == 0:
                     for i in range(columns):
                         top[i] = a[i] + w * (b[i] - a[i])
@@ -358,7 +360,7 @@ def label_planes(  # type: ignore[no-untyped-def]  # noqa: D417
                         value = a[i] + w * (b[i] - a[i])
                         higher = value > top[i]
                         top[i] = value if higher else top[i]
-                        index[i] = head if higher else index[i]
+                        index[i] = number if higher else index[i]
         for r in range(count):
             for i in range(columns):
                 labels[k, begin + r, i] = winner[r, i]

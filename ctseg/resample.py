@@ -255,18 +255,19 @@ def _torch_table(
     scale = np.float32(size) / np.float32(new_size)
     target = np.arange(new_size, dtype=np.float64)
     # products of float32 numbers are exact in float64, so each line rounds once, as torch's fused operations do
+    centres = np.maximum((np.float64(scale) * (target + 0.5) - 0.5).astype(np.float32), np.float32(0))
     if mode == "linear":
-        centres = np.maximum((np.float64(scale) * (target + 0.5) - 0.5).astype(np.float32), 0)
         return _linear_table(np.minimum(centres, np.float32(size - 1)), size)
-    offset = 0.5 if mode == "nearest-exact" else 0.0
-    taken = np.floor((np.float64(scale) * (target + offset)).astype(np.float32)).astype(np.int64)
+    if mode == "nearest-exact":
+        taken = np.floor(centres + np.float32(0.5)).astype(np.int64)
+    else:
+        taken = np.floor((np.float64(scale) * target).astype(np.float32)).astype(np.int64)
     return _nearest_table(np.minimum(taken, size - 1))
 
 
 def _centres(size: int, new_size: int) -> npt.NDArray[np.float64]:
     """Centres of the target voxels, counted in source voxels: the outer faces stay where they are."""
-    centres: npt.NDArray[np.float64] = (size / new_size) * (np.arange(new_size) + 0.5) - 0.5
-    return centres
+    return (size / new_size) * (np.arange(new_size, dtype=np.float64) + 0.5) - 0.5
 
 
 def _nearest_table(taken: npt.NDArray[np.int64]) -> AxisTable:
@@ -275,7 +276,6 @@ def _nearest_table(taken: npt.NDArray[np.int64]) -> AxisTable:
 
 def _linear_table(centres: npt.NDArray[Any], size: int) -> AxisTable:
     below = np.floor(centres)
-    share = (centres - below).astype(np.float64)
+    share: npt.NDArray[np.float64] = (centres - below).astype(np.float64)
     indices = below.astype(np.int64)[:, None] + np.arange(2)
-    weights: npt.NDArray[np.float64] = np.stack([1 - share, share], axis=1)
-    return AxisTable(np.minimum(indices, size - 1), weights)
+    return AxisTable(np.minimum(indices, size - 1), np.stack([1 - share, share], axis=1))

@@ -33,8 +33,8 @@ Where = tuple[slice, slice, slice]
 Receiver = Callable[[Where, Probabilities], object]
 """Takes a finished part of the probabilities."""
 
-_REGION_THRESHOLD = np.float32(2.0**-24)
-"""The largest logit whose sigmoid is not above 0.5 in float32 arithmetic."""
+_REGION_THRESHOLD = np.float32(1.5 * 2.0**-24)
+"""The largest logit whose sigmoid, as torch computes it in float32, is not above 0.5."""
 
 
 def probabilities_outside_crop(spec: ModelSpec) -> npt.NDArray[np.float32]:

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.nnunet_plans import make_dataset, make_plans
 from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -16,6 +15,7 @@ from ctseg.errors import InputError
 from ctseg.model_spec import ModelSpec
 from ctseg.nnunet_plans import spec_from_plans
 from ctseg.prepare import find_nonzero_box, prepare
+from tests.nnunet_plans import make_dataset, make_plans
 
 SCHEMES = (
     "CTNormalization",

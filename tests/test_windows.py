@@ -59,8 +59,9 @@ def geometries(draw: st.DrawFn) -> tuple[tuple[int, int, int], tuple[int, ...], 
 
 @pytest.mark.parametrize("step", [0.1, 0.25, 1 / 3, 0.5, 0.7, 0.75, 0.9, 1.0])
 def test_window_starts_are_nnunets_for_all_sizes(step: float) -> None:
+    every = 1 if step in (0.5, 0.75, 1.0) else 4  # nnU-Net's function is slow where there are many windows
     for patch in (1, 2, 3, 5, 8, 16, 28, 31, 32, 56, 64, 96, 128, 192):
-        for size in range(patch, 520):
+        for size in range(patch, 520 if patch > 3 else 100, every):
             expected = compute_steps_for_sliding_window((size,), (patch,), step)
             assert window_starts((size,), (patch,), step) == tuple(map(tuple, expected)), (size, patch)
 
@@ -121,7 +122,7 @@ def test_windows_cover_every_voxel_and_stay_inside(geometry: tuple) -> None:
     seen = np.zeros(plan.padded_size, int)
     for index in range(len(plan)):
         start = plan.start(index)
-        assert all(0 <= s and s + p <= n for s, p, n in zip(start, plan.patch_size_3d, plan.padded_size, strict=True))
+        assert all(s >= 0 and s + p <= n for s, p, n in zip(start, plan.patch_size_3d, plan.padded_size, strict=True))
         seen[tuple(slice(s, s + p) for s, p in zip(start, plan.patch_size_3d, strict=True))] += 1
     assert seen.min() >= 1
 
