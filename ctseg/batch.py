@@ -198,6 +198,7 @@ def _segment_case(
             if probabilities is not None:
                 probabilities.close()
     ended = time.monotonic()
+    measures = result.measures
     return CaseReport(
         case=case.name,
         status="ok",
@@ -205,15 +206,15 @@ def _segment_case(
         output_sha256=sha256_of_file(path),
         seconds=StageSeconds(
             read=round(read_s, 3),
-            prepare=round(result.prepare_s, 3),
-            network=round(result.network_s, 3),
-            restore=round(result.restore_s, 3),
+            prepare=round(measures.prepare_s, 3),
+            network=round(measures.network_s, 3),
+            restore=round(measures.restore_s, 3),
             write=round(ended - writing, 3),
             total=round(ended - started, 3),
         ),
-        windows=result.windows,
-        bytes_sent=result.bytes_sent,
-        bytes_received=result.bytes_received,
+        windows=measures.windows,
+        bytes_sent=measures.bytes_sent,
+        bytes_received=measures.bytes_received,
     )
 
 

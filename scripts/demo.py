@@ -31,6 +31,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("demo_output"))
     output: Path = parser.parse_args().output
     words = ["predict", "-i", DATA / "images", "-o", output, "-m", MODEL, "--repository", REPOSITORY]
+    words.append("--disable_tta")  # mirroring takes eight times as long, and two cores are few
     exit_code = ctseg([str(word) for word in words])
     if not (output / REPORT_NAME).is_file():
         return exit_code
