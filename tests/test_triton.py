@@ -165,7 +165,7 @@ def test_the_batch_stays_under_the_message_size(server: RunningServer) -> None:
     answer = toy_logits(toy_patches(1)).nbytes
     with connected(server, max_message_bytes=2 * answer + 5000) as predictor:
         assert predictor.max_batch_size == 2
-    with pytest.raises(SetupError, match="one patch .* 3 heads takes"), connected(server, max_message_bytes=answer):
+    with pytest.raises(SetupError, match=r"one patch .* 3 heads takes"), connected(server, max_message_bytes=answer):
         pass
 
 
@@ -243,7 +243,7 @@ def test_an_empty_answer_is_no_answer(server: RunningServer, transport: str) -> 
 
 
 def test_refused_connection_is_not_called_a_timeout() -> None:
-    with pytest.raises(ServerUnavailableError, match="[Cc]onnection refused"):
+    with pytest.raises(ServerUnavailableError, match=r"[Cc]onnection refused"):
         connect([f"127.0.0.1:{free_port()}"], "toy", options=ClientOptions(connect_timeout_s=0.5))
 
 

@@ -6,6 +6,7 @@ loopback only, never for production, and every protocol asks for a key that only
 """
 
 import contextlib
+import dataclasses
 import importlib.metadata
 import json
 import logging
@@ -161,6 +162,7 @@ def embedded_server(
     metrics_port: int | None = None,
     start_timeout_s: float = 300.0,
     extra_arguments: Sequence[str] = (),
+    options: ClientOptions | None = None,
     prove: bool = True,
 ) -> Iterator[RunningServer]:
     """Run a tritonserver on loopback while the ``with`` block runs.
@@ -178,6 +180,7 @@ def embedded_server(
         metrics_port: Serve metrics on this loopback port; None serves none.
         start_timeout_s: Longest time until the server is ready, in seconds.
         extra_arguments: Further arguments of tritonserver.
+        options: How to reach the server, where ``extra_arguments`` made it ask for TLS.
         prove: Run each model once before the block begins, and check that the answer is there and finite.
 
     Yields:
@@ -201,12 +204,12 @@ def embedded_server(
         served = (
             repository.resolve() if watch else _linked_repository(repository, names, folder, newest_only=is_private)
         )
-        launch = _Launch(installation, folder, served, is_private, watch, metrics_port, tuple(extra_arguments))
+        launch = _Launch(installation, folder, served, is_private, watch, metrics_port, tuple(extra_arguments), options)
         server, process = launch.start(names, grpc_port, time.monotonic() + start_timeout_s)
         stack.callback(_stop, process)
         log.info("tritonserver (%s) serves %s on %s", installation.source, ", ".join(names), server.url)
         if prove:
-            _prove(server, repository, names)
+            _prove(server, repository, names, options)
         yield server
 
 
@@ -263,6 +266,7 @@ class _Launch:
     watch: bool
     metrics_port: int | None
     extra_arguments: tuple[str, ...]
+    options: ClientOptions | None
 
     def start(
         self, names: tuple[str, ...], grpc_port: int | None, deadline: float
@@ -277,11 +281,12 @@ class _Launch:
             command = [str(binary), *self._arguments(flags, backends, port, key)]
             job = {
                 "command": command,
-                "environment": _environment(self.installation),
+                "environment": {**_environment(self.installation), "TMPDIR": str(self.folder)},
                 "log": str(log_path),
                 "folder": str(self.folder),
                 "shm_prefix": f"{SHM_PREFIX}{shared_memory.owner_tag().split('-')[0]}-",
-                "stop_timeout_s": _STOP_TIMEOUT_S,
+                # a private server has no work but ours, which is done; others may have some in flight
+                "stop_timeout_s": 0.0 if self.is_private else _STOP_TIMEOUT_S,
             }
             process = subprocess.Popen(
                 [sys.executable, "-I", "-S", str(_SUPERVISOR)],
@@ -324,7 +329,7 @@ class _Launch:
 
     def _wait_until_ready(self, server: RunningServer, process: "subprocess.Popen[str]", deadline: float) -> bool:
         while process.poll() is None:
-            if is_ready(server.url, ClientOptions(headers=server.headers)):
+            if is_ready(server.url, _client_options(server, self.options)):
                 return True
             if time.monotonic() > deadline:
                 raise SetupError(
@@ -371,7 +376,7 @@ class _Launch:
         return arguments
 
 
-def _prove(server: RunningServer, repository: Path, names: tuple[str, ...]) -> None:
+def _prove(server: RunningServer, repository: Path, names: tuple[str, ...], options: ClientOptions | None) -> None:
     """Run each model that carries a spec once; a server can be ready and answer nothing."""
     for name in names:
         path = repository / name / CONFIG_NAME
@@ -380,7 +385,7 @@ def _prove(server: RunningServer, repository: Path, names: tuple[str, ...]) -> N
             log.warning("%s carries no spec: it is served, but was not tried", name)
             continue
         try:
-            with connect([server.url], name, options=ClientOptions(headers=server.headers)) as predictor:
+            with connect([server.url], name, options=_client_options(server, options)) as predictor:
                 shape = (1, len(predictor.spec.channels), *predictor.spec.patch_size)
                 patches = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
                 logits = predictor.predict(patches)
@@ -389,6 +394,12 @@ def _prove(server: RunningServer, repository: Path, names: tuple[str, ...]) -> N
                 del logits
         except CtsegError as error:
             raise type(error)(f"{error}\nthe end of tritonserver's log:\n{_tail(server.log)}") from error
+
+
+def _client_options(server: RunningServer, options: ClientOptions | None) -> ClientOptions:
+    return dataclasses.replace(
+        options or ClientOptions(), headers={**(options.headers if options else {}), **server.headers}
+    )
 
 
 def _stop(process: "subprocess.Popen[str]") -> None:

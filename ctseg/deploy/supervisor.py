@@ -67,12 +67,17 @@ def main() -> int:
 
 
 def _stop(server: "subprocess.Popen[bytes]", timeout_s: float) -> None:
-    server.terminate()
-    try:
-        server.wait(timeout_s)
-    except subprocess.TimeoutExpired:
-        server.kill()
-        server.wait()
+    """Ask the server to finish what it is doing, at most so long; then kill it."""
+    if timeout_s > 0:
+        server.terminate()
+        try:
+            server.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            pass
+        else:
+            return
+    server.kill()
+    server.wait()
 
 
 def _kill_children() -> None:

@@ -35,6 +35,7 @@ def _available_cpus() -> int:
 def _onnxruntime_network(path: Path, output: str, threads: int) -> Network:
     import onnxruntime
 
+    onnxruntime.disable_telemetry_events()  # nothing leaves this machine unasked
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
