@@ -182,6 +182,7 @@ def resample(volume: Volume, plan: ResamplingPlan, *, out: Volume | None = None)
         others = None if across is None else tuple(a for a in range(3) if a != across)
         bounds = (np.min(volume, axis=others), np.max(volume, axis=others))
     current = volume
+    del volume  # where the caller keeps it no longer, its memory is free after the first axis
     for axis in order:
         shape = list(current.shape)
         shape[axis] = plan.target_shape[axis]

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import expit
 
 from ctseg.compiled import load_kernels, run_parallel
 from ctseg.errors import SpecError
@@ -35,6 +34,9 @@ Receiver = Callable[[Where, Probabilities], object]
 
 _REGION_THRESHOLD = np.float32(1.5 * 2.0**-24)
 """The largest logit whose sigmoid, as torch computes it in float32, is not above 0.5."""
+
+_PLANES_AT_ONCE = 8
+"""Target planes of one call of the labelling kernel."""
 
 
 def probabilities_outside_crop(spec: ModelSpec) -> npt.NDArray[np.float32]:
@@ -185,19 +187,16 @@ class LabelRestorer:
         rows, columns = self._plan.target_shape[1:]
         bands = -(-rows // kernels.ROWS_PER_UNIT)
         regions = self._spec.has_regions
-        indices = np.empty((planes.stop - planes.start, rows, columns), dtype=np.uint16)
-        target = self._cropped[planes]
-
-        def work(first: int, last: int) -> None:
-            kernels.label_planes(source[0], source[1], indices, *source[2:], regions, _REGION_THRESHOLD, first, last)
-
-        run_parallel(work, len(indices) * bands)
-
-        def write(first: int, last: int) -> None:
-            for k in range(first, last):
-                target[k] = self._values[indices[k]] if regions else indices[k]
-
-        run_parallel(write, len(indices))
+        slab, before, below, above, weight, *in_plane = source
+        # a few planes at a time, so that what the kernel writes is small and still in the cache when it is copied
+        indices = np.empty((min(_PLANES_AT_ONCE, len(below)), rows, columns), dtype=np.uint16)
+        for first in range(0, len(below), _PLANES_AT_ONCE):
+            part = slice(first, first + _PLANES_AT_ONCE)
+            found = indices[: len(below[part])]
+            target = self._cropped[planes][part]
+            arguments = (slab, before, found, below[part], above[part], weight[part], *in_plane)
+            run_parallel(partial(kernels.label_planes, *arguments, regions, _REGION_THRESHOLD), len(found) * bands)
+            target[...] = self._values[found] if regions else found
 
     def _give_probabilities(self, source: tuple[Any, ...], planes: slice, give: Receiver) -> None:
         kernels = load_kernels()
@@ -212,7 +211,11 @@ class LabelRestorer:
     def _probabilities(self, logits: Slab, plane: int) -> tuple[Where, Probabilities]:
         """Turn logits (heads, planes, y, x) on the crop's grid into probabilities, in place, and say where they lie."""
         if self._spec.has_regions:
-            expit(logits, out=logits)
+            np.negative(logits, out=logits)
+            with np.errstate(over="ignore"):  # far below 0 the exponential is infinite and the probability 0
+                np.exp(logits, out=logits)
+            logits += 1
+            np.reciprocal(logits, out=logits)
         else:
             logits -= logits.max(axis=0)
             np.exp(logits, out=logits)
