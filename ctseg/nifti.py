@@ -38,7 +38,7 @@ with contextlib.suppress(ImportError):  # without the extra fast-io, zlib does t
     from isal import igzip, isal_zlib
 
     _GZIP_FILE = igzip.IGzipFile
-    _DAMAGED = (*_DAMAGED, isal_zlib.IsalError)
+    _DAMAGED = (*_DAMAGED, cast(Any, isal_zlib.IsalError))
 
 NIFTI_ENDINGS = (".nii.gz", ".nii")
 
@@ -297,8 +297,6 @@ def _scaled(
 
 def _itk_scaling(header: Any) -> tuple[float, float] | None:
     """Slope and intercept as ITK applies them; None: voxels are taken as they are."""
-    if not int(header["qform_code"]) > 0 and not int(header["sform_code"]) > 0:
-        return None
     slope, intercept = (_finite(header[name]) for name in ("scl_slope", "scl_inter"))
     slope = slope if abs(slope) >= np.finfo(np.float64).eps else 1.0
     return None if (slope, intercept) == (1.0, 0.0) else (slope, intercept)
@@ -325,19 +323,23 @@ def _voxel_sizes(header: Any, path: Path) -> list[float]:
 def _itk_grid(header: Any, shape: Shape3, path: Path, reader: str) -> tuple[FileGrid, Spacing]:
     """The grid as ITK's ``NiftiImageIO`` sees it.
 
-    The sform counts if its axes are orthogonal and either there is no qform or the sform is the
-    scanner's frame (code 1); else the qform does. Where ITK prefers an sform because it equals the
-    qform within 1e-4, the qform is as good. The spacing always is pixdim.
+    The sform counts if its axes are orthogonal and there is no qform, or it is the scanner's frame
+    (code 1), or it says the same as the qform, only more exactly; else the qform does. The spacing
+    always is pixdim.
+
+    Source:
+        ITK 5.4's ``NiftiImageIO::SetImageIOOrientationFromNIfTI``.
     """
     unit_mm = _MM_PER_UNIT.get(int(header["xyzt_units"]) & 7, 1.0)
     spacing = np.array(_voxel_sizes(header, path)) * unit_mm
     qform_code, sform_code = (max(0, int(header[name])) for name in ("qform_code", "sform_code"))
     sform = np.array([header["srow_x"], header["srow_y"], header["srow_z"]], dtype=np.float64)
-    use_sform = sform_code > 0 and _is_orthogonal(sform[:, :3]) and (qform_code == 0 or sform_code == 1)
-    if use_sform:
+    qform = _itk_qform(header)
+    use_sform = sform_code > 0 and (qform_code == 0 or sform_code == 1 or _are_equal(sform, qform))
+    if use_sform and _is_orthogonal(sform[:, :3]):
         matrix = sform
     elif qform_code > 0:
-        matrix = _itk_qform(header)
+        matrix = qform
     elif sform_code > 0:
         raise ValueError(
             f"expected axes at right angles, which reader {reader} of the model needs, found a sheared or singular "
@@ -363,6 +365,16 @@ def _is_orthogonal(linear: npt.NDArray[np.float64]) -> bool:
         return False
     direction = linear / lengths
     return bool(np.abs(direction @ direction.T - np.eye(3)).max() <= SHEAR_TOLERANCE)
+
+
+def _are_equal(sform: npt.NDArray[np.float64], qform: npt.NDArray[np.float64]) -> bool:
+    """Whether two matrices say the same, so that ITK takes the sform for a more exact form of the qform.
+
+    ITK has a second, looser test. What it decides is less than 1e-4 mm, and less than the noise of its
+    float32 singular vectors.
+    """
+    turned, shifted = np.abs(sform[:, :3] - qform[:, :3]), np.abs(sform[:, 3] - qform[:, 3])
+    return bool(turned.max() <= 1e-5 and shifted.sum() <= 1e-7)
 
 
 def _itk_qform(header: Any) -> npt.NDArray[np.float64]:
