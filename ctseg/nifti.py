@@ -147,7 +147,7 @@ def write_nifti(file: BinaryIO, labels: npt.NDArray[Any], grid: FileGrid, *, com
         stream: Any = file
         if compress:
             stream = stack.enter_context(_gzip_file(file, "wb"))
-        header.write_to(stream)
+        stream.write(header.binaryblock)
         stream.write(bytes(int(header["vox_offset"]) - int(header["sizeof_hdr"])))
         for plane in labels:
             stream.write(np.ascontiguousarray(plane).data)
