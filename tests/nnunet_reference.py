@@ -1,6 +1,7 @@
 """nnU-Net itself, run beside ctseg: trained folders made for tests, and its predictor in float32."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,23 @@ from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from ctseg.train.trainers.nnUNetTrainerSwinUNETR import nnUNetTrainerSwinUNETR
-from tests.nnunet_plans import make_dataset, make_plans, swin_architecture, unet_architecture  # noqa: F401 (for tests that need both)
+from ctseg.train.trainers import nnUNetTrainerSwinUNETR as trainer_module
+from tests.nnunet_plans import make_dataset, make_plans, swin_architecture, unet_architecture
+
+__all__ = [
+    "Float32Predictor",
+    "make_dataset",
+    "make_plans",
+    "make_trained_folder",
+    "reference_predictor",
+    "reference_segmentation",
+    "swin_architecture",
+    "unet_architecture",
+]
+
+# where nnU-Net's own code finds the Swin UNETR trainer
+os.environ.setdefault("nnUNet_extTrainer", str(Path(trainer_module.__file__).parent))
+
 
 def make_trained_folder(
     folder: Path,
@@ -23,10 +39,7 @@ def make_trained_folder(
     mirror_axes: tuple[int, ...] | None = (0, 1, 2),
     seed: int = 0,
 ) -> Path:
-    """Write a results folder with a random network in each fold, as nnU-Net's trainer leaves it.
-
-    The last layer is scaled up so that random logits are not all near a tie.
-    """
+    """Write a results folder with a random network in each fold, as nnU-Net's trainer leaves it."""
     configuration = next(iter(plans["configurations"]))
     manager = PlansManager(plans)
     configuration_manager = manager.get_configuration(configuration)
@@ -40,7 +53,7 @@ def make_trained_folder(
     for i, fold in enumerate(folds):
         torch.manual_seed(seed + i)
         if swin:
-            network = nnUNetTrainerSwinUNETR.build_network_architecture(
+            network = trainer_module.nnUNetTrainerSwinUNETR.build_network_architecture(
                 manager, configuration_manager, channels, heads, False
             )
         else:
