@@ -1,6 +1,7 @@
 """Which scans there are to segment, and which files belong to each."""
 
 import re
+import stat
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,9 +46,11 @@ def find_cases(input_path: Path, *, channels: int) -> list[Case]:
     Raises:
         InputError: The path cannot be read, is no scan, or holds none.
     """
-    if not input_path.exists():
-        raise InputError(f"{input_path}: expected a scan or a folder of scans, found nothing of that name")
-    if not input_path.is_dir():
+    try:
+        is_folder = stat.S_ISDIR(input_path.stat().st_mode)
+    except OSError as error:
+        raise InputError(f"{input_path}: expected a scan or a folder of scans: {error.strerror or error}") from error
+    if not is_folder:
         return [_case_of_file(input_path, channels)]
     files = _scans_in(input_path)
     if not files:

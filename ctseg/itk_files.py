@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from nibabel.orientations import io_orientation
 
-from ctseg.errors import InputError, OutputError, SetupError
+from ctseg.errors import InputError, SetupError
 from ctseg.geometry import (
     AS_IT_IS,
     RAS_FROM_LPS,
@@ -82,7 +82,7 @@ def write_itk_file(path: Path, labels: npt.NDArray[Any], grid: FileGrid) -> None
         grid: The input's.
 
     Raises:
-        OutputError: The file cannot be written.
+        OSError: The file cannot be written.
         SetupError: SimpleITK is not installed.
     """
     sitk = _simpleitk(path)
@@ -95,9 +95,9 @@ def write_itk_file(path: Path, labels: npt.NDArray[Any], grid: FileGrid) -> None
         written = sitk.ReadImage(str(path))
         complete = np.array_equal(sitk.GetArrayViewFromImage(written), labels)
     except RuntimeError as error:
-        raise OutputError(f"{path}: cannot be written: {_last_line(error)}") from error
+        raise OSError(_last_line(error)) from error
     if not complete:
-        raise OutputError(f"{path}: cannot be written: the file is not what was put in")
+        raise OSError("what was written is not what stands in the file; is the disk full?")
 
 
 def _check_information(file: Any, size: int, path: Path) -> None:

@@ -91,6 +91,11 @@ class Scan:
     spacing_mm: Spacing
     grid: FileGrid
 
+    @property
+    def geometry(self) -> Geometry:
+        """Where the voxels lie, on their own axes."""
+        return self.grid.geometry.reoriented(self.grid.reorientation)
+
 
 def read_nifti(path: Path, reader: str) -> Scan:
     """Read a NIfTI file as one of nnU-Net's readers does.

@@ -79,7 +79,7 @@ def read_volume(files: Sequence[Path], reader: str) -> Volume:
         raise ValueError("expected a file for each channel, found none")
     first = _read_scan(files[0], reader)
     if len(files) == 1:
-        return _volume(first.voxels[None], first)
+        return Volume(first.voxels[None], first.spacing_mm, first.geometry, first.grid)
     scans = [first]
     for file in files[1:]:
         scan = _read_scan(file, reader)
@@ -87,7 +87,8 @@ def read_volume(files: Sequence[Path], reader: str) -> Volume:
         scans.append(scan)
     dtypes = {scan.voxels.dtype for scan in scans}
     dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
-    return _volume(np.stack([scan.voxels.astype(dtype, copy=False) for scan in scans]), first)
+    voxels = np.stack([scan.voxels.astype(dtype, copy=False) for scan in scans])
+    return Volume(voxels, first.spacing_mm, first.geometry, first.grid)
 
 
 def volume_from_array(voxels: npt.NDArray[Any], geometry: Geometry | Affine, reader: str = "SimpleITKIO") -> Volume:
@@ -176,11 +177,6 @@ def _read_scan(file: Path, reader: str) -> Scan:
     return scan
 
 
-def _volume(voxels: npt.NDArray[Any], first: Scan) -> Volume:
-    geometry = first.grid.geometry.reoriented(first.grid.reorientation)
-    return Volume(voxels, first.spacing_mm, geometry, first.grid)
-
-
 def _check_reader(reader: str) -> None:
     if reader not in _READERS:
         raise ValueError(f"expected one of nnU-Net's readers {_READERS}, found {reader!r}")
@@ -199,12 +195,12 @@ def _check_finite(voxels: npt.NDArray[Any], name: str) -> None:
 
 def _check_same_grid(first_file: Path, first: Scan, file: Path, scan: Scan) -> None:
     """Refuse channels that do not lie on each other; nnU-Net only warns about some of these."""
-    one, other = first.grid.geometry, scan.grid.geometry
+    one, other = first.geometry, scan.geometry
     what = f"{file.name}: expected the grid of {first_file.name}, found"
     todo = "resample one channel onto the other"
     if one.shape != other.shape:
         raise InputError(f"{what} {other.shape} voxels (z, y, x) instead of {one.shape}: {todo}")
-    if first.grid.reorientation != scan.grid.reorientation or one.distance_mm(other) > SAME_GRID_TOLERANCE_MM:
+    if one.distance_mm(other) > SAME_GRID_TOLERANCE_MM:
         raise InputError(f"{what} voxels up to {one.distance_mm(other):.3g} mm away from theirs: {todo}")
     if not np.allclose(first.spacing_mm, scan.spacing_mm):
         raise InputError(f"{what} a voxel size (z, y, x) of {scan.spacing_mm} instead of {first.spacing_mm} mm: {todo}")
