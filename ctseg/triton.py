@@ -57,6 +57,7 @@ _FIRST_BACKOFF_S = 0.1
 _LONGEST_BACKOFF_S = 5.0
 _RECHECK_TIMEOUT_S = 5.0
 _DRAIN_TIMEOUT_S = 10.0
+_UNREGISTER_TIMEOUT_S = 2.0
 _GRACE_OF_GONE_VERSION_S = 5.0
 _KEEPALIVE_MS = 310_000  # Triton answers pings closer than 300 s without data by closing the connection
 _SHARED_MEMORY_CHANCES = 3
@@ -1010,11 +1011,21 @@ class _Server:
             return
         with self._lock:
             names, self._abandoned = self._abandoned, []
+        give_up_at = time.monotonic() + _UNREGISTER_TIMEOUT_S
         for name in names:
+            self._unregister(name, give_up_at)
+
+    def _unregister(self, name: str, give_up_at: float) -> None:
+        while True:
             try:
                 self.ask("unregister_system_shared_memory", name, client_timeout=_RECHECK_TIMEOUT_S)
             except _CallError as error:
+                # Triton lets go of a region a moment after it answered, and refuses until then
+                if error.status == _INTERNAL and time.monotonic() < give_up_at:
+                    time.sleep(0.02)
+                    continue
                 log.debug("%s: segment %s was not unregistered: %s", self.url, name, error)
+            return
 
     def doubt_shared_memory(self) -> None:
         """Note a failure; after a few of them, requests go by gRPC."""

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tritonclient.grpc import InferenceServerClient
+from tritonclient.utils import InferenceServerException
 
 from ctseg import shared_memory
 from ctseg.deploy.server import RunningServer, embedded_server
@@ -54,6 +56,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     write_foreign_entry(root, "cascade", GOOD, parameters={SPEC_KEY: cascade})
     broken = 'raise RuntimeError("out of luck")'
     write_foreign_entry(root, "broken", broken, parameters={SPEC_KEY: toy_spec("broken").to_json()})
+    mortal = f"if patches[0, 0, 0, 0, 0] == 77: import os; os._exit(1)\n{GOOD}"
+    write_foreign_entry(root, "mortal", mortal, parameters={SPEC_KEY: toy_spec("mortal").to_json()})
     empty = 'return pb_utils.InferenceResponse([pb_utils.Tensor("logits", self.logits(patches))])'
     write_foreign_entry(root, "empty", empty, parameters={SPEC_KEY: toy_spec("empty").to_json()})
     slow = f"time.sleep(2.0 if patches[0, 0, 0, 0, 0] == 99 else 0.05)\n{GOOD}"
@@ -130,6 +134,8 @@ def test_shared_memory_is_gone_after_close(server: RunningServer) -> None:
     with connected(server, shared_memory="on") as predictor:
         predictor.predict(toy_patches(2))
         assert list(shared_memory.FOLDER.glob(f"{SEGMENT_PREFIX}*-{os.getpid()}-*"))
+        assert _registered(server) >= 2
+    assert _registered(server) == 0
     assert not list(shared_memory.FOLDER.glob(f"{SEGMENT_PREFIX}*-{os.getpid()}-*"))
 
 
@@ -152,7 +158,7 @@ def test_a_region_that_the_server_lost_is_made_known_again(server: RunningServer
     patches = toy_patches(2)
     with connected(server, shared_memory="on") as predictor:
         predictor.predict(patches)
-        predictor._servers[0].ask("unregister_system_shared_memory", client_timeout=5.0)  # all of them
+        _wait_for(lambda: _unregister_all(server))
         for _ in range(3):
             np.testing.assert_allclose(predictor.predict(patches), toy_logits(patches), rtol=1e-6, atol=1e-6)
         assert predictor.transport == "shared memory"
@@ -235,6 +241,15 @@ def test_an_exception_in_the_model_is_told_with_model_server_and_shapes(server: 
         assert part in str(caught.value)
 
 
+def test_a_model_process_that_dies_fails_its_requests_by_name_and_hangs_nobody(server: RunningServer) -> None:
+    deadly = toy_patches(1)
+    deadly[0, 0, 0, 0, 0] = 77
+    with connected(server, "mortal", timeout_s=20) as predictor:
+        for patches in (deadly, toy_patches(1)):  # this release does not start the process again
+            with pytest.raises(InferenceFailedError, match=r"mortal version 1 .* not healthy"):
+                predictor.predict(patches)
+
+
 @pytest.mark.skipif(np.lib.NumpyVersion(np.__version__) < "2.0.0", reason="the trap is numpy 2's")
 @pytest.mark.parametrize("transport", ["on", "off"])
 def test_an_empty_answer_is_no_answer(server: RunningServer, transport: str) -> None:
@@ -258,9 +273,9 @@ def test_a_server_that_never_answers_is_a_timeout() -> None:
 def test_a_model_that_hangs_is_given_up_after_the_timeout(server: RunningServer) -> None:
     patches = toy_patches(1)
     patches[0, 0, 0, 0, 0] = 99
-    with connected(server, "slow", timeout_s=0.5) as predictor:
-        with pytest.raises(ServerTimeoutError, match=r"nothing was answered for 0\.5 s"):
-            predictor.predict(patches)
+    given_up = pytest.raises(ServerTimeoutError, match=r"nothing was answered for 0\.5 s")
+    with connected(server, "slow", timeout_s=0.5) as predictor, given_up:
+        predictor.predict(patches)
 
 
 def test_a_queue_that_is_longer_than_the_timeout_is_no_timeout(server: RunningServer) -> None:
@@ -341,17 +356,20 @@ def test_work_goes_to_both_servers_and_on_with_one_when_the_other_dies(server: R
     root = tmp_path / "models"
     write_toy_entry(root)
     options = ClientOptions(headers=server.headers, timeout_s=10)
-    with embedded_server(root, is_private=False, prove=False) as other:
-        with connect([server.url, other.url], "toy", options=options) as predictor, ThreadPoolExecutor(4) as threads:
-            assert predictor.max_in_flight == 4
-            assert predictor.transport == "shared memory and grpc"  # an open server takes no shared memory
-            patches = [toy_patches(1, seed) for seed in range(200)]
-            answers = threads.map(predictor.predict, patches)
-            for i, (item, logits) in enumerate(zip(patches, answers, strict=True)):
-                if i == 20:
-                    os.kill(other.pid, signal.SIGKILL)
-                np.testing.assert_allclose(logits, toy_logits(item), rtol=1e-6, atol=1e-6)
-            assert predictor.retries >= 1
+    with (
+        embedded_server(root, is_private=False, prove=False) as other,
+        connect([server.url, other.url], "toy", options=options) as predictor,
+        ThreadPoolExecutor(4) as threads,
+    ):
+        assert predictor.max_in_flight == 4
+        assert predictor.transport == "shared memory and grpc"  # an open server takes no shared memory
+        patches = [toy_patches(1, seed) for seed in range(200)]
+        answers = threads.map(predictor.predict, patches)
+        for i, (item, logits) in enumerate(zip(patches, answers, strict=True)):
+            if i == 20:
+                os.kill(other.pid, signal.SIGKILL)
+            np.testing.assert_allclose(logits, toy_logits(item), rtol=1e-6, atol=1e-6)
+        assert predictor.retries >= 1
 
 
 def test_a_killed_server_that_comes_back_loses_no_window(tmp_path: Path) -> None:
@@ -376,12 +394,14 @@ def test_a_killed_server_that_comes_back_loses_no_window(tmp_path: Path) -> None
 def test_a_killed_server_that_stays_away_is_unavailable(tmp_path: Path) -> None:
     root = tmp_path / "models"
     write_toy_entry(root)
-    with embedded_server(root, is_private=False, prove=False) as server:
-        with connect([server.url], "toy", options=ClientOptions(timeout_s=1.5)) as predictor:
+    with (
+        embedded_server(root, is_private=False, prove=False) as server,
+        connect([server.url], "toy", options=ClientOptions(timeout_s=1.5)) as predictor,
+    ):
+        predictor.predict(toy_patches(1))
+        os.kill(server.pid, signal.SIGKILL)
+        with pytest.raises(ServerUnavailableError, match="toy version 1 at 127"):
             predictor.predict(toy_patches(1))
-            os.kill(server.pid, signal.SIGKILL)
-            with pytest.raises(ServerUnavailableError, match="toy version 1 at 127"):
-                predictor.predict(toy_patches(1))
 
 
 def test_a_new_version_under_way_does_not_disturb_and_a_lost_one_is_named(tmp_path: Path) -> None:
@@ -404,6 +424,17 @@ def test_a_new_version_under_way_does_not_disturb_and_a_lost_one_is_named(tmp_pa
                 assert new.model_version == 4  # the same digest goes on
             with pytest.raises(ModelNotFoundError, match=r"version 1 .* is gone .* start the folder again"):
                 old.predict(patches)
+
+
+def _registered(server: RunningServer) -> int:
+    with InferenceServerClient(server.url) as client:
+        return len(client.get_system_shared_memory_status(headers=server.headers).regions)
+
+
+def _unregister_all(server: RunningServer) -> bool:
+    with InferenceServerClient(server.url) as client, contextlib.suppress(InferenceServerException):
+        client.unregister_system_shared_memory(headers=server.headers)  # refused while a request holds a region
+    return _registered(server) == 0
 
 
 def _newest(server: RunningServer) -> int:
