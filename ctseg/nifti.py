@@ -409,11 +409,11 @@ def _nibabel_grid(header: Any, shape: Shape3, path: Path, reader: str) -> tuple[
     try:
         fixed.check_fix(logger=_SILENT, error_level=40)
         affine = fixed.get_best_affine()
+        geometry = Geometry(shape, affine)
         fixed.set_data_dtype(np.uint8)
         fixed.set_data_shape(shape[::-1])
         empty: Any = nibabel.Nifti2Image if isinstance(header, nibabel.Nifti2Header) else nibabel.Nifti1Image
         image = empty(np.broadcast_to(np.uint8(0), shape[::-1]), affine, fixed)
-        geometry = Geometry(shape, affine)
         reorientation = AS_IT_IS
         if reader.endswith("WithReorient"):
             orientation = io_orientation(affine)

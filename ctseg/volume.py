@@ -1,5 +1,6 @@
 """A scan in memory: reading it as nnU-Net's readers do, and writing labels onto its grid."""
 
+import contextlib
 import os
 import uuid
 from collections.abc import Callable, Sequence
@@ -217,4 +218,5 @@ def _put_in_place(path: Path, ending: str, write: Callable[[Path], None]) -> Non
     except OSError as error:
         raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a folder that cannot be written holds no such file
+            temporary.unlink(missing_ok=True)
