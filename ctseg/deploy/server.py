@@ -44,6 +44,7 @@ _SUPERVISOR = Path(__file__).parent / "supervisor.py"
 _STOP_TIMEOUT_S = 20.0
 _ATTEMPTS_ON_PORTS = 4
 _LOG_TAIL_LINES = 40
+_LOG_LINE_CHARACTERS = 500
 _INSTALL = "install it with `pip install --no-deps nvidia-pytriton` (Linux x86-64), or put tritonserver on the PATH"
 _CLOSED = ("model-repository", "trace", "logging")
 _OPEN_WITH_KEY = ("health", "metadata", "inference", "shared-memory", "model-config", "statistics")
@@ -467,16 +468,13 @@ def _backends(installation: Installation, folder: Path) -> Path | None:
 
 
 def _environment(installation: Installation) -> dict[str, str]:
-    """The server's environment: this Python and its packages for the python backend's stub."""
+    """The server's environment. The python backend's stub takes its packages from the first python3 on the PATH."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "LD_PRELOAD"))}
     folders = [str(path) for path in installation.library_path if str(path)]
     if old := kept.get("LD_LIBRARY_PATH"):
         folders.append(old)
     kept["LD_LIBRARY_PATH"] = ":".join(folders)
     kept["PATH"] = f"{Path(sys.executable).parent}:{kept.get('PATH', '/usr/bin:/bin')}"
-    if installation.stub is not None:
-        kept["PYTHONPATH"] = ":".join(path for path in sys.path if path and Path(path).is_dir())
-        kept["PYTHONHOME"] = f"{sys.base_prefix}:{sys.base_exec_prefix}"
     kept["PYTHONDONTWRITEBYTECODE"] = "1"
     kept["PYTHONNOUSERSITE"] = "1"
     return kept
@@ -509,11 +507,17 @@ def _free_port() -> int:
 
 
 def _tail(path: Path) -> str:
+    """Return the last lines of a log without Triton's tables, of which only failed models matter."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as error:
         return f"(no log: {error})"
-    return "\n".join(lines[-_LOG_TAIL_LINES:]) or "(the log is empty)"
+    kept = [
+        line[:_LOG_LINE_CHARACTERS]
+        for line in lines
+        if line.strip() and not line.startswith("+-") and (not line.startswith("|") or "UNAVAILABLE" in line)
+    ]
+    return "\n".join(kept[-_LOG_TAIL_LINES:]) or "(the log is empty)"
 
 
 @contextlib.contextmanager

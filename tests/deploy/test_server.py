@@ -228,6 +228,16 @@ def test_an_unknown_model_is_named_with_those_that_are_there(root: Path) -> None
         pytest.fail("it started")
 
 
+def test_an_entry_can_ask_for_openvino(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    root, patches = tmp_path / "models", toy_patches(3)
+    write_toy_entry(root, runtime="openvino", threads=1)
+    with embedded_server(root) as server:
+        assert "toy version 1: openvino, 1 threads" in server.log.read_text()
+        with connect([server.url], "toy", options=ClientOptions(headers=server.headers)) as predictor:
+            np.testing.assert_allclose(predictor.predict(patches), toy_logits(patches), rtol=1e-5, atol=1e-5)
+
+
 def test_a_port_in_use_is_told(root: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
