@@ -294,7 +294,7 @@ def torch_network(model: TrainedModel, spec: ModelSpec) -> Network:
 
     def run(patches: Array) -> Array:
         with torch.inference_mode():
-            x = torch.from_numpy(np.ascontiguousarray(patches))
+            x = torch.from_numpy(np.array(patches))  # a copy: torch wants to own writable memory
             total = torch.zeros((len(x), spec.num_heads, *spec.patch_size))
             for network in model.networks:
                 for subset in subsets:

@@ -4,7 +4,6 @@ Networks are strongly typed: precision stands in the ONNX graph, and nothing els
 engine really has is read back by the engine inspector, whose words changed in TensorRT 11.
 """
 
-import contextlib
 import ctypes
 import ctypes.util
 import importlib
@@ -127,8 +126,7 @@ def build_plan(onnx_file: Path, options: PlanOptions, *, trt: Any, gpu_name: str
     start = time.monotonic()
     errors: list[str] = []
     logger = _logger(trt, errors)
-    with contextlib.suppress(AttributeError):  # TensorRT-RTX has no plugins
-        trt.init_libnvinfer_plugins(logger, "")
+    trt.init_libnvinfer_plugins(logger, "")
     builder = trt.Builder(logger)
     if builder is None or not hasattr(builder, "create_network"):
         raise SetupError(f"{onnx_file}: TensorRT cannot start here: {_last(errors)}")
@@ -212,9 +210,9 @@ def _add_profile(builder: Any, config: Any, network: Any, options: PlanOptions, 
 
 
 def _timing_cache_file(options: PlanOptions, trt: Any, gpu_name: str) -> Path | None:
-    if options.timing_cache is None:
+    if options.timing_cache is None or "rtx" in trt.__name__:  # TensorRT-RTX measures nothing while it builds
         return None
-    key = re.sub(r"[^A-Za-z0-9.]+", "_", f"{trt.__name__}_{trt.__version__}_{gpu_name or options.compute_capability}")
+    key = re.sub(r"[^A-Za-z0-9.]+", "_", f"tensorrt_{trt.__version__}_{gpu_name}")
     return options.timing_cache / f"{key}.cache"
 
 
@@ -269,20 +267,18 @@ def types_of_engine(information: str) -> dict[str, int]:
     except (ValueError, KeyError, TypeError) as error:
         raise SpecError(f"the engine inspector's answer is not understood: {error}") from error
     counts: Counter[str] = Counter(layers=len(layers))
-    for layer in layers:
-        if not isinstance(layer, dict):
+    for item in layers:
+        if not isinstance(item, dict):
             raise SpecError("the engine was built without detailed profiling verbosity: its precision cannot be proven")
-        tensors = [*layer.get("Inputs", ()), *layer.get("Outputs", ())]
-        counts.update({kind for tensor in tensors for kind in _float_types(tensor)})
+        described = [*item.get("Inputs", ()), *item.get("Outputs", ())]
+        counts.update({kind for description in described for kind in _float_types(description)})
     return dict(counts)
 
 
-def _float_types(tensor: Any) -> set[str]:
-    texts = (
-        [str(value) for key, value in tensor.items() if re.search("type|format", key, re.IGNORECASE)]
-        if isinstance(tensor, dict)
-        else []
-    )
+def _float_types(description: Any) -> set[str]:
+    if not isinstance(description, dict):
+        return set()
+    texts = [str(value) for key, value in description.items() if re.search("type|format", key, re.IGNORECASE)]
     kinds = set()
     for text in texts:
         for found in _TYPE.findall(text):
@@ -378,8 +374,8 @@ def plan_network(plan: bytes, spec: ModelSpec, *, trt: Any, driver: CudaDriver) 
         SetupError: The plan cannot be loaded.
         SpecError: The plan's tensors are not the spec's.
     """
-    network = PlanNetwork(plan, spec, trt=trt, driver=driver)
-    return network, types_of_engine(network.information())
+    loaded = PlanNetwork(plan, spec, trt=trt, driver=driver)
+    return loaded, types_of_engine(loaded.information())
 
 
 class Compiler(Protocol):

@@ -346,7 +346,7 @@ def _load_checkpoint(path: Path, *, trust: bool) -> dict[str, Any]:
 
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return next((line for line in lines if "Unsupported" in line), lines[0] if lines else type(error).__name__)
+    return next((line for line in lines if "GLOBAL" in line), lines[0] if lines else type(error).__name__)
 
 
 def _load_weights(network: "torch.nn.Module", weights: Mapping[str, "torch.Tensor"], *, source: str) -> None:
@@ -356,7 +356,8 @@ def _load_weights(network: "torch.nn.Module", weights: Mapping[str, "torch.Tenso
         network.load_state_dict(dict(weights))
     except (RuntimeError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"{source}: the weights do not fit the network that the plans describe: {error}"
+            f"{source}: the weights do not fit the network that the plans describe: "
+            f"{' '.join(str(error).split())[:400]}"
         ) from error
     for name, tensor in network.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):

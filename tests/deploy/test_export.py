@@ -1,0 +1,246 @@
+"""Every kind of network goes from checkpoint to a proven bundle."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from ctseg.cli import main
+from ctseg.deploy.bundle import Bundle, read_bundle
+from ctseg.deploy.export import ExportOptions, PreparedCase, export_model, mirror_subsets, onnx_graph_of, torch_network
+from ctseg.deploy.opset import lower_to_opset_17
+from ctseg.deploy.parity_cases import preprocessed_cases
+from ctseg.deploy.runtimes import onnxruntime_network
+from ctseg.deploy.trained_model import load_trained_model
+from ctseg.errors import SetupError, SpecError
+from tests.nnunet_reference import make_dataset, make_plans, make_trained_folder, swin_architecture, unet_architecture
+
+
+def relative_l2(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+def test_bundle_has_what_it_should(bundle: Bundle) -> None:
+    names = {path.name for path in bundle.folder.iterdir()}
+    assert names == {"ctseg.json", "model.onnx", "model.fp16.onnx", "parity.json", "parity.md", "parity"}
+    assert "PATIENT DATA" in (bundle.folder / "parity" / "README.txt").read_text()
+    assert bundle.spec.parity.state == "proven"
+    assert bundle.spec.parity.relative_l2 is not None
+    assert bundle.spec.parity.relative_l2 < 1e-5
+    assert len(bundle.parity_data().patches) == 4  # three windows of the first case, one of the second
+
+
+def test_graph_is_opset_17_with_dynamic_batch_and_the_specs_tensors(bundle: Bundle) -> None:
+    graph = onnx.load(bundle.folder / "model.onnx")
+    onnx.checker.check_model(graph, full_check=True)
+    assert [(item.domain, item.version) for item in graph.opset_import] == [("", 17)]
+    (feed,), (answer,) = graph.graph.input, graph.graph.output
+    assert (feed.name, answer.name) == ("input", "output")
+    for value, channels in ((feed, 1), (answer, 2)):
+        first, *rest = value.type.tensor_type.shape.dim
+        assert first.dim_param == "batch"
+        assert [side.dim_value for side in rest] == [channels, 16, 32, 32]
+
+
+def test_batch_of_any_size_equals_single_patches(bundle: Bundle) -> None:
+    network = onnxruntime_network(bundle.folder / "model.onnx")
+    patches = np.random.default_rng(0).standard_normal((5, 1, 16, 32, 32)).astype(np.float32)
+    singles = np.concatenate([network(patches[i : i + 1]) for i in range(5)])
+    np.testing.assert_allclose(network(patches), singles, rtol=1e-4, atol=1e-5)
+
+
+NETWORKS = {
+    "plain 2d": ((2, "plain"), (32, 32)),
+    "residual 3d": ((3, "residual"), (16, 32, 32)),
+    "swin 2d, padded": ((2, "swin"), (40, 64)),
+    "swin 3d": ((3, "swin"), (32, 64, 64)),
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["plain 2d", "residual 3d", "swin 2d, padded", pytest.param("swin 3d", marks=pytest.mark.full)],
+)
+def test_every_kind_of_network_gives_pytorchs_logits(name: str, tmp_path: Path) -> None:
+    (dims, kind), patch = NETWORKS[name]
+    architecture = (
+        swin_architecture(dims)
+        if kind == "swin"
+        else unet_architecture(dims, kind={"plain": "PlainConvUNet", "residual": "ResidualEncoderUNet"}[kind])
+    )
+    plans = make_plans(
+        patch_size=patch,
+        spacing=(2.0,) * dims,
+        configuration="2d" if dims == 2 else "3d_fullres",
+        architecture=architecture,
+    )
+    folder = make_trained_folder(tmp_path / "model", plans, make_dataset(), mirror_axes=tuple(range(dims)))
+    rng = np.random.default_rng(1)
+    case = PreparedCase("noise", rng.standard_normal((1, 20, 50, 70)).astype(np.float32))
+    model = load_trained_model(folder)
+    bundle = export_model(model, tmp_path / "bundle", ExportOptions(max_batch_size=2), cases=[case])
+    (check,) = bundle.report.variants[0].checks
+    assert check.passed
+    assert [item.what for item in check.comparisons] == ["patches", "random patches", "case"]
+    assert max(item.relative_l2 for item in check.comparisons) < 1e-5
+    assert bundle.spec.patch_size == patch
+
+
+def test_folds_and_flips_in_the_graph_are_the_mean_of_the_logits(trained_unet: Path) -> None:
+    model = load_trained_model(trained_unet)
+    spec = model.spec(name="unet", mirroring="graph", max_batch_size=1)
+    network = onnxruntime_network(onnx_graph_of(model, spec).SerializeToString())
+    patches = np.random.default_rng(2).standard_normal((2, 1, 16, 32, 32)).astype(np.float32)
+    assert relative_l2(network(patches), torch_network(model, spec)(patches)) < 1e-5
+    # a network of both folds is none of either
+    single = load_trained_model(trained_unet, folds=(0,))
+    assert relative_l2(network(patches), torch_network(single, spec)(patches)) > 1e-2
+
+
+def test_subsets_of_the_mirror_axes_are_all_and_once() -> None:
+    assert mirror_subsets((0, 1, 2)) == [(), (0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2)]
+    assert mirror_subsets(()) == [()]
+
+
+def test_mirroring_in_the_graph_is_said_in_the_spec(trained_unet: Path, export: Callable[..., Bundle]) -> None:
+    bundle = export(trained_unet, mirroring="graph", name="mirrored")
+    assert bundle.spec.mirroring == "graph"
+    assert bundle.report.variants[0].proven
+
+
+@pytest.mark.parametrize("opset", [18, 20])
+def test_later_opsets_can_be_asked_for(trained_unet: Path, opset: int) -> None:
+    model = load_trained_model(trained_unet, folds=(0,))
+    spec = model.spec(name="unet", mirroring="none", max_batch_size=1)
+    graph = onnx_graph_of(model, spec, opset=opset)
+    assert graph.opset_import[0].version == opset
+    patches = np.random.default_rng(2).standard_normal((1, 1, 16, 32, 32)).astype(np.float32)
+    assert (
+        relative_l2(onnxruntime_network(graph.SerializeToString())(patches), torch_network(model, spec)(patches)) < 1e-5
+    )
+    with pytest.raises(SpecError, match=r"opset 16 has no LayerNormalization"):
+        onnx_graph_of(model, spec, opset=16)
+
+
+def small_graph(*nodes: onnx.NodeProto, constants: tuple[onnx.TensorProto, ...]) -> onnx.ModelProto:
+    feed = helper.make_tensor_value_info("input", TensorProto.FLOAT, ["n", 4, 6])
+    answer = helper.make_tensor_value_info("output", TensorProto.FLOAT, None)
+    graph = helper.make_graph(nodes, "g", [feed], [answer], constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
+def test_lowering_keeps_the_meaning_of_pads_reductions_and_splits() -> None:
+    graph = small_graph(
+        helper.make_node("Pad", ["input", "pads", "fill"], ["padded"]),
+        helper.make_node("ReduceMean", ["padded", "axes"], ["mean"], keepdims=1),
+        helper.make_node("Split", ["mean"], ["a", "b"], axis=1, num_outputs=2),
+        helper.make_node("Sub", ["a", "b"], ["output"]),
+        constants=(
+            numpy_helper.from_array(np.array([0, 1, 2, 0, 1, 3]), "pads"),
+            numpy_helper.from_array(np.float32(7), "fill"),
+            numpy_helper.from_array(np.array([2]), "axes"),
+        ),
+    )
+    lowered = lower_to_opset_17(graph)
+    onnx.checker.check_model(lowered, full_check=True)
+    assert lowered.opset_import[0].version == 17
+    patches = np.random.default_rng(0).standard_normal((3, 4, 6)).astype(np.float32)
+    expected = onnxruntime_network(graph.SerializeToString())(patches)
+    assert expected.shape == (3, 3, 1)
+    np.testing.assert_array_equal(onnxruntime_network(lowered.SerializeToString())(patches), expected)
+
+
+def test_lowering_refuses_what_opset_17_lacks() -> None:
+    pad = helper.make_node("Pad", ["input", "pads", "", "axes"], ["output"])
+    constants = (numpy_helper.from_array(np.array([1, 1]), "pads"), numpy_helper.from_array(np.array([2]), "axes"))
+    with pytest.raises(ValueError, match=r"Pad .* names its axes: take opset 18"):
+        lower_to_opset_17(small_graph(pad, constants=constants))
+    with pytest.raises(ValueError, match=r"Mish .* has no equal"):
+        lower_to_opset_17(small_graph(helper.make_node("Mish", ["input"], ["output"]), constants=()))
+
+
+def test_folder_that_is_no_bundle_is_not_overwritten(bundle: Bundle, trained_unet: Path, tmp_path: Path) -> None:
+    (tmp_path / "precious.txt").write_text("thesis")
+    with pytest.raises(SetupError, match=r"is no bundle: choose another -o"):
+        export_model(load_trained_model(trained_unet, folds=(0,)), tmp_path)
+    assert (tmp_path / "precious.txt").read_text() == "thesis"
+
+
+def test_changed_model_file_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(bundle.folder, tmp_path / "bundle"))
+    with (copy / "model.onnx").open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(SpecError, match=r"not the file that parity.json describes"):
+        read_bundle(copy).variant("fp32")
+    with pytest.raises(SpecError, match=r"is .* a bundle of `ctseg export`"):
+        read_bundle(tmp_path)
+
+
+def test_scans_are_prepared_from_files_by_the_command_line(
+    trained_unet: Path, demo_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("ctseg.volume")
+    scan = demo_data / "images" / "STS_042_0000.nii.gz"
+    code = main(
+        ["export", "-i", str(trained_unet), "-f", "1", "-o", str(tmp_path / "b"), "--cases", str(scan), "--tta", "none"]
+    )
+    assert code == 0, capsys.readouterr().err
+    bundle = read_bundle(tmp_path / "b")
+    assert bundle.spec.provenance.folds == ("1",)
+    assert bundle.spec.mirroring == "none"
+    assert bundle.report.data == "scans: STS_042"
+    assert bundle.report.variants[0].proven
+    assert "fp32 proven" in capsys.readouterr().out
+
+
+def test_preprocessed_training_data_is_found_without_unpickling(
+    trained_unet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import blosc2
+
+    folder = tmp_path / "Dataset999_Test" / "nnUNetPlans_3d_fullres"
+    folder.mkdir(parents=True)
+    voxels = np.random.default_rng(0).standard_normal((1, 8, 9, 10)).astype(np.float32)
+    blosc2.asarray(voxels, urlpath=str(folder / "case1.b2nd"))
+    blosc2.asarray(voxels[:, :1], urlpath=str(folder / "case1_seg.b2nd"))
+    (folder / "case1.pkl").write_bytes(b"not a pickle")
+    np.savez(folder / "case2.npz", data=np.repeat(voxels, 40, axis=1), seg=voxels)
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
+    cases = preprocessed_cases(load_trained_model(trained_unet, folds=(0,)))
+    assert [case.name for case in cases] == ["case1", "case2"]
+    np.testing.assert_array_equal(cases[0].voxels, voxels)
+    monkeypatch.delenv("nnUNet_preprocessed")
+    assert preprocessed_cases(load_trained_model(trained_unet, folds=(0,))) == []
+
+
+def test_source_of_the_model_has_to_be_named_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", "-o", str(tmp_path / "b")]) == 2
+    assert "exactly one of -i" in capsys.readouterr().err
+    assert main(["export", "-i", str(tmp_path / "nothing"), "-o", str(tmp_path / "b")]) == 2
+    assert "no such folder or zip file" in capsys.readouterr().err
+
+
+def test_best_json_names_model_folds_and_postprocessing(
+    trained_unet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = tmp_path / "results"
+    shutil.copytree(trained_unet, results / "Dataset999_Test" / trained_unet.name)
+    best = {
+        "dataset": "Dataset999_Test",
+        "members": [{"trainer": "nnUNetTrainer", "plans": "nnUNetPlans", "configuration": "3d_fullres"}],
+        "folds": [1],
+        "postprocessing": [{"kind": "keep_largest", "labels": [1]}],
+    }
+    (tmp_path / "best.json").write_text(json.dumps(best))
+    monkeypatch.setenv("nnUNet_results", str(results))
+    command = ["export", "--from", str(tmp_path / "best.json"), "-o", str(tmp_path / "b"), "--accept-unproven"]
+    assert main(command) == 0
+    bundle = read_bundle(tmp_path / "b")
+    assert bundle.spec.provenance.folds == ("1",)
+    assert [step.labels for step in bundle.spec.postprocessing] == [(1,)]
+    assert "fp32 UNPROVEN" in capsys.readouterr().out

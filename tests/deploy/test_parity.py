@@ -1,0 +1,218 @@
+"""The gate lets through what gives PyTorch's labels, and refuses what does not."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from ctseg.deploy.bundle import Bundle, read_bundle
+from ctseg.deploy.export import ExportOptions, export_model, onnx_graph_of, torch_network
+from ctseg.deploy.parity import (
+    Check,
+    ParityData,
+    ParityReport,
+    case_logits_of,
+    check_network,
+    compare,
+    labels_of,
+    require,
+    summary,
+)
+from ctseg.deploy.runtimes import onnxruntime_network
+from ctseg.deploy.trained_model import load_trained_model
+from ctseg.errors import ParityError, SpecError
+from ctseg.model_spec import Label, ModelSpec
+from tests.nnunet_reference import make_dataset
+
+
+def changed(bundle: Bundle, change: object) -> bytes:
+    graph = onnx.load(bundle.folder / "model.onnx")
+    change(graph)  # type: ignore[operator]
+    return graph.SerializeToString()
+
+
+def check_of(bundle: Bundle, graph: bytes) -> Check:
+    return check_network(
+        onnxruntime_network(graph), bundle.parity_data(), bundle.spec, what="changed", precision="fp32"
+    )
+
+
+def weights_of(graph: onnx.ModelProto) -> list[onnx.TensorProto]:
+    return [item for item in graph.graph.initializer if len(item.dims) == 5]
+
+
+def replace_weight(item: onnx.TensorProto, values: np.ndarray) -> None:
+    item.CopyFrom(numpy_helper.from_array(values.astype(np.float32), item.name))
+
+
+def test_graph_as_exported_passes(bundle: Bundle) -> None:
+    check = check_of(bundle, (bundle.folder / "model.onnx").read_bytes())
+    assert check.passed
+    assert [item.what for item in check.comparisons] == ["patches", "random patches", "case"]
+    assert all(item.relative_l2 < 1e-5 for item in check.comparisons)
+
+
+@pytest.mark.parametrize("index", [1, 2, -1])
+def test_one_scaled_weight_tensor_is_refused(bundle: Bundle, index: int) -> None:
+    def scale(graph: onnx.ModelProto) -> None:
+        item = weights_of(graph)[index]
+        values = numpy_helper.to_array(item)
+        # an instance norm behind it undoes a common factor: the first input channel alone is scaled
+        replace_weight(item, np.concatenate([values[:, :1] * 1.05, values[:, 1:]], axis=1))
+
+    graph = changed(bundle, scale)
+    check = check_of(bundle, graph)
+    assert not check.passed
+    with pytest.raises(ParityError, match=r"does not give PyTorch's labels: patches: relative L2 error"):
+        require(check, model="unet", accept_unproven=False, data=bundle.parity_data())
+
+
+def test_swapped_label_channels_are_refused(bundle: Bundle) -> None:
+    def swap(graph: onnx.ModelProto) -> None:
+        last = next(node for node in graph.graph.node if graph.graph.output[0].name in node.output)
+        assert last.op_type == "Conv"
+        for item in graph.graph.initializer:
+            if item.name in last.input:
+                replace_weight(item, numpy_helper.to_array(item)[::-1])
+
+    check = check_of(bundle, changed(bundle, swap))
+    case = check.comparisons[-1]
+    assert case.label_difference_share > 0.5
+    assert any("have another label" in problem for problem in case.problems)
+
+
+def test_one_missing_flip_is_refused(trained_unet: Path, bundle: Bundle) -> None:
+    model = load_trained_model(trained_unet, folds=(0,))
+    spec = model.spec(name="unet", mirroring="graph", max_batch_size=2)
+    data = bundle.parity_data()
+    patches = np.asarray(data.patches[:2])
+    reference = torch_network(model, spec)
+    mirrored = ParityData(
+        "demo",
+        patches,
+        reference(patches),
+        data.random[:0],
+        data.random_logits[:0],
+        patches[0][:, :0],
+        patches[0][:, :0],
+    )
+    whole = onnxruntime_network(onnx_graph_of(model, spec).SerializeToString())
+    assert check_network(whole, mirrored, spec, what="all flips", precision="fp32").passed
+    fewer = model.spec(name="unet", mirroring="graph", max_batch_size=2).model_copy(update={"mirror_axes": (0, 1)})
+    missing = onnxruntime_network(onnx_graph_of(model, fewer).SerializeToString())
+    assert not check_network(missing, mirrored, spec, what="a flip missing", precision="fp32").passed
+
+
+def test_overflow_of_fp16_is_refused(trained_unet: Path, bundle: Bundle) -> None:
+    network = onnxruntime_network(bundle.folder / "model.onnx")
+    logits = network(np.asarray(bundle.parity_data().patches))
+    with np.errstate(over="ignore"):
+        overflown = (logits * np.float32(1e6)).astype(np.float16).astype(np.float32)
+    comparison = compare("patches", logits * np.float32(1e6), overflown, bundle.spec, "fp16")
+    assert "NaN or infinite (an overflow of fp16?)" in comparison.problems[0]
+
+
+def test_a_network_that_fails_on_the_case_only_is_refused(bundle: Bundle) -> None:
+    network = onnxruntime_network(bundle.folder / "model.onnx")
+    calls = []
+
+    def sometimes(patches: np.ndarray) -> np.ndarray:
+        calls.append(len(patches))
+        logits = network(patches)
+        return logits if len(calls) < 5 else logits * np.nan
+
+    check = check_network(sometimes, bundle.parity_data(), bundle.spec, what="breaks later", precision="fp32")
+    assert not check.passed
+    assert any(problem.startswith("case:") for problem in check.problems)
+
+
+def test_constant_patches_prove_nothing(bundle: Bundle) -> None:
+    zeros = np.zeros((1, 2, 16, 32, 32), np.float32)
+    assert "proves nothing" in compare("patches", zeros, zeros, bundle.spec, "fp32").problems[0]
+
+
+def test_without_a_real_scan_nothing_is_proven(trained_unet: Path, tmp_path: Path) -> None:
+    model = load_trained_model(trained_unet, folds=(0,))
+    with pytest.raises(ParityError, match=r"no real scan to prove the graph with: give scans by --cases"):
+        export_model(model, tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+    bundle = export_model(model, tmp_path / "bundle", ExportOptions(accept_unproven=True))
+    assert bundle.spec.parity.state == "unproven"
+    data = bundle.parity_data()
+    check = check_network(
+        onnxruntime_network(bundle.folder / "model.onnx"), data, bundle.spec, what="x", precision="fp32"
+    )
+    with pytest.raises(ParityError, match=r"no real scan"):
+        require(check, model="unet", accept_unproven=False, data=data)
+
+
+def test_no_comparison_is_no_proof() -> None:
+    assert not Check(network="x", precision="fp32", sha256="", comparisons=()).passed
+
+
+def test_dice_and_differing_voxels_are_counted_as_defined(bundle: Bundle) -> None:
+    reference = np.zeros((1, 2, 10, 10, 10), np.float32)
+    reference[0, 1] = -1
+    reference[0, 1, :5] = 1  # 500 voxels of tumor
+    found = reference.copy()
+    found[0, 1, 4, 0, :4] = -2  # four voxels lost
+    comparison = compare("patches", reference, found, bundle.spec, "fp32")
+    tumor = comparison.labels["tumor"]
+    assert (tumor.voxels, tumor.differing) == (500, 4)
+    assert tumor.dice == pytest.approx(2 * 496 / (500 + 496))
+    assert comparison.label_difference_share == pytest.approx(4 / 1000)
+    assert any("tumor: 4 of 500 voxels differ, at most 2 may" in problem for problem in comparison.problems)
+
+
+def test_regions_are_decided_one_by_one_in_their_order(bundle: Bundle) -> None:
+    spec = ModelSpec.validated(
+        {
+            **bundle.spec.model_dump(),
+            "labels": (Label(name="whole", values=(1, 2)), Label(name="core", values=(2,))),
+            "regions_class_order": (1, 2),
+        },
+        source="test",
+    )
+    logits = np.array([[1.0, 1.0, -1.0, -1.0], [-1.0, 1.0, 1.0, -1.0]], np.float32)
+    assert labels_of(logits, spec).tolist() == [1, 2, 2, 0]
+    assert "core" in compare("patches", logits[None], logits[None], spec, "fp32").labels
+    assert make_dataset()["labels"]["tumor"] == 1
+
+
+def test_report_round_trips_and_can_be_read_by_a_person(bundle: Bundle, tmp_path: Path) -> None:
+    file = tmp_path / "parity.json"
+    file.write_text(bundle.report.to_json())
+    assert ParityReport.read(file) == bundle.report
+    page = bundle.report.to_markdown()
+    assert "**proven**" in page
+    assert "| case |" in page
+    assert "tumor" in page
+    assert "case" in summary(bundle.report.variants[0].checks)
+
+
+def test_report_of_an_infinite_error_round_trips(bundle: Bundle, tmp_path: Path) -> None:
+    failed = compare(
+        "patches", np.ones((1, 2, 4), np.float32), np.full((1, 2, 4), np.inf, np.float32), bundle.spec, "fp16"
+    )
+    check = Check(network="x", precision="fp16", sha256="", comparisons=(failed,))
+    variant = bundle.report.variants[0].model_copy(update={"checks": (check,)})
+    report = bundle.report.model_copy(update={"variants": (variant,)})
+    (tmp_path / "parity.json").write_text(report.to_json())
+    assert ParityReport.read(tmp_path / "parity.json").variants[0].checks[0].comparisons[0].relative_l2 == np.inf
+    assert check.as_parity().state == "unproven"
+    assert check.as_parity().relative_l2 is None
+
+
+def test_broken_parity_data_is_named(bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"parity data cannot be read"):
+        ParityData.read(tmp_path, source="nowhere")
+    assert read_bundle(bundle.folder).parity_data().is_real
+
+
+def test_whole_case_is_covered_by_windows(bundle: Bundle) -> None:
+    case = np.asarray(bundle.parity_data().case)
+    logits = case_logits_of(case, lambda patches: np.concatenate([patches, -patches], axis=1), bundle.spec)
+    np.testing.assert_allclose(logits[0], case[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(logits[1], -case[0], rtol=1e-5, atol=1e-6)

@@ -1,0 +1,347 @@
+"""TensorRT: names that exist in the real bindings, plans that the real compiler builds, precision that is read back."""
+
+import ast
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from ctseg.deploy import tensorrt_plan
+from ctseg.deploy.bundle import Bundle
+from ctseg.deploy.cuda_driver import CudaDriver
+from ctseg.deploy.export import PreparedCase, onnx_graph_of, save_graph
+from ctseg.deploy.precision import fp16_ladder
+from ctseg.deploy.tensorrt_plan import (
+    COMPILED_TARGETS,
+    PlanOptions,
+    build_plan,
+    library_version,
+    load_tensorrt,
+    require_precision,
+    require_same_tensorrt,
+    types_of_engine,
+)
+from ctseg.deploy.trained_model import load_trained_model
+from ctseg.errors import SetupError, SpecError
+from tests.nnunet_reference import make_dataset, make_plans, make_trained_folder, swin_architecture, unet_architecture
+
+RTX = ("tensorrt-rtx-cu13-bindings==1.7.1.116", "tensorrt-rtx-cu13-libs==1.7.1.116")
+BINDINGS = {"10.16": "tensorrt-cu13-bindings==10.16.1.11", "11.4": "tensorrt-cu13-bindings==11.4.0.106"}
+CLASSES = {
+    "builder": "Builder", "network": "INetworkDefinition", "parser": "OnnxParser", "config": "IBuilderConfig",
+    "profile": "IOptimizationProfile", "tensor": "ITensor", "layer": "ILayer", "cache": "ITimingCache",
+    "error": "ParserError", "inspector": "EngineInspector", "context": "IExecutionContext",
+    "_runtime": "Runtime", "_engine": "ICudaEngine", "_context": "IExecutionContext",
+}  # fmt: skip
+ONLY_IN_RTX = {"IBuilderConfig.num_compute_capabilities", "IBuilderConfig.set_compute_capability"}
+
+
+def names_used() -> set[str]:
+    """Every TensorRT name that the module uses: ``trt.A.B``, and attributes of variables of a known class."""
+    names = set()
+    tree = ast.parse(Path(tensorrt_plan.__file__).read_text())
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Attribute):
+            continue
+        text = ast.unparse(node)
+        if match := re.fullmatch(r"(?:self\._)?trt\.([A-Za-z0-9_.]+)", text):
+            names.add(match.group(1))
+        elif (match := re.fullmatch(r"(?:self\.)?(\w+)\.(\w+)", text)) and match.group(1) in CLASSES:
+            names.add(f"{CLASSES[match.group(1)]}.{match.group(2)}")
+    return names
+
+
+def installed(requirements: tuple[str, ...], folder: Path) -> Path:
+    """Put wheels into a folder that is kept between runs."""
+    if not (folder / ".complete").is_file():
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), *requirements]
+        done = subprocess.run(pip, capture_output=True, text=True, check=False, timeout=500)
+        if done.returncode:
+            pytest.skip(f"NO TENSORRT: {' '.join(requirements)} cannot be installed: {done.stderr[-300:]}")
+        (folder / ".complete").touch()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def rtx(pytestconfig: pytest.Config) -> object:
+    """TensorRT-RTX's module: the real parser and compiler, which need no GPU."""
+    try:
+        return load_tensorrt(("tensorrt_rtx_bindings",))
+    except SetupError:
+        folder = installed(RTX, Path(pytestconfig.cache.mkdir("tensorrt_rtx")))
+        sys.path.append(str(folder))
+        return load_tensorrt(("tensorrt_rtx_bindings",))
+
+
+def missing_names(module_folder: Path, module: str, names: set[str], libraries: Path | None = None) -> set[str]:
+    """Import bindings in a process of their own and return the names that they lack."""
+    program = (
+        "import sys, json, importlib\n"
+        "sys.path.insert(0, sys.argv[1])\n"
+        "module = importlib.import_module(sys.argv[2])\n"
+        "def has(name):\n"
+        "    value = module\n"
+        "    for part in name.split('.'):\n"
+        "        if not hasattr(value, part): return False\n"
+        "        value = getattr(value, part)\n"
+        "    return True\n"
+        "print(json.dumps([name for name in json.loads(sys.argv[3]) if not has(name)]))\n"
+    )
+    environment = {"LD_LIBRARY_PATH": str(libraries)} if libraries else {}
+    command = [sys.executable, "-c", program, str(module_folder), module, json.dumps(sorted(names))]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, timeout=120)
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def stub_libraries(folder: Path, major: str) -> Path:
+    """Libraries with the symbols that the bindings need and nothing behind them."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("NO C COMPILER: the bindings of TensorRT need stub libraries")
+    symbols = [
+        "createInferBuilder_INTERNAL", "createInferRefitter_INTERNAL", "createInferRuntime_INTERNAL",
+        "createNvOnnxParserRefitter_INTERNAL", "createNvOnnxParser_INTERNAL", "getNvOnnxParserVersion",
+        "getBuilderPluginRegistry", "getPluginRegistry", "initLibNvInferPlugins",
+    ]  # fmt: skip
+    source = folder / "stub.c"
+    source.write_text("".join(f"void *{name}(void) {{ return 0; }}\n" for name in symbols))
+    for library in ("libnvinfer", "libnvonnxparser", "libnvinfer_plugin"):
+        name = f"{library}.so.{major}"
+        command = [compiler, "-shared", "-fPIC", f"-Wl,-soname,{name}", "-o", str(folder / name), str(source)]
+        subprocess.run(command, check=True)
+    return folder
+
+
+def test_the_list_of_names_is_not_empty() -> None:
+    names = names_used()
+    assert {"Builder", "OnnxParser", "MemoryPoolType.WORKSPACE", "BuilderFlag.TF32", "DataType.HALF"} <= names
+    assert {"IBuilderConfig.set_memory_pool_limit", "IOptimizationProfile.set_shape"} <= names
+    assert {"ICudaEngine.create_engine_inspector", "IExecutionContext.execute_async_v3"} <= names
+    assert len(names) > 45
+
+
+@pytest.mark.parametrize("version", sorted(BINDINGS))
+def test_every_name_exists_in_the_real_bindings(version: str, pytestconfig: pytest.Config, tmp_path: Path) -> None:
+    folder = installed((BINDINGS[version],), Path(pytestconfig.cache.mkdir(f"tensorrt_{version}")))
+    libraries = stub_libraries(tmp_path, version.partition(".")[0])
+    assert missing_names(folder, "tensorrt_bindings", names_used(), libraries) <= {*ONLY_IN_RTX, "__version__"} - {
+        "__version__"
+    }
+
+
+def test_every_name_exists_in_tensorrt_rtx(rtx: object) -> None:
+    folder = Path(str(rtx.__file__)).parents[1]  # type: ignore[attr-defined]
+    assert missing_names(folder, "tensorrt_rtx_bindings", names_used()) == set()
+    assert missing_names(folder, "tensorrt_rtx_bindings", {"Builder.no_such_name"}) == {"Builder.no_such_name"}
+
+
+def test_rtx_compiles_the_unet_in_fp32_and_fp16(rtx: object, bundle: Bundle) -> None:
+    options = PlanOptions(max_batch=2, compute_capability="SM89")
+    whole, half = (build_plan(bundle.folder / name, options, trt=rtx) for name in ("model.onnx", "model.fp16.onnx"))
+    assert whole.network_types.keys() == {"fp32"}
+    assert half.network_types["fp16"] > 20
+    assert half.network_types["fp32"] >= 5  # the norms
+    assert len(half.data) < len(whole.data)
+
+
+MATRIX = {
+    "plain 3d": ((3, "PlainConvUNet"), (32, 64, 64)),
+    "plain 2d": ((2, "PlainConvUNet"), (128, 128)),
+    "residual 3d": ((3, "ResidualEncoderUNet"), (32, 64, 64)),
+    "swin 2d": ((2, "swin"), (64, 64)),
+    "swin 3d": ((3, "swin"), (32, 64, 64)),
+}
+
+
+@pytest.mark.full
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", list(MATRIX))
+def test_rtx_compiles_every_network_for_every_target(rtx: object, name: str, tmp_path: Path) -> None:
+    (dims, kind), patch = MATRIX[name]
+    features = (16, 32, 64, 128)
+    architecture = swin_architecture(dims) if kind == "swin" else unet_architecture(dims, kind=kind, features=features)
+    plans = make_plans(patch_size=patch, spacing=(2.0,) * dims, configuration="any", architecture=architecture)
+    model = load_trained_model(make_trained_folder(tmp_path / "model", plans, make_dataset()))
+    spec = model.spec(name="matrix", mirroring="none", max_batch_size=2)
+    graph = onnx_graph_of(model, spec)
+    patches = PreparedCase("noise", np.zeros((0, 1, *patch), np.float32)).voxels
+    save_graph(graph, tmp_path / "fp32.onnx")
+    save_graph(next(fp16_ladder(graph, patches)).mixed, tmp_path / "fp16.onnx")
+    for precision in ("fp32", "fp16"):
+        for target in COMPILED_TARGETS:
+            options = PlanOptions(max_batch=2, compute_capability=target)
+            plan = build_plan(tmp_path / f"{precision}.onnx", options, trt=rtx)
+            types = dict(plan.network_types)
+            print(f"{name} {precision} {target}: {plan.seconds:.1f} s, {len(plan.data) / 1e6:.1f} MB, layers {types}")
+            assert ("fp16" in types) == (precision == "fp16")
+
+
+def test_unsupported_operator_is_named_with_its_node(rtx: object, bundle: Bundle, tmp_path: Path) -> None:
+    graph = onnx.load(bundle.folder / "model.onnx")
+    node = next(node for node in graph.graph.node if node.op_type == "LeakyRelu")
+    node.op_type, node.domain = "Mystery", "my.domain"
+    onnx.save(graph, tmp_path / "bad.onnx")
+    with pytest.raises(SpecError, match=rf"operator Mystery, node {node.name}"):
+        build_plan(tmp_path / "bad.onnx", PlanOptions(compute_capability="SM89"), trt=rtx)
+
+
+def test_graph_that_is_not_dynamic_in_the_batch_is_refused(rtx: object, tmp_path: Path) -> None:
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 1, 8, 8]) for name in ("input", "output")]
+    weight = numpy_helper.from_array(np.ones((1, 1, 1, 1), np.float32), "w")
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["input", "w"], ["output"])], "g", values[:1], values[1:], [weight]
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "s.onnx")
+    with pytest.raises(SpecError, match=r"dynamic in the batch only"):
+        build_plan(tmp_path / "s.onnx", PlanOptions(compute_capability="SM89"), trt=rtx)
+
+
+def test_target_that_rtx_lacks_is_refused(rtx: object, bundle: Bundle) -> None:
+    with pytest.raises(SetupError, match=r"cannot compile for SM90"):
+        build_plan(bundle.folder / "model.onnx", PlanOptions(compute_capability="SM90"), trt=rtx)
+
+
+class ConfigWithCache:
+    """What of TensorRT's builder configuration keeps timing caches; it takes those that it made itself."""
+
+    def __init__(self) -> None:
+        self.cache = None
+
+    def create_timing_cache(self, data: bytes) -> object:
+        return SimpleNamespace(data=data, serialize=lambda: b"measured" + data)
+
+    def set_timing_cache(self, cache: SimpleNamespace, ignore_mismatch: bool) -> bool:
+        assert not ignore_mismatch
+        taken = cache.data in (b"", b"measured")
+        self.cache = cache if taken else self.cache
+        return taken
+
+    def get_timing_cache(self) -> object:
+        return self.cache
+
+
+def test_broken_timing_cache_is_started_anew_and_a_good_one_is_kept(tmp_path: Path) -> None:
+    file = tmp_path / "folder" / "x.cache"
+    file.parent.mkdir()
+    file.write_bytes(b"of another version")
+    for expected in (b"measured", b"measuredmeasured"):
+        config = ConfigWithCache()
+        tensorrt_plan._use_timing_cache(config, file)
+        tensorrt_plan._keep_timing_cache(config, file)
+        assert file.read_bytes() == expected
+
+
+TENSORRT_10 = {
+    "Layers": [
+        {
+            "Name": "conv",
+            "Inputs": [{"Name": "a", "Dimensions": [1, 4], "Format/Datatype": "Row major linear FP32"}],
+            "Outputs": [
+                {
+                    "Name": "b",
+                    "Dimensions": [1, 4],
+                    "Format/Datatype": "Channel major FP16 format where channel % 8 == 0",
+                }
+            ],
+        },
+        {"Name": "norm", "Inputs": [], "Outputs": [{"Name": "c", "Format/Datatype": "Row major linear FP32"}]},
+    ],
+    "Bindings": ["a", "c"],
+}
+TENSORRT_11 = {
+    "Layers": [
+        {
+            "Name": "conv",
+            "Inputs": [{"Name": "a", "Format": "Row major linear", "DataType": "Float"}],
+            "Outputs": [{"Name": "b", "Format": "Channel major, channel % 8 == 0", "DataType": "Half"}],
+        },
+        {"Name": "norm", "Inputs": [], "Outputs": [{"Name": "c", "Format": "Row major linear", "DataType": "Float"}]},
+    ],
+    "I/O Tensors": [{"Name": "a", "DataType": "Float"}],
+}
+
+
+@pytest.mark.parametrize("information", [TENSORRT_10, TENSORRT_11])
+def test_precision_is_read_from_the_inspector_of_both_major_versions(information: object) -> None:
+    assert types_of_engine(json.dumps(information)) == {"layers": 2, "fp32": 2, "fp16": 1}
+
+
+def test_inspector_without_details_proves_nothing() -> None:
+    with pytest.raises(SpecError, match=r"without detailed profiling"):
+        types_of_engine(json.dumps({"Layers": ["conv", "norm"]}))
+    with pytest.raises(SpecError, match=r"not understood"):
+        types_of_engine("{}")
+
+
+def test_engine_of_another_precision_is_refused() -> None:
+    require_precision({"fp32": 9}, "fp32", source="x")
+    require_precision({"fp32": 2, "fp16": 9}, "fp16", source="x")
+    with pytest.raises(SpecError, match=r"expected a fp16 engine, found no layer"):
+        require_precision({"fp32": 9}, "fp16", source="x")
+    with pytest.raises(SpecError, match=r"expected an FP32 engine, found 1 layers"):
+        require_precision({"fp32": 9, "bf16": 1}, "fp32", source="x")
+
+
+def test_plan_of_another_tensorrt_than_the_servers_is_refused() -> None:
+    require_same_tensorrt(SimpleNamespace(__version__="11.2.1.2"), "11.2.1")
+    with pytest.raises(SetupError, match=r"the server loads TensorRT 11.2.1, Python has 11.4.0.106"):
+        require_same_tensorrt(SimpleNamespace(__version__="11.4.0.106"), "11.2.1")
+
+
+def test_version_is_asked_from_the_library(tmp_path: Path) -> None:
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("NO C COMPILER: no library to ask")
+    (tmp_path / "v.c").write_text("int getInferLibVersion(void) { return 110201; }\n")
+    library = tmp_path / "libnvinfer.so.11"
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", str(library), str(tmp_path / "v.c")], check=True)
+    assert library_version(library) == "11.2.1"
+    with pytest.raises(SetupError, match=r"cannot be loaded"):
+        library_version(tmp_path / "missing.so")
+
+
+def test_old_or_missing_tensorrt_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="8.6.1"))
+    with pytest.raises(SetupError, match=r"TensorRT 8.6.1 is too old"):
+        load_tensorrt(("tensorrt",))
+    with pytest.raises(SetupError, match=r"is not installed"):
+        load_tensorrt(("no_such_tensorrt",))
+
+
+def test_machine_without_a_gpu_is_told_so() -> None:
+    def no_driver(name: str) -> object:
+        raise OSError(name)
+
+    with pytest.raises(SetupError, match=r"no NVIDIA driver on this machine"):
+        CudaDriver(load=no_driver)
+
+
+class DriverThatFails:
+    """A CUDA driver whose every call gives one status."""
+
+    def __init__(self, status: int) -> None:
+        self._status = status
+
+    def __getattr__(self, name: str) -> object:
+        return (lambda *arguments: 0) if name == "cuGetErrorString" else (lambda *arguments: self._status)
+
+
+def test_errors_of_the_driver_are_told_apart_by_status() -> None:
+    with pytest.raises(SetupError, match=r"out of GPU memory"):
+        CudaDriver(load=lambda name: DriverThatFails(2))
+    with pytest.raises(SetupError, match=r"CUDA error 100"):
+        CudaDriver(load=lambda name: DriverThatFails(100))
+
+
+@pytest.mark.parametrize("change", [{"min_batch": 0}, {"opt_batch": 8}, {"optimization_level": 6}, {"workspace_mb": 0}])
+def test_impossible_options_are_refused(change: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=r"expected"):
+        PlanOptions(**change)  # type: ignore[arg-type]
