@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -28,6 +28,24 @@ _SAFE_TYPES: list[Any] = [
 ]
 
 
+class _Remembering:
+    """An open file that keeps the error of a failed write: torch replaces it by one of its own."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
 def write_checkpoint(
     path: Path, checkpoint: Mapping[str, Any], *, save: Callable[[Any, Any], object] = torch.save
 ) -> None:
@@ -42,27 +60,27 @@ def write_checkpoint(
         OutputError: The disk is full, or the folder cannot be written to; the former file is intact.
     """
     part = path.with_name(f"{path.name}.part")
+    remembering = None
     try:
         with part.open("wb") as file:
-            save(dict(checkpoint), file)
+            remembering = _Remembering(file)
+            save(dict(checkpoint), remembering)
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
-    # torch turns some failed writes into a RuntimeError
     except (OSError, RuntimeError) as error:
         part.unlink(missing_ok=True)
-        raise OutputError(_why_not_written(path, error)) from error
+        cause = remembering.error if remembering is not None and remembering.error is not None else error
+        raise OutputError(_why_not_written(path, cause)) from error
     except BaseException:
         part.unlink(missing_ok=True)
         raise
 
 
 def _why_not_written(path: Path, error: Exception) -> str:
-    free_mb = shutil.disk_usage(path.parent).free / 2**20
     kept = f"; the former {path.name} is intact: continue with --c" if path.is_file() else ""
-    # most of a checkpoint is written before a full disk is noticed
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    if full or free_mb < 16:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        free_mb = shutil.disk_usage(path.parent).free / 2**20
         return f"{path}: no space left for the checkpoint ({free_mb:.0f} MiB free): make room{kept}"
     return f"{path}: the checkpoint could not be written ({error}){kept}"
 

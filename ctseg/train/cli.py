@@ -374,6 +374,6 @@ def _run_results(args: argparse.Namespace) -> int:
     paths = require_paths({"nnUNet_results"}, _overrides(args))
     name = dataset_name(paths, args.dataset)
     models = trained_models(paths, name, trainers=args.trainers, plans=args.plans, configurations=args.configurations)
-    table = results_table(paths, name, models, None if args.folds is None else parse_folds(args.folds))
+    table = results_table(name, models, None if args.folds is None else parse_folds(args.folds))
     print(table.to_json() if args.json else table)
     return 0

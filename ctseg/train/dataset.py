@@ -391,7 +391,7 @@ def _label_dtype(labels: NDArray[Any]) -> type[np.unsignedinteger[Any]]:
 
 
 def _write_nifti(path: Path, voxels_zyx: NDArray[Any], affine_ras: NDArray[Any]) -> None:
-    image: Any = nibabel.Nifti1Image(voxels_zyx.T, affine_ras, dtype=voxels_zyx.dtype)  # type: ignore[no-untyped-call]
+    image: Any = nibabel.Nifti1Image(voxels_zyx.T, affine_ras, dtype=voxels_zyx.dtype)
     image.header.set_xyzt_units("mm")
     part = path.with_name(f".{path.name}.part{FILE_ENDING}")
     nibabel.save(image, part)

@@ -152,11 +152,12 @@ class _Extension(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net publishes no t
         self._log_differences()
 
     def _distribute(self) -> None:
-        on_cuda = self.device.type == "cuda"
+        on_cuda, network = self.device.type == "cuda", self.network
         if on_cuda:
-            self.network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.network)  # type: ignore[no-untyped-call]
-        self.network = DistributedDataParallel(
-            self.network,
+            convert: Any = torch.nn.SyncBatchNorm.convert_sync_batchnorm
+            network = convert(network)
+        self.network: Any = DistributedDataParallel(
+            network,
             device_ids=[self.device.index] if on_cuda else None,
             # buffers are constants here (statistics of batch normalisation are shared by SyncBatchNorm), and
             # sending them in each pass would lock up a validation in which ranks have unequal numbers of cases

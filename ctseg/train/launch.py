@@ -17,7 +17,7 @@ from ctseg.folds import Fold
 from ctseg.train.checkpoints import BEST, FINAL, LATEST, TrainingState, training_state
 from ctseg.train.extended_trainer import Placement, StopRequest, extended, seed_everything, unwrapped
 from ctseg.train.options import TrainingOptions
-from ctseg.train.paths import NnunetPaths
+from ctseg.train.paths import NnunetPaths, trainer_folders
 from ctseg.train.pretrained import load_pretrained
 
 SWIN_TRAINER = "nnUNetTrainerSwinUNETR"
@@ -75,7 +75,7 @@ def find_trainer(name: str) -> type[Any]:
     except RuntimeError as error:
         raise SetupError(
             f"trainer {name!r} is unknown: it is neither nnU-Net's nor in nnUNet_extTrainer "
-            f"({os.environ.get('nnUNet_extTrainer', '')}); ctseg brings {SWIN_TRAINER}"
+            f"({os.pathsep.join(trainer_folders())}); ctseg brings {SWIN_TRAINER}"
         ) from error
     return found
 

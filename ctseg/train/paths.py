@@ -87,8 +87,13 @@ def _problem_of(path: Path) -> str | None:
         return f"{path} cannot be written to ({error.strerror})"
 
 
+def trainer_folders() -> list[str]:
+    """Return the folders in which nnU-Net looks for trainers outside its own tree."""
+    return [part for part in os.environ.get("nnUNet_extTrainer", "").split(os.pathsep) if part]  # noqa: SIM112
+
+
 def _extend_trainer_path() -> None:
-    folders = [part for part in os.environ.get("nnUNet_extTrainer", "").split(os.pathsep) if part]  # noqa: SIM112
+    folders = trainer_folders()
     if str(TRAINERS_FOLDER) not in folders:
         os.environ["nnUNet_extTrainer"] = os.pathsep.join([*folders, str(TRAINERS_FOLDER)])  # noqa: SIM112
 

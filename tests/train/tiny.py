@@ -36,7 +36,7 @@ class TinyNnunet:
             "nnUNet_results": str(self.root / "results"),
             "nnUNet_n_proc_DA": "0",
             "nnUNet_def_n_proc": "1",
-            "OMP_NUM_THREADS": "2",
+            "OMP_NUM_THREADS": "1",
             "PYTHONWARNINGS": "ignore",
         }
 
@@ -94,11 +94,18 @@ def _made_up(seed: int) -> tuple[sitk.Image, sitk.Image]:
     return parts[0], parts[1]
 
 
+def small_swin_architecture() -> dict[str, Any]:
+    """A Swin UNETR that a CPU trains: the narrowest, with one block a stage and small windows."""
+    architecture = swin_architecture(3)
+    architecture["arch_kwargs"].update(depths=[1, 1, 1, 1], window_size=4)
+    return architecture
+
+
 def write_small_plans(preprocessed: Path) -> None:
     """Write ``nnUNetSwinUNETRPlans`` and ``nnUNetPlans`` with patches and networks that a CPU trains in no time."""
     source = json.loads((preprocessed / "nnUNetPlans.json").read_text())
     for name, architecture in (
-        ("nnUNetSwinUNETRPlans", swin_architecture(3)),
+        ("nnUNetSwinUNETRPlans", small_swin_architecture()),
         ("nnUNetPlans", unet_architecture(3, features=(4, 8, 8))),
     ):
         plans: dict[str, Any] = json.loads(json.dumps(source))
@@ -120,6 +127,6 @@ def make_tiny(root: Path) -> TinyNnunet:
         "ctseg", "dataset", "create", "-d", "301", "--name", "Tiny", "--images", pairs, "--labels", pairs,
         "--image_suffix", "_ct", "--label_suffix", "_gtv", "--label", "tumor=1",
     )  # fmt: skip
-    tiny.run("ctseg", "plan", "-d", "301", "-c", "3d_fullres", "--gpu_memory_gb", "4", "-np", "1")
+    tiny.run("ctseg", "plan", "-d", "301", "-c", "3d_fullres", "--gpu_memory_gb", "16", "-np", "1")
     write_small_plans(root / "preprocessed" / tiny.dataset)
     return tiny

@@ -1,0 +1,88 @@
+"""Two processes make the steps that one makes with the same global batch, on real CT."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from ctseg.train.extended_trainer import seed_everything
+from ctseg.train.options import TrainingOptions
+from ctseg.train.trainers.nnUNetTrainerSwinUNETR import nnUNetTrainerSwinUNETR
+from tests.train.test_accumulation import make_trainer
+from tests.train.tiny import TinyNnunet
+
+WORKER = str(Path(__file__).parent / "distributed_worker.py")
+STEPS = 2
+
+
+def torchrun(processes: int, *words: str) -> list[str]:
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *words]
+
+
+def real_batches(tiny: TinyNnunet, cls: Any, size: int) -> list[dict[str, Any]]:
+    """Batches of the preprocessed cases, without augmentation (the validation's transforms)."""
+    trainer = make_trainer(tiny, TrainingOptions(batch_size=size), cls=cls)
+    seed_everything(7)
+    _, loader = trainer.get_dataloaders()
+    return [{key: next(loader)[key] for key in ("data", "target")} for _ in range(STEPS)]
+
+
+def steps_of(tiny: TinyNnunet, folder: Path, processes: int, *words: str) -> list[list[dict[str, torch.Tensor]]]:
+    command = [sys.executable, WORKER] if processes == 1 else torchrun(processes, WORKER)
+    tiny.run(*command, str(folder), *words, PYTHONPATH=str(Path(__file__).parents[2]))
+    return [torch.load(folder / f"rank{rank}of{processes}.pt", weights_only=True) for rank in range(processes)]
+
+
+@pytest.mark.parametrize(
+    ("cls", "words"),
+    [
+        (nnUNetTrainer, ("1",)),
+        pytest.param(nnUNetTrainer, ("1", "batch_dice"), marks=pytest.mark.full),
+        pytest.param(nnUNetTrainer, ("2",), marks=pytest.mark.full),
+        pytest.param(nnUNetTrainerSwinUNETR, ("1", "swin"), marks=pytest.mark.full),
+    ],
+    ids=["unet", "batch_dice", "accumulated", "swin"],
+)
+def test_two_processes_equal_one_with_the_same_global_batch(
+    tiny: TinyNnunet, tmp_path: Path, cls: Any, words: tuple[str, ...]
+) -> None:
+    torch.save(real_batches(tiny, cls, size=4), tmp_path / "batches.pt")
+    ((*alone,),) = steps_of(tiny, tmp_path, 1, *words)
+    first, second = steps_of(tiny, tmp_path, 2, *words)
+    for step in range(STEPS):
+        assert torch.equal(first[step]["parameters"], second[step]["parameters"]), f"the ranks differ after {step}"
+        difference = first[step]["parameters"] - alone[step]["parameters"]
+        # what is left is the order of summation in float32
+        assert difference.norm() <= 1e-5 * alone[step]["parameters"].norm(), f"step {step}"
+        mean_loss = (first[step]["loss"] + second[step]["loss"]) / 2
+        assert mean_loss == pytest.approx(float(alone[step]["loss"]), rel=1e-4)
+    moved = alone[1]["parameters"] - alone[0]["parameters"]
+    assert difference.norm() <= 1e-2 * moved.norm()
+
+
+def test_a_batch_that_the_processes_cannot_share_is_refused_with_advice(tiny: TinyNnunet) -> None:
+    done = tiny.run(
+        *torchrun(2, "-m", "ctseg", "train", "301", "3d_fullres", "0", "-device", "cpu"),
+        "--batch_size", "3", "--distributed=ddp", check=False,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr[-2000:]
+    assert (
+        "a batch of 3 cannot be shared evenly by 2 processes: give a multiple of 2 as --batch_size; where memory is "
+        "short, accumulate: `--batch_size 2 --gradient_accumulation_steps 2`" in done.stderr
+    )
+    assert not any(tiny.results.rglob("checkpoint*"))
+
+
+@pytest.mark.full
+def test_a_failing_process_ends_all_with_its_error(tiny: TinyNnunet) -> None:
+    broken = json.loads((tiny.root / "preprocessed" / tiny.dataset / "nnUNetPlans.json").read_text())
+    assert broken["plans_name"] == "nnUNetPlans"
+    done = tiny.run(
+        *torchrun(2, "-m", "ctseg", "train", "301", "3d_fullres", "0", "-device", "cpu", "--epochs", "50"),
+        "--iterations_per_epoch", "2", "--distributed=ddp", check=False, timeout_s=200, CTSEG_TEST_FAIL_RANK="1",
+    )  # fmt: skip
+    assert done.returncode == 1

@@ -1,0 +1,166 @@
+"""Killed, stopped and starved trainings: what was learnt is still there."""
+
+import resource
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ctseg.cli import main
+from ctseg.errors import CheckpointError, OutputError, TrainingError
+from ctseg.train.checkpoints import read_checkpoint, training_state, write_checkpoint
+from ctseg.train.launch import Training, _memory_advice
+from ctseg.train.options import TrainingOptions
+from tests.nnunet_reference import make_plans, swin_architecture
+from tests.train.tiny import TinyNnunet
+
+TRAINER = "nnUNetTrainerInterrupted"
+OUTSIDE = str(Path(__file__).parent / "interrupted_trainer")
+TRAIN = ("ctseg", "train", "301", "3d_fullres", "0", "-tr", TRAINER, "-device", "cpu")
+SHORT = ("--epochs", "3", "--iterations_per_epoch", "2", "--seed", "1")
+
+
+def fold_folder(tiny: TinyNnunet, results: str = "results") -> Path:
+    return tiny.root / results / tiny.dataset / f"{TRAINER}__nnUNetPlans__3d_fullres" / "fold_0"
+
+
+def test_a_training_killed_in_mid_epoch_continues_to_the_same_weights(tiny: TinyNnunet) -> None:
+    (tiny.root / "undisturbed").mkdir()
+    elsewhere = str(tiny.root / "undisturbed")
+    tiny.run(*TRAIN, *SHORT, "--nnUNet_results", elsewhere, nnUNet_extTrainer=OUTSIDE)
+    killed = tiny.run(*TRAIN, *SHORT, check=False, nnUNet_extTrainer=OUTSIDE, CTSEG_TEST_SIGNAL="9")
+    assert killed.returncode == -signal.SIGKILL
+    folder = fold_folder(tiny)
+    latest = read_checkpoint(folder / "checkpoint_latest.pth")
+    assert latest["current_epoch"] == 1
+    assert latest["_best_ema"] == read_checkpoint(folder / "checkpoint_best.pth")["_best_ema"]
+    assert not list(folder.glob("*.part"))
+
+    # --c alone: epochs, steps and seed are those of the checkpoint
+    done = tiny.run(*TRAIN, "--c", nnUNet_extTrainer=OUTSIDE)
+    assert "checkpoint_latest.pth: 1 epochs are done" in done.stdout
+    assert "epoch 1/3" not in done.stdout
+    assert "epoch 3/3" in done.stdout
+    final = read_checkpoint(folder / "checkpoint_final.pth")
+    straight = read_checkpoint(fold_folder(tiny, "undisturbed") / "checkpoint_final.pth")
+    assert final["current_epoch"] == straight["current_epoch"] == 3
+    assert len(final["logging"]["train_losses"]) == 3
+    assert final["logging"]["train_losses"] == pytest.approx(straight["logging"]["train_losses"], rel=1e-6)
+    for name, weight in straight["network_weights"].items():
+        assert torch.equal(final["network_weights"][name], weight), name
+    assert final["trainer_name"] == TRAINER
+    assert (folder / "progress.png").stat().st_size > 0
+
+
+def test_sigterm_saves_and_leaves_with_143(tiny: TinyNnunet) -> None:
+    stopped = tiny.run(*TRAIN, *SHORT, check=False, nnUNet_extTrainer=OUTSIDE, CTSEG_TEST_SIGNAL="15")
+    assert stopped.returncode == 143, stopped.stderr
+    assert "stopped in epoch 2 of 3: saved" in stopped.stderr
+    state = training_state(fold_folder(tiny))
+    assert state is not None
+    assert (state.file.name, state.epochs_done) == ("checkpoint_latest.pth", 1)
+    assert state.options == TrainingOptions(
+        batch_size=2, lr=0.01, epochs=3, iterations_per_epoch=2, gradient_accumulation_steps=1, amp=False, seed=1
+    )
+    done = tiny.run(*TRAIN, "--c", "--epochs", "2", nnUNet_extTrainer=OUTSIDE)
+    assert "continued with other values: epochs: 3 so far, 2 from here on" in done.stdout
+    assert len(read_checkpoint(fold_folder(tiny) / "checkpoint_final.pth")["logging"]["lrs"]) == 2
+
+
+def run_here(*words: str) -> int:
+    return main(["train", "301", "3d_fullres", *words, "-device", "cpu"])
+
+
+def test_continuing_without_a_checkpoint_is_an_error(tiny: TinyNnunet, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_here("0", "--c") == 2
+    assert "fold 0: no checkpoint in" in capsys.readouterr().err
+    assert not any(tiny.results.rglob("checkpoint*"))
+
+
+def write_state(folder: Path, name: str, epochs: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_checkpoint(folder / name, {"current_epoch": epochs, "network_weights": {}})
+
+
+def test_a_training_is_not_begun_anew_by_accident(tiny: TinyNnunet, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tiny.results / "nnUNetTrainer__nnUNetPlans__3d_fullres" / "fold_0"
+    write_state(folder, "checkpoint_latest.pth", 7)
+    assert run_here("0") == 2
+    assert "holds 7 epochs already: --c continues it, --overwrite begins anew" in capsys.readouterr().err
+    assert (folder / "checkpoint_latest.pth").is_file()
+
+
+def test_the_most_advanced_checkpoint_is_continued(tmp_path: Path) -> None:
+    assert training_state(tmp_path) is None
+    write_state(tmp_path, "checkpoint_final.pth", 10)
+    write_state(tmp_path, "checkpoint_latest.pth", 14)
+    write_state(tmp_path, "checkpoint_best.pth", 12)
+    state = training_state(tmp_path)
+    assert state is not None
+    assert (state.file.name, state.epochs_done) == ("checkpoint_latest.pth", 14)
+
+
+def test_a_full_disk_leaves_the_former_checkpoint_and_says_so(tmp_path: Path) -> None:
+    file = tmp_path / "checkpoint_latest.pth"
+    write_checkpoint(file, {"current_epoch": 1})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64 * 1024, hard))
+    try:
+        with pytest.raises(OutputError, match="no space left for the checkpoint.*continue with --c"):
+            write_checkpoint(file, {"current_epoch": 2, "network_weights": torch.zeros(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert read_checkpoint(file)["current_epoch"] == 1
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
+
+
+def test_an_interrupted_write_leaves_the_former_checkpoint(tmp_path: Path) -> None:
+    file = tmp_path / "checkpoint_latest.pth"
+    write_checkpoint(file, {"current_epoch": 1})
+
+    def interrupted(_content: Any, opened: Any) -> None:
+        opened.write(b"half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_checkpoint(file, {"current_epoch": 2}, save=interrupted)
+    assert read_checkpoint(file)["current_epoch"] == 1
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return (Path.touch, (Path("evil_was_here"),))
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"current_epoch": 1, "network_weights": Evil()}, tmp_path / "checkpoint_final.pth")
+    with pytest.raises(CheckpointError, match="could run code"):
+        training_state(tmp_path)
+    assert not (tmp_path / "evil_was_here").exists()
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint_latest.pth").write_bytes(b"PK\x03\x04 cut short")
+    with pytest.raises(CheckpointError, match=r"checkpoint_latest\.pth: damaged"):
+        training_state(tmp_path)
+
+
+def test_a_full_gpu_becomes_advice_with_numbers() -> None:
+    plans = make_plans(patch_size=(96, 96, 96), architecture=swin_architecture(3))
+    training = Training(
+        "Dataset301_Tiny", "3d_fullres", (0,), "nnUNetTrainerSwinUNETR", "nnUNetSwinUNETRPlans",
+        TrainingOptions(batch_size=4, gradient_accumulation_steps=2),
+    )  # fmt: skip
+    with pytest.raises(TrainingError) as caught, _memory_advice(training, plans):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    message = str(caught.value)
+    assert "batches of 4 patches of 96 x 96 x 96" in message
+    assert (
+        "--batch_size 2 --gradient_accumulation_steps 4 takes about half the memory for the same 8 patches" in message
+    )
+    assert "turns gradient checkpointing on" in message
+    assert "Tried to allocate 2.00 GiB" in message
