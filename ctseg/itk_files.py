@@ -5,17 +5,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from nibabel.orientations import io_orientation
 
 from ctseg.errors import InputError, SetupError
-from ctseg.geometry import (
-    AS_IT_IS,
-    RAS_FROM_LPS,
-    Geometry,
-    closest_ras_by_itk,
-    reorientation_from_nibabel,
-)
-from ctseg.nifti import DEFLATE_MOST, FileGrid, Scan, header_is_compressed
+from ctseg.file_grid import FileGrid, Scan, reorientation_of
+from ctseg.geometry import RAS_FROM_LPS, Geometry
+from ctseg.nifti import DEFLATE_MOST
 
 ITK_READ_ENDINGS = (".nrrd", ".nhdr", ".mha", ".mhd")
 ITK_WRITE_ENDINGS = (".nrrd", ".mha")
@@ -34,7 +28,7 @@ def read_itk_file(path: Path, reader: str) -> Scan:
     sitk = _simpleitk(path)
     try:
         size = path.stat().st_size
-        header_is_compressed(path)  # opens it: ITK's own words for a missing permission mislead
+        path.open("rb").close()  # ITK's own words for a missing permission mislead
     except OSError as error:
         raise InputError(f"{path.name}: cannot be read: {error.strerror or error}") from error
     if not size:
@@ -60,17 +54,11 @@ def read_itk_file(path: Path, reader: str) -> Scan:
         geometry = Geometry(voxels.shape, affine)
     except ValueError as error:
         raise InputError(f"{path.name}: {error}: repair its directions and spacing") from error
-    if not reader.endswith("WithReorient"):
-        reorientation = AS_IT_IS
-    elif "ITK" in reader:
-        reorientation = closest_ras_by_itk(direction)
-    else:
-        reorientation = reorientation_from_nibabel(io_orientation(affine))
-    grid = FileGrid(geometry, (spacing[2], spacing[1], spacing[0]), reorientation)
+    grid = FileGrid(geometry, (spacing[2], spacing[1], spacing[0]), reorientation_of(geometry, reader, direction))
     with np.errstate(over="ignore"):
         if voxels.dtype.kind == "f" or voxels.dtype.itemsize > 4:
             voxels = voxels.astype(np.float32, copy=False)
-    return Scan(reorientation.apply(voxels), reorientation.apply_to_spacing(grid.spacing_mm), grid)
+    return Scan(grid.reorientation.apply(voxels), grid.reorientation.apply_to_spacing(grid.spacing_mm), grid)
 
 
 def write_itk_file(path: Path, labels: npt.NDArray[Any], grid: FileGrid) -> None:

@@ -9,7 +9,6 @@ import gzip
 import logging
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -20,17 +19,8 @@ from nibabel.orientations import io_orientation
 from nibabel.spatialimages import HeaderDataError
 
 from ctseg.errors import InputError
-from ctseg.geometry import (
-    AS_IT_IS,
-    RAS_FROM_LPS,
-    SHEAR_TOLERANCE,
-    Geometry,
-    Reorientation,
-    Shape3,
-    Spacing,
-    closest_ras_by_itk,
-    reorientation_from_nibabel,
-)
+from ctseg.file_grid import FileGrid, Scan, reorientation_of
+from ctseg.geometry import RAS_FROM_LPS, SHEAR_TOLERANCE, Geometry, Shape3, Spacing
 
 _GZIP_FILE: type[gzip.GzipFile] = gzip.GzipFile
 _DAMAGED: tuple[type[Exception], ...] = (EOFError, zlib.error, gzip.BadGzipFile)
@@ -48,6 +38,8 @@ DEFLATE_MOST = 1032
 COMPRESS_LEVEL = 1
 """Label maps shrink well at any level, and people wait for it."""
 
+_Stream = BinaryIO | gzip.GzipFile
+
 _GZIP_MAGIC = b"\x1f\x8b"
 _HEADER_CLASSES: dict[int, Any] = {348: nibabel.Nifti1Header, 540: nibabel.Nifti2Header}
 _SINGLE_FILE_MAGIC = {348: b"n+1", 540: b"n+2"}
@@ -58,43 +50,6 @@ _GEOMETRY_FIELDS = (
 )  # fmt: skip
 _SILENT = logging.Logger("silent")
 _SILENT.addHandler(logging.NullHandler())
-
-
-@dataclass(frozen=True, eq=False)
-class FileGrid:
-    """The grid of a file, and how the voxels as a reader yields them lie on it.
-
-    Attributes:
-        geometry: Of the file's own axes.
-        spacing_mm: Along the file's own (z, y, x), in millimetres, to the last bit as the reader has it.
-        reorientation: From the file's axes to the reader's.
-        nifti_header: What a NIfTI file said, for writing the same again.
-    """
-
-    geometry: Geometry
-    spacing_mm: Spacing
-    reorientation: Reorientation = AS_IT_IS
-    nifti_header: Any = None
-
-
-@dataclass(frozen=True, eq=False)
-class Scan:
-    """One file as a reader yields it.
-
-    Attributes:
-        voxels: (z, y, x).
-        spacing_mm: Along the axes of ``voxels``.
-        grid: The file's own.
-    """
-
-    voxels: npt.NDArray[Any]
-    spacing_mm: Spacing
-    grid: FileGrid
-
-    @property
-    def geometry(self) -> Geometry:
-        """Where the voxels lie, on their own axes."""
-        return self.grid.geometry.reoriented(self.grid.reorientation)
 
 
 def read_nifti(path: Path, reader: str) -> Scan:
@@ -124,7 +79,7 @@ def read_nifti(path: Path, reader: str) -> Scan:
         except ValueError as error:
             raise InputError(f"{path.name}: {error}: repair its affine (sform, qform)") from error
         size = int(np.prod(shape)) * dtype.itemsize
-        if size > path.stat().st_size * (DEFLATE_MOST if header_is_compressed(path) else 1):
+        if size > path.stat().st_size * (DEFLATE_MOST if isinstance(stream, gzip.GzipFile) else 1):
             raise InputError(
                 f"{path.name}: expected {size} bytes of voxels, shape {shape[::-1]}, found a file of "
                 f"{path.stat().st_size} bytes: it was cut off, copy it again"
@@ -178,19 +133,13 @@ def nifti_header_of(labels: npt.NDArray[Any], grid: FileGrid) -> Any:
     return header
 
 
-def header_is_compressed(path: Path) -> bool:
-    """Whether a file begins as gzip does, whatever its name."""
-    with path.open("rb") as file:
-        return file.read(2) == _GZIP_MAGIC
-
-
 def _gzip_file(file: BinaryIO, mode: str) -> gzip.GzipFile:
     """Return a gzip stream over a file; what it writes has neither name nor time in it."""
     return _GZIP_FILE(filename="", mode=mode, compresslevel=COMPRESS_LEVEL, fileobj=file, mtime=0)
 
 
 @contextlib.contextmanager
-def _reading(path: Path) -> Iterator[BinaryIO]:
+def _reading(path: Path) -> Iterator[_Stream]:
     """Open a file, through gzip if it is gzip; translate everything that can go wrong while it is read."""
     try:
         with path.open("rb") as file:
@@ -198,7 +147,7 @@ def _reading(path: Path) -> Iterator[BinaryIO]:
                 yield file
             else:
                 with _gzip_file(file, "rb") as stream:
-                    yield cast(BinaryIO, stream)
+                    yield stream
     except _DAMAGED as error:
         raise InputError(
             f"{path.name}: expected a whole file, found damaged or missing data ({error or type(error).__name__}): "
@@ -210,7 +159,7 @@ def _reading(path: Path) -> Iterator[BinaryIO]:
         raise InputError(f"{path.name}: does not fit into memory: use a machine with more") from error
 
 
-def _read_header(stream: BinaryIO, path: Path) -> Any:
+def _read_header(stream: _Stream, path: Path) -> Any:
     start = stream.read(4)
     if not start:
         raise InputError(f"{path.name}: expected a NIfTI file, found an empty one: copy it again")
@@ -253,7 +202,7 @@ def _shape_and_dtype(header: Any, path: Path) -> tuple[Shape3, "np.dtype[Any]"]:
     return (z, y, x), dtype
 
 
-def _read_voxels(stream: BinaryIO, header: Any, shape: Shape3, dtype: "np.dtype[Any]", path: Path) -> npt.NDArray[Any]:
+def _read_voxels(stream: _Stream, header: Any, shape: Shape3, dtype: "np.dtype[Any]", path: Path) -> npt.NDArray[Any]:
     offset, first = float(header["vox_offset"]), int(type(header).single_vox_offset)
     if not (first <= offset < 1 << 31 and offset.is_integer()):
         raise InputError(f"{path.name}: expected voxels from byte {first} on, found vox_offset {offset:g}")
@@ -267,7 +216,7 @@ def _read_voxels(stream: BinaryIO, header: Any, shape: Shape3, dtype: "np.dtype[
     target = memoryview(voxels).cast("B")  # type: ignore[arg-type]
     done = 0
     while done < len(target):
-        count = stream.readinto(target[done : done + CHUNK_BYTES])  # type: ignore[attr-defined]
+        count = stream.readinto(target[done : done + CHUNK_BYTES])  # type: ignore[union-attr]
         if not count:
             raise EOFError(f"{done} of {len(target)} bytes of voxels")
         done += count
@@ -358,9 +307,9 @@ def _itk_grid(header: Any, shape: Shape3, path: Path, reader: str) -> tuple[File
     affine[:3, :3] = direction * spacing
     affine[:3, 3] = matrix[:, 3] * unit_mm
     x, y, z = spacing.tolist()
-    reorientation = closest_ras_by_itk(direction) if reader.endswith("WithReorient") else AS_IT_IS
-    grid = FileGrid(Geometry(shape, affine), (z, y, x), reorientation, header)
-    return grid, reorientation.apply_to_spacing(grid.spacing_mm)
+    geometry = Geometry(shape, affine)
+    grid = FileGrid(geometry, (z, y, x), reorientation_of(geometry, reader, direction), header)
+    return grid, grid.reorientation.apply_to_spacing(grid.spacing_mm)
 
 
 def _is_orthogonal(linear: npt.NDArray[np.float64]) -> bool:
@@ -414,16 +363,13 @@ def _nibabel_grid(header: Any, shape: Shape3, path: Path, reader: str) -> tuple[
         fixed.set_data_shape(shape[::-1])
         empty: Any = nibabel.Nifti2Image if isinstance(header, nibabel.Nifti2Header) else nibabel.Nifti1Image
         image = empty(np.broadcast_to(np.uint8(0), shape[::-1]), affine, fixed)
-        reorientation = AS_IT_IS
         if reader.endswith("WithReorient"):
-            orientation = io_orientation(affine)
-            image = image.as_reoriented(orientation)
-            reorientation = reorientation_from_nibabel(orientation)
+            image = image.as_reoriented(io_orientation(affine))  # rounds the voxel size anew
     except HeaderDataError as error:
         raise ValueError(str(error)) from error
     x, y, z = (float(size) for size in image.header.get_zooms())
     file_x, file_y, file_z = (float(size) for size in fixed.get_zooms())
-    return FileGrid(geometry, (file_z, file_y, file_x), reorientation, header), (z, y, x)
+    return FileGrid(geometry, (file_z, file_y, file_x), reorientation_of(geometry, reader), header), (z, y, x)
 
 
 def _finite(value: Any) -> float:

@@ -10,13 +10,13 @@ from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
-from nibabel.orientations import io_orientation
 
 from ctseg.errors import InputError, OutputError
-from ctseg.geometry import AS_IT_IS, Affine, Geometry, Spacing, closest_ras_by_itk, reorientation_from_nibabel
+from ctseg.file_grid import FileGrid, Scan, reorientation_of
+from ctseg.geometry import Affine, Geometry, Spacing
 from ctseg.itk_files import ITK_READ_ENDINGS, ITK_WRITE_ENDINGS, read_itk_file, write_itk_file
 from ctseg.model_spec import Reader
-from ctseg.nifti import NIFTI_ENDINGS, FileGrid, Scan, read_nifti, write_nifti
+from ctseg.nifti import NIFTI_ENDINGS, read_nifti, write_nifti
 
 READ_ENDINGS = (*NIFTI_ENDINGS, *ITK_READ_ENDINGS)
 """Of files that can be read; case does not matter."""
@@ -117,15 +117,9 @@ def volume_from_array(voxels: npt.NDArray[Any], geometry: Geometry | Affine, rea
     if not isinstance(geometry, Geometry):
         geometry = Geometry(voxels.shape[1:], geometry)
     _check_finite(voxels, "array")
-    if not reader.endswith("WithReorient"):
-        reorientation = AS_IT_IS
-    elif "ITK" in reader:
-        reorientation = closest_ras_by_itk(geometry.direction_ras)
-    else:
-        reorientation = reorientation_from_nibabel(io_orientation(geometry.affine_ras))
-    grid = FileGrid(geometry, geometry.spacing_mm, reorientation)
-    spacing_mm = reorientation.apply_to_spacing(grid.spacing_mm)
-    return Volume(reorientation.apply(voxels), spacing_mm, geometry.reoriented(reorientation), grid)
+    grid = FileGrid(geometry, geometry.spacing_mm, reorientation_of(geometry, reader))
+    spacing_mm = grid.reorientation.apply_to_spacing(grid.spacing_mm)
+    return Volume(grid.reorientation.apply(voxels), spacing_mm, geometry.reoriented(grid.reorientation), grid)
 
 
 def write_label_map(path: Path, labels: npt.NDArray[Any], volume: Volume) -> None:
@@ -209,7 +203,7 @@ def _check_same_grid(first_file: Path, first: Scan, file: Path, scan: Scan) -> N
 
 def _put_in_place(path: Path, ending: str, write: Callable[[Path], None]) -> None:
     """Write beside ``path`` under a hidden name, and rename once the data are on the disk."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp{ending}")
+    temporary = path.with_name(f".{path.name[:64]}.{uuid.uuid4().hex[:12]}.tmp{ending}")
     try:
         write(temporary)
         with temporary.open("rb+") as file:

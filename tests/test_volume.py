@@ -115,6 +115,11 @@ FORMS = {
     "forms differ, aligned qform": (OBLIQUE, ELSEWHERE, (2, 1)),
     "forms differ, template sform": (PERMUTED, ELSEWHERE, (1, 4)),
     "sheared sform, with a qform": (OBLIQUE, SHEARED, (1, 1)),
+    "two axes at 45 degrees": (
+        None,
+        affine_of(Rotation.from_euler("xyz", (90, 45, 45), degrees=True).as_matrix()),
+        (0, 1),
+    ),
     "sform of other lengths": (OBLIQUE, affine_of(spacing=(2, 2, 2)), (1, 1)),
 }
 
@@ -615,15 +620,24 @@ def test_nrrd_without_simpleitk_says_how_to_install_it(tmp_path, monkeypatch):
 
 def test_nifti_needs_neither_simpleitk_nor_isal(tmp_path):
     scan = write_raw_nifti(tmp_path / "a.nii.gz", phantom(), TURNED_FAR, TURNED_FAR)
+    data = bytearray(scan.read_bytes())
+    data[-5] ^= 0x55  # the checksum
+    damaged = tmp_path / "damaged.nii.gz"
+    damaged.write_bytes(data)
     code = (
         "import sys; sys.modules.update(SimpleITK=None, isal=None)\n"
-        "from pathlib import Path; from ctseg.volume import read_volume, write_label_map\n"
-        "scan, output = map(Path, sys.argv[1:3])\n"
-        "for reader in sys.argv[3:]:\n"
+        "from pathlib import Path; from ctseg.errors import InputError\n"
+        "from ctseg.volume import read_volume, write_label_map\n"
+        "scan, damaged, output = map(Path, sys.argv[1:4])\n"
+        "for reader in sys.argv[4:]:\n"
         "    volume = read_volume([scan], reader)\n"
         "    write_label_map(output / f'{reader}.nii.gz', (volume.voxels[0] > 0).astype('u1'), volume)\n"
+        "try: read_volume([damaged], reader)\n"
+        "except InputError as error: print(error)\n"
     )
-    subprocess.run([sys.executable, "-c", code, str(scan), str(tmp_path), *READERS], check=True)
+    words = [sys.executable, "-c", code, str(scan), str(damaged), str(tmp_path), *READERS]
+    result = subprocess.run(words, check=True, capture_output=True, text=True)
+    assert "CRC check failed" in result.stdout
     for reader in READERS:
         np.testing.assert_array_equal(np.asarray(nibabel.load(tmp_path / f"{reader}.nii.gz").dataobj), phantom() > 0)
 
