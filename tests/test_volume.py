@@ -115,11 +115,6 @@ FORMS = {
     "forms differ, aligned qform": (OBLIQUE, ELSEWHERE, (2, 1)),
     "forms differ, template sform": (PERMUTED, ELSEWHERE, (1, 4)),
     "sheared sform, with a qform": (OBLIQUE, SHEARED, (1, 1)),
-    "two axes at 45 degrees": (
-        None,
-        affine_of(Rotation.from_euler("xyz", (90, 45, 45), degrees=True).as_matrix()),
-        (0, 1),
-    ),
     "sform of other lengths": (OBLIQUE, affine_of(spacing=(2, 2, 2)), (1, 1)),
 }
 
@@ -171,6 +166,17 @@ def test_contradictory_headers_are_read_as_nnunets_reader_does(reader, tmp_path)
         qform, sform, codes, pixdim = random_header(seed)
         path = write_raw_nifti(tmp_path / f"{seed}.nii", phantom(), qform, sform, codes=codes, pixdim=pixdim)
         check_equals_nnunet([path], reader)
+
+
+def test_axes_at_45_degrees_are_turned_as_itk_turns_them(tmp_path):
+    for degrees in ((90, 90, 135), (135, 90, 90), (90, 90, 45), (0, 45, 0)):
+        rotation = Rotation.from_euler("xyz", degrees, degrees=True).as_matrix().round(12)
+        for spacing in ((0.98, 4.76, 1.77), (2.72, 1.7, 3.11), (1.81, 4.84, 3.78)):
+            affine = affine_of(rotation, spacing)
+            path = write_raw_nifti(
+                tmp_path / "a.nii", phantom(), None, affine, codes=(0, 1), pixdim=[1, *spacing, 0, 0, 0, 0]
+            )
+            check_equals_nnunet([path], "SimpleITKIOWithReorient")
 
 
 @pytest.mark.parametrize("reader", ITK_READERS)
@@ -227,24 +233,45 @@ def test_content_decides_whether_a_file_is_compressed(reader, tmp_path):
         )
 
 
-def real_files(shared_data):
-    return [
-        "sts_sarcoma/test/STS_042_ct.nii.gz",
-        "totalseg/ts_abdomen_3mm_ct.nii.gz",
-        "spine_small/tptbox_spine_ct.nii.gz",
-        "odd/niivue_sheared_affine_phantom.nii.gz",
-        "chest_small/cip_ct64_ct.nrrd",
-        "odd/cip_ct64_oblique20_ct.nrrd",
-        "odd/dcmqi_3slice/liver_spine_seg.nrrd",
-        "chest_small/elastix_rightlung_ct.mha",
-    ]
+REAL_FILES = [
+    "sts_sarcoma/test/STS_042_ct.nii.gz",
+    "totalseg/ts_abdomen_3mm_ct.nii.gz",
+    "spine_small/tptbox_spine_ct.nii.gz",
+    "odd/niivue_sheared_affine_phantom.nii.gz",
+    "chest_small/cip_ct64_ct.nrrd",
+    "odd/cip_ct64_oblique20_ct.nrrd",
+    "odd/dcmqi_3slice/liver_spine_seg.nrrd",
+    "chest_small/elastix_rightlung_ct.mha",
+]
 
 
 @pytest.mark.parametrize("reader", READERS)
 def test_real_ct_is_read_as_nnunets_reader_does(reader, shared_data):
-    for name in real_files(shared_data):
+    for name in REAL_FILES:
         if name.endswith(".nii.gz") or reader in ITK_READERS:
             check_equals_nnunet([shared_data / name], reader)
+
+
+def test_odd_files_give_a_right_answer_or_a_clear_refusal(shared_data):
+    answers, refusals = set(), set()
+    for file in sorted(path for path in (shared_data / "odd").rglob("*") if path.is_file()):
+        try:
+            read_volume([file], "SimpleITKIO")
+        except InputError as error:
+            assert str(error).startswith(f"{file.name}: expected ")
+            refusals.add(file.name)
+        else:
+            check_equals_nnunet([file], "SimpleITKIO")
+            answers.add(file.name)
+    assert answers == {
+        "cip_ct64_oblique20_ct.nrrd",
+        "cip_ct64_oblique20_regions_types.nrrd",
+        "heart_seg.nrrd",
+        "liver_spine_seg.nrrd",
+        "niivue_sheared_affine_phantom.nii.gz",
+    }
+    assert "niivue_rgb24_ct_perfusion_map.nii.gz" in refusals
+    assert all(name.endswith((".dcm", ".tar.xz")) for name in refusals - {"niivue_rgb24_ct_perfusion_map.nii.gz"})
 
 
 @pytest.mark.parametrize("ending", [".nrrd", ".mha", ".mhd", ".nhdr"])
@@ -676,12 +703,25 @@ def disk_full_at(size: int):
 def test_full_disk_leaves_the_old_file_and_nothing_else(ending, tmp_path):
     volume = volume_from_array(np.zeros((40, 40, 40), np.int16), OBLIQUE)
     path = tmp_path / f"a{ending}"
-    path.write_bytes(b"old")
     noise = np.random.default_rng(0).integers(0, 250, (40, 40, 40))
-    with disk_full_at(20_000), pytest.raises(OutputError, match=f"a{ending}: cannot be written"):
-        write_label_map(path, noise, volume)
-    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
-    assert path.read_bytes() == b"old"
+    write_label_map(path, noise, volume)
+    full = path.stat().st_size
+    path.write_bytes(b"old")
+    for size in (20_000, full - 1):
+        with disk_full_at(size), pytest.raises(OutputError, match=f"a{ending}: cannot be written"):
+            write_label_map(path, noise, volume)
+        assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+        assert path.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("ending", WRITE_ENDINGS)
+def test_who_reads_the_old_file_meanwhile_reads_it_whole(ending, tmp_path):
+    volume = volume_from_array(np.zeros((3, 4, 5), np.int16), OBLIQUE)
+    path = tmp_path / f"a{ending}"
+    path.write_bytes(b"old")
+    with path.open("rb") as old:
+        write_label_map(path, landmarks((3, 4, 5)), volume)
+        assert old.read() == b"old"
 
 
 @pytest.mark.parametrize("ending", WRITE_ENDINGS)
