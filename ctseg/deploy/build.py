@@ -174,7 +174,7 @@ def _spec_of(bundle: Bundle, options: BuildOptions) -> ModelSpec:
 
 def _finish(job: _Job, *, model_file: Path, check: Check, build_info: Mapping[str, Any], **entry: Any) -> Entry:
     """Write the entry with its spec, ``build.json`` and parity report."""
-    proven = job.source.proven and job.data.is_real and check.passed
+    proven = job.source.proven and job.data.is_real and check.proves
     parity = check.as_parity(detail=check.network)
     final = job.spec.model_copy(
         update={"parity": parity if proven else parity.model_copy(update={"state": "unproven"})}
@@ -500,7 +500,7 @@ def _typed_graph(onnx_file: Path, precision: Precision, folder: Path, max_batch:
     from ctseg.deploy.precision import fp16_ladder
 
     try:
-        graph = onnx.load(onnx_file)
+        graph = onnx.load(onnx_file, format="protobuf")
         onnx.checker.check_model(graph)
         (feed,), (answer,) = graph.graph.input, graph.graph.output
     except (OSError, ValueError, onnx.checker.ValidationError, DecodeError) as error:

@@ -148,7 +148,9 @@ def export_model(
         variants = [_variant(folder, "fp32", (check,))]
         if "fp16" in options.precisions:
             variants.append(_fp16_variant(folder, graph, data, spec, options, report))
-        final = spec.model_copy(update={"parity": _state_of(check, data)})
+        final = spec.model_copy(
+            update={"parity": check.as_parity(detail="" if data.is_real else "no real scan was given")}
+        )
         (folder / SPEC_NAME).write_text(final.to_json() + "\n", encoding="utf-8")
         parity = ParityReport(
             model=spec.name,
@@ -378,13 +380,6 @@ def _check_file(path: Path, data: ParityData, spec: ModelSpec) -> Check:
         what=f"{path.name} in {describe_runtime('onnxruntime')} on the CPU",
         precision="fp32",
         sha256=sha256_of(path),
-    )
-
-
-def _state_of(check: Check, data: ParityData) -> Any:
-    parity = check.as_parity()
-    return (
-        parity if data.is_real else parity.model_copy(update={"state": "unproven", "detail": "no real scan was given"})
     )
 
 

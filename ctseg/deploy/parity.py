@@ -104,12 +104,17 @@ class Check(_Strict):
         """Whether there was something to compare, and nothing was wrong."""
         return bool(self.comparisons) and not self.problems
 
+    @property
+    def proves(self) -> bool:
+        """Whether it passed on what proves something: real patches and a whole case."""
+        return self.passed and {"patches", "case"} <= {item.what for item in self.comparisons}
+
     def as_parity(self, *, detail: str = "") -> Parity:
         """Return the short form that travels in the spec."""
         worst = [item for item in self.comparisons if item.labels] or list(self.comparisons)
         dices = [figures.dice for item in worst for figures in item.labels.values() if figures.voxels]
         return Parity(
-            state="proven" if self.passed else "unproven",
+            state="proven" if self.proves else "unproven",
             relative_l2=_finite(max((item.relative_l2 for item in worst), default=None)),
             max_abs_error=_finite(max((item.max_abs_error for item in worst), default=None)),
             label_difference_share=_finite(max((item.label_difference_share for item in worst), default=None)),
@@ -131,8 +136,8 @@ class Variant(_Strict):
 
     @property
     def proven(self) -> bool:
-        """Whether there are checks and all passed."""
-        return bool(self.checks) and all(check.passed for check in self.checks)
+        """Whether there are checks and all of them prove it."""
+        return bool(self.checks) and all(check.proves for check in self.checks)
 
 
 class ParityReport(_Strict):
@@ -430,7 +435,7 @@ def require(check: Check, *, model: str, accept_unproven: bool, data: ParityData
     """
     if accept_unproven:
         return
-    if not data.is_real:
+    if check.passed and not (check.proves and data.is_real):
         raise ParityError(
             f"{model}: no real scan to prove {check.network} with: give scans by --cases, or --accept-unproven to "
             "go on with a model that is marked as unproven"

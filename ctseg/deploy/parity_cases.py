@@ -62,7 +62,7 @@ def preprocessed_cases(model: TrainedModel) -> list[PreparedCase]:
 def _read_preprocessed(file: Path) -> PreparedCase:
     try:
         if file.suffix == ".b2nd":
-            import blosc2
+            import blosc2  # type: ignore[import-untyped]
 
             voxels = np.asarray(blosc2.open(str(file), mode="r")[:], dtype=np.float32)
         else:

@@ -129,7 +129,7 @@ def test_later_opsets_can_be_asked_for(trained_unet: Path, opset: int) -> None:
 
 def small_graph(*nodes: onnx.NodeProto, constants: tuple[onnx.TensorProto, ...]) -> onnx.ModelProto:
     feed = helper.make_tensor_value_info("input", TensorProto.FLOAT, ["n", 4, 6])
-    answer = helper.make_tensor_value_info("output", TensorProto.FLOAT, None)
+    answer = helper.make_tensor_value_info("output", TensorProto.FLOAT, ["n", "channels", "width"])
     graph = helper.make_graph(nodes, "g", [feed], [answer], constants)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
 

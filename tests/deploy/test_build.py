@@ -1,0 +1,323 @@
+"""Entries are built from proven bundles, proven again where they will run, and rebuilt only when something differs."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from ctseg.cli import main
+from ctseg.deploy.build import BuildOptions, build_entry, build_plan_file, check_live
+from ctseg.deploy.bundle import Bundle
+from ctseg.deploy.cuda_driver import Gpu
+from ctseg.deploy.export import ExportOptions, export_model
+from ctseg.deploy.parity import ParityReport
+from ctseg.deploy.repository import read_entry
+from ctseg.deploy.runtimes import onnxruntime_network
+from ctseg.deploy.tensorrt_plan import Plan, PlanOptions
+from ctseg.deploy.trained_model import load_trained_model
+from ctseg.errors import ParityError, SetupError, SpecError
+from ctseg.model_spec import ModelSpec
+from ctseg.triton import config_from_text
+
+ONNXRUNTIME = BuildOptions(runtime="onnxruntime")
+
+
+class OnnxAsPlan:
+    """A compiler whose plans are the ONNX files themselves, run by ONNX Runtime: no GPU needed."""
+
+    def __init__(
+        self,
+        capability: str = "8.9",
+        version: str = "11.2.1.2",
+        *,
+        types: Mapping[str, int] | None = None,
+        scale: float = 1.0,
+    ) -> None:
+        self.version = version
+        self.gpu = Gpu(f"Test GPU {capability}", capability, 1 << 30, "13.4")
+        self.builds: list[PlanOptions] = []
+        self._types = types
+        self._scale = np.float32(scale)
+
+    def build(self, onnx_file: Path, options: PlanOptions) -> Plan:
+        self.builds.append(options)
+        return Plan(onnx_file.read_bytes(), self.version, {"fp32": 3}, 1.5)
+
+    def load(self, plan: bytes, spec: ModelSpec) -> tuple[object, Mapping[str, int]]:
+        network = onnxruntime_network(plan)
+        half = any(item.data_type == onnx.TensorProto.FLOAT16 for item in onnx.load_from_string(plan).graph.initializer)
+        types = self._types if self._types is not None else {"fp32": 2, **({"fp16": 5} if half else {})}
+        return (lambda patches: network(patches) * self._scale), types
+
+
+def build_json(folder: Path, name: str = "build.json") -> dict[str, object]:
+    content: dict[str, object] = json.loads((folder / name).read_text())
+    return content
+
+
+def test_python_entry_is_complete_and_proven(bundle: Bundle, tmp_path: Path) -> None:
+    lines: list[str] = []
+    entry = build_entry(bundle.folder, tmp_path / "repository", ONNXRUNTIME, report=lines.append)
+    newest = entry.newest
+    assert (entry.name, newest.version, entry.backend) == ("unet", 1, "python")
+    assert newest.spec.parity.state == "proven"
+    assert newest.spec.digest == bundle.spec.digest
+    names = {path.name for path in newest.folder.iterdir()}
+    assert names == {"model.py", "model.onnx", "build.json", "parity.json", "parity.md"}
+    assert ParityReport.read(newest.folder / "parity.json").variants[0].proven
+    info = build_json(newest.folder)
+    assert info["onnx_sha256"] == bundle.variant("fp32").sha256
+    assert str(info["runtime"]).startswith("onnxruntime ")
+    assert any("case" in line for line in lines)
+
+
+def test_every_build_is_the_next_version_and_if_needed_builds_none(bundle: Bundle, tmp_path: Path) -> None:
+    build_entry(bundle.folder, tmp_path, ONNXRUNTIME)
+    assert build_entry(bundle.folder, tmp_path, ONNXRUNTIME).newest.version == 2
+    assert build_entry(bundle.folder, tmp_path, replace(ONNXRUNTIME, if_needed=True)).newest.version == 2
+    assert build_entry(bundle.folder, tmp_path, replace(ONNXRUNTIME, version=7)).newest.version == 7
+    with pytest.raises(SpecError, match=r"version 7 exists"):
+        build_entry(bundle.folder, tmp_path, replace(ONNXRUNTIME, version=7))
+
+
+def test_if_needed_builds_when_the_network_or_the_tools_differ(
+    bundle: Bundle, trained_unet: Path, real_cases: list[object], tmp_path: Path
+) -> None:
+    build_entry(bundle.folder, tmp_path / "r", ONNXRUNTIME)
+    other = load_trained_model(trained_unet, folds=(1,))
+    options = ExportOptions(name="unet", max_batch_size=3)
+    second = export_model(other, tmp_path / "b", options, cases=real_cases)  # type: ignore[arg-type]
+    needed = replace(ONNXRUNTIME, if_needed=True)
+    assert build_entry(second.folder, tmp_path / "r", needed).newest.version == 2
+    built = tmp_path / "r" / "unet" / "2" / "build.json"
+    built.write_text(built.read_text().replace('"cpus"', '"former_cpus"'))
+    assert build_entry(second.folder, tmp_path / "r", needed).newest.version == 3
+
+
+def test_unproven_bundle_is_refused_and_marked_when_accepted(trained_unet: Path, tmp_path: Path) -> None:
+    model = load_trained_model(trained_unet, folds=(0,))
+    bundle = export_model(model, tmp_path / "b", ExportOptions(accept_unproven=True))
+    with pytest.raises(ParityError, match=r"is not proven: no real scan was given"):
+        build_entry(bundle.folder, tmp_path / "r", ONNXRUNTIME)
+    assert not (tmp_path / "r").exists()
+    entry = build_entry(bundle.folder, tmp_path / "r", replace(ONNXRUNTIME, accept_unproven=True))
+    assert entry.newest.spec.parity.state == "unproven"
+
+
+def broken_copy(bundle: Bundle, folder: Path) -> Path:
+    """A bundle whose network was changed, with a report that names the new file: only the gate can tell."""
+    shutil.copytree(bundle.folder, folder)
+    graph = onnx.load(folder / "model.onnx")
+    item = next(item for item in graph.graph.initializer if len(item.dims) == 5 and item.dims[1] > 1)
+    values = numpy_helper.to_array(item).copy()
+    values[:, 0] *= 1.1
+    item.CopyFrom(numpy_helper.from_array(values, item.name))
+    old = bundle.variant("fp32").sha256
+    onnx.save(graph, folder / "model.onnx")
+    from ctseg.deploy.runtimes import sha256_of
+
+    report = folder / "parity.json"
+    report.write_text(report.read_text().replace(old, sha256_of(folder / "model.onnx")))
+    return folder
+
+
+@pytest.mark.parametrize("backend", ["python", "onnxruntime", "tensorrt"])
+def test_changed_network_is_refused_by_every_backend(bundle: Bundle, tmp_path: Path, backend: str) -> None:
+    broken = broken_copy(bundle, tmp_path / "b")
+    options = BuildOptions(backend=backend, runtime="onnxruntime")  # type: ignore[arg-type]
+    with pytest.raises(ParityError, match=r"does not give PyTorch's labels"):
+        build_entry(broken, tmp_path / "r", options, compiler=OnnxAsPlan())  # type: ignore[arg-type]
+    assert not (tmp_path / "r").exists()
+
+
+def test_onnxruntime_entry_is_for_tritons_own_backend(bundle: Bundle, tmp_path: Path) -> None:
+    options = BuildOptions(backend="onnxruntime", precision="fp16", name="half")
+    entry = build_entry(bundle.folder, tmp_path, options)
+    assert entry.backend == "onnxruntime"
+    assert entry.newest.spec.precision == "fp16"
+    config = config_from_text((tmp_path / "half" / "config.pbtxt").read_text(), source="config")
+    assert config.backend == "onnxruntime"
+    assert config.default_model_filename == "model.onnx"
+    assert config.max_batch_size == 3
+
+
+def test_same_name_with_another_precision_or_backend_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    build_entry(bundle.folder, tmp_path, ONNXRUNTIME)
+    with pytest.raises(SpecError, match=r"take another model name"):
+        build_entry(bundle.folder, tmp_path, BuildOptions(backend="onnxruntime"))
+
+
+def test_batch_limit_and_name_go_into_the_spec(bundle: Bundle, tmp_path: Path) -> None:
+    options = replace(ONNXRUNTIME, name="other", max_batch_size=2)
+    spec = build_entry(bundle.folder, tmp_path, options).newest.spec
+    assert (spec.name, spec.max_batch_size) == ("other", 2)
+    with pytest.raises(SpecError, match=r"name"):
+        build_entry(bundle.folder, tmp_path, replace(ONNXRUNTIME, name="no spaces please"))
+
+
+def test_bf16_needs_a_runtime_that_has_it(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ctseg.deploy.build.available_runtimes", lambda: ("onnxruntime",))
+    with pytest.raises(SetupError, match=r"only OpenVINO has bf16"):
+        build_entry(bundle.folder, tmp_path, BuildOptions(precision="bf16"))
+    for backend in ("onnxruntime", "tensorrt"):
+        with pytest.raises(SetupError, match=r"bf16"):
+            build_entry(bundle.folder, tmp_path, BuildOptions(precision="bf16", backend=backend))  # type: ignore[arg-type]
+
+
+def test_faster_of_the_runtimes_that_pass_is_taken(bundle: Bundle, tmp_path: Path) -> None:
+    pytest.importorskip("openvino", reason="NO OPENVINO: nothing to choose from")
+    info = build_json(build_entry(bundle.folder, tmp_path).newest.folder)
+    seconds = info["seconds_per_patch"]
+    assert isinstance(seconds, dict)
+    assert len(seconds) == 2
+    assert min(seconds, key=seconds.__getitem__) == info["network"]
+
+
+# --- TensorRT, with a compiler that needs no GPU ------------------------------------------------
+
+
+def tensorrt(bundle: Bundle, repository: Path, compiler: OnnxAsPlan, **options: object) -> object:
+    made = BuildOptions(backend="tensorrt", precision="fp16", name="plan", **options)  # type: ignore[arg-type]
+    return build_entry(bundle.folder, repository, made, compiler=compiler)  # type: ignore[arg-type]
+
+
+def test_plan_is_built_proven_and_described(bundle: Bundle, tmp_path: Path) -> None:
+    compiler = OnnxAsPlan()
+    tensorrt(bundle, tmp_path, compiler)
+    assert [(item.min_batch, item.opt_batch, item.max_batch) for item in compiler.builds] == [(1, 3, 3)]
+    folder = tmp_path / "plan" / "1"
+    assert (folder / "model_sm89.plan").read_bytes() == (bundle.folder / "model.fp16.onnx").read_bytes()
+    info = build_json(folder)
+    assert info["tensorrt"] == "11.2.1.2"
+    assert info["gpu"] == "Test GPU 8.9"
+    assert info["profile"] == [1, 3, 3]
+    assert info["engine_layers"] == {"fp32": 2, "fp16": 5}
+    config = config_from_text((tmp_path / "plan" / "config.pbtxt").read_text(), source="config")
+    assert dict(config.cc_model_filenames) == {"8.9": "model_sm89.plan"}
+    assert read_entry(tmp_path / "plan").newest.spec.parity.state == "proven"
+
+
+def test_plan_is_rebuilt_exactly_when_gpu_tensorrt_or_onnx_differ(bundle: Bundle, tmp_path: Path) -> None:
+    first = OnnxAsPlan()
+    tensorrt(bundle, tmp_path, first)
+    tensorrt(bundle, tmp_path, first, if_needed=True)
+    assert len(first.builds) == 1
+    newer = OnnxAsPlan(version="11.4.0.106")
+    tensorrt(bundle, tmp_path, newer, if_needed=True)
+    tensorrt(bundle, tmp_path, newer, if_needed=True)
+    assert len(newer.builds) == 1
+    assert read_entry(tmp_path / "plan").newest.version == 2
+
+
+def test_plan_for_another_gpu_joins_the_same_version(bundle: Bundle, tmp_path: Path) -> None:
+    tensorrt(bundle, tmp_path, OnnxAsPlan("8.9"))
+    other = OnnxAsPlan("9.0")
+    tensorrt(bundle, tmp_path, other, if_needed=True)
+    tensorrt(bundle, tmp_path, other, if_needed=True)
+    assert len(other.builds) == 1
+    entry = read_entry(tmp_path / "plan")
+    assert [item.version for item in entry.versions] == [1]
+    assert {path.name for path in entry.newest.folder.glob("*.plan")} == {"model_sm89.plan", "model_sm90.plan"}
+    assert build_json(entry.newest.folder, "build_sm90.json")["gpu"] == "Test GPU 9.0"
+
+
+def test_plan_without_the_precision_that_was_asked_for_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"expected a fp16 engine, found no layer"):
+        tensorrt(bundle, tmp_path / "r", OnnxAsPlan(types={"fp32": 9}))
+    assert not (tmp_path / "r").exists()
+
+
+def test_plan_that_computes_something_else_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(ParityError, match=r"plan of model.fp16.onnx in TensorRT 11.2.1.2 on Test GPU"):
+        tensorrt(bundle, tmp_path / "r", OnnxAsPlan(scale=1.1))
+    assert not (tmp_path / "r").exists()
+
+
+def test_bare_form_writes_plan_and_description(bundle: Bundle, tmp_path: Path) -> None:
+    compiler = OnnxAsPlan()
+    output = tmp_path / "out" / "model.plan"
+    build_plan_file(bundle.folder / "model.onnx", output, precision="fp16", compiler=compiler)  # type: ignore[arg-type]
+    assert onnx.load_from_string(output.read_bytes()).graph.initializer
+    info = json.loads(Path(f"{output}.json").read_text())
+    assert info["precision"] == "fp16"
+    assert 1e-6 < info["relative_l2_random_patches"] < 5e-3
+    with pytest.raises(ParityError, match=r"relative L2"):
+        build_plan_file(bundle.folder / "model.onnx", output, compiler=OnnxAsPlan(scale=1.1))  # type: ignore[arg-type]
+    with pytest.raises(SpecError, match=r"not an ONNX file"):
+        build_plan_file(bundle.folder / "parity.json", output, compiler=compiler)  # type: ignore[arg-type]
+
+
+def test_without_a_gpu_the_command_says_so(bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if Path("/dev/nvidiactl").exists():
+        pytest.skip("this machine has a GPU")
+    for command in (
+        ["build", str(bundle.folder), "--repository", str(tmp_path), "--backend", "tensorrt"],
+        [
+            "build",
+            str(bundle.folder / "model.onnx"),
+            "-o",
+            str(tmp_path / "m.plan"),
+            "--precision",
+            "fp16",
+            "--workspace_mb",
+            "64",
+        ],
+    ):
+        assert main(command) == 2
+        assert "no NVIDIA driver on this machine" in capsys.readouterr().err
+    assert main(["build", str(bundle.folder)]) == 2
+    assert "--repository DIR, or the bare form" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- the live server ----------------------------------------------------------------------------
+
+
+class Served:
+    """A server's answers, changed on their way."""
+
+    def __init__(self, bundle: Bundle, *, scale: float = 1.0, spec: ModelSpec | None = None) -> None:
+        self.spec = spec or bundle.spec
+        self.max_batch_size, self.max_in_flight = self.spec.max_batch_size, 1
+        self._network, self._scale = onnxruntime_network(bundle.folder / "model.onnx"), np.float32(scale)
+
+    def predict(self, patches: np.ndarray) -> np.ndarray:
+        return self._network(patches) * self._scale
+
+
+def test_live_answers_are_compared_with_pytorch(bundle: Bundle) -> None:
+    assert check_live(Served(bundle), bundle, "fp32").passed
+    assert not check_live(Served(bundle, scale=1.01), bundle, "fp32").passed
+    other = bundle.spec.model_copy(update={"network_sha256": "0" * 64})
+    with pytest.raises(SpecError, match=r"the server serves network 000000000000"):
+        check_live(Served(bundle, spec=other), bundle, "fp32")
+
+
+@pytest.mark.live
+def test_live_proof_runs_through_a_real_server(bundle: Bundle, tmp_path: Path) -> None:
+    entry = build_entry(bundle.folder, tmp_path, replace(ONNXRUNTIME, prove_live=True))
+    report = ParityReport.read(entry.newest.folder / "parity.json")
+    assert [check.network for check in report.variants[0].checks][1] == "live server, unet"
+    assert report.variants[0].proven
+
+
+def test_building_loads_no_torch(bundle: Bundle, tmp_path: Path) -> None:
+    program = (
+        "import sys\n"
+        "from ctseg.cli import main\n"
+        "code = main(sys.argv[1:])\n"
+        "print([name for name in ('torch', 'nnunetv2', 'monai') if name in sys.modules])\n"
+        "sys.exit(code)\n"
+    )
+    command = [sys.executable, "-c", program, "build", str(bundle.folder), "--repository", str(tmp_path)]
+    done = subprocess.run([*command, "--runtime", "onnxruntime"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
