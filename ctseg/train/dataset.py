@@ -18,7 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctseg.errors import InputError, SetupError
-from ctseg.train.scans import SCAN_ENDINGS, Problem, Scan, geometry_problems, label_problems, read_scan, write_scan
+from ctseg.train.scans import (
+    SCAN_ENDINGS,
+    Problem,
+    Scan,
+    count_non_finite,
+    geometry_problems,
+    label_problems,
+    read_scan,
+    write_scan,
+)
 
 FILE_ENDING = ".nii.gz"
 _CASE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]*[A-Za-z0-9_-])?")
@@ -288,32 +297,33 @@ def _add_case(
     part: Path, case: str, files: Mapping[int, Path], label_file: Path, description: DatasetDescription
 ) -> list[Problem]:
     problems: list[Problem] = []
-    scans = {}
-    for what, file in (*((f"channel {i}", files[i]) for i in sorted(files)), ("labels", label_file)):
+    label, images = None, {}
+    try:
+        label = read_scan(label_file)
+    except InputError as error:
+        problems.append(Problem(case, "unreadable", f"case {case}: {error}"))
+    for i, file in sorted(files.items()):
         try:
-            scans[what] = read_scan(file)
+            images[i] = read_scan(file)
         except InputError as error:
             problems.append(Problem(case, "unreadable", f"case {case}: {error}"))
-    label = scans.pop("labels", None)
-    for what, scan in scans.items():
-        if not np.isfinite(scan.voxels).all():
-            problems.append(Problem(case, "nan", f"case {case}: {what} has NaN or infinite voxels"))
+            continue
+        if bad := count_non_finite(file, images[i]):
+            problems.append(Problem(case, "nan", f"case {case}: {bad} voxels of {file.name} are NaN or infinite"))
         if label is not None:
-            problems += geometry_problems(scan, label, case=case, what=what)
+            problems += geometry_problems(images[i], label, case=case, what=f"channel {i}")
     if label is None:
         return problems
     voxels = label.voxels
     if np.issubdtype(voxels.dtype, np.floating) and np.isfinite(voxels).all() and (voxels == np.rint(voxels)).all():
         voxels = voxels.astype(np.int64)
     problems += label_problems(voxels, description.values, case=case)
-    if problems or not scans:
+    if problems:
         return problems
-    for i in sorted(files):
-        _copy_or_convert(files[i], scans[f"channel {i}"], part / "imagesTr" / f"{case}_{i:04d}{FILE_ENDING}")
+    for i, image in images.items():
+        _copy_or_convert(files[i], image, part / "imagesTr" / f"{case}_{i:04d}{FILE_ENDING}")
     # the grid of the image, to the last digit
-    write_scan(
-        part / "labelsTr" / f"{case}{FILE_ENDING}", scans["channel 0"].with_voxels(voxels.astype(_label_dtype(voxels)))
-    )
+    write_scan(part / "labelsTr" / f"{case}{FILE_ENDING}", images[0].with_voxels(voxels.astype(_label_dtype(voxels))))
     return []
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
@@ -70,6 +71,23 @@ def read_scan(path: Path) -> Scan:
             f"{image.GetNumberOfComponentsPerPixel()} numbers per voxel"
         )
     return Scan(sitk.GetArrayFromImage(image), image.GetSpacing(), image.GetOrigin(), image.GetDirection())
+
+
+def count_non_finite(path: Path, scan: Scan) -> int:
+    """Count voxels that are NaN or infinite in the file.
+
+    ITK reads such voxels of a NIfTI file as 0 without a word, so there nibabel is asked.
+
+    Args:
+        path: The file that ``scan`` was read from.
+        scan: As :func:`read_scan` returned it.
+    """
+    if not np.issubdtype(scan.voxels.dtype, np.floating):
+        return 0
+    voxels = scan.voxels
+    if path.name.lower().endswith((".nii", ".nii.gz")):
+        voxels = np.asanyarray(nibabel.load(path).dataobj)  # type: ignore[attr-defined]
+    return int((~np.isfinite(voxels)).sum())
 
 
 def write_scan(path: Path, scan: Scan) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from ctseg.errors import InputError
 from ctseg.train.dataset import declared_label_problems, values_of
-from ctseg.train.scans import Problem, geometry_problems, label_problems, read_scan
+from ctseg.train.scans import Problem, count_non_finite, geometry_problems, label_problems, read_scan
 
 REQUIRED_KEYS = ("channel_names", "labels", "numTraining", "file_ending")
 
@@ -213,7 +213,7 @@ def _check_case(case: _Case, declared: set[int]) -> tuple[list[Problem], set[int
             problems.append(Problem(case.name, "unreadable", f"case {case.name}: {error}"))
             continue
         what = "image" if len(case.images) == 1 else f"channel {i}"
-        if np.issubdtype(image.voxels.dtype, np.floating) and (bad := int((~np.isfinite(image.voxels)).sum())):
+        if bad := count_non_finite(file, image):
             problems.append(
                 Problem(case.name, "nan", f"case {case.name}: {bad} voxels of {file.name} are NaN or infinite")
             )

@@ -25,7 +25,7 @@ def main() -> None:
 
 def run(folder: Path, placement: Placement, *, swin: bool, batch_dice: bool, steps: int) -> None:
     name = "nnUNetTrainerSwinUNETR" if swin else "nnUNetTrainer"
-    preprocessed = Path(os.environ["nnUNet_preprocessed"]) / "Dataset301_Tiny"
+    preprocessed = Path(os.environ["nnUNet_preprocessed"]) / "Dataset301_Tiny"  # noqa: SIM112
     plans = json.loads((preprocessed / ("nnUNetSwinUNETRPlans.json" if swin else "nnUNetPlans.json")).read_text())
     plans["continue_training"] = False
     plans["configurations"]["3d_fullres"]["batch_dice"] = batch_dice

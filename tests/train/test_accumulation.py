@@ -126,7 +126,9 @@ def test_a_trainer_with_its_own_step_refuses_what_it_cannot_do(tiny: TinyNnunet)
         def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
             return super().train_step(batch)
 
-    with pytest.raises(SetupError, match="OwnStep has a training step of its own.*leave --gradient_accumulation_steps"):
+    with pytest.raises(
+        SetupError, match=r"OwnStep has a training step of its own.*leave --gradient_accumulation_steps"
+    ):
         extended(OwnStep, TrainingOptions(gradient_accumulation_steps=2), CPU)
     assert extended(OwnStep, TrainingOptions(batch_size=2), CPU).__name__ == "OwnStep"
 

@@ -108,7 +108,7 @@ def test_a_full_disk_leaves_the_former_checkpoint_and_says_so(tmp_path: Path) ->
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (64 * 1024, hard))
     try:
-        with pytest.raises(OutputError, match="no space left for the checkpoint.*continue with --c"):
+        with pytest.raises(OutputError, match=r"no space left for the checkpoint.*continue with --c"):
             write_checkpoint(file, {"current_epoch": 2, "network_weights": torch.zeros(100_000)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
