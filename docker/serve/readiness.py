@@ -1,0 +1,322 @@
+"""Says whether this server's models really answer: ``GET /ready`` and ``GET /live`` on a port of its own.
+
+Triton calls a model ready when it is loaded; one that answers nothing, or NaN, is ready too. Here a model
+version counts as ready when a real inference has given finite logits of the right size: once at the start,
+again after it was loaded anew, after requests to it failed, and now and then while nobody else asks it. The
+probe only reads the result, so that it costs nothing, and answers 503 when this process has stopped looking.
+
+Speaks Triton's HTTP protocol on the loopback interface, with the standard library and numpy. Usage: one JSON
+object on standard input: server (URL), headers (for the closed protocols), port.
+"""
+
+import contextlib
+import ctypes
+import http.client
+import json
+import signal
+import sys
+import threading
+import time
+import urllib.parse
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import numpy as np
+
+PERIOD_S = 2.0
+REPEAT_S = 300.0
+"""A version that nobody has asked for so long is asked again."""
+REQUEST_TIMEOUT_S = 10.0
+INFERENCE_TIMEOUT_S = 120.0
+STALE_S = 15.0 + INFERENCE_TIMEOUT_S
+
+_PR_SET_PDEATHSIG = 1
+_NUMPY_TYPES: Mapping[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "FP16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+
+
+class NoAnswerError(Exception):
+    """The server gave no answer, or none that can be used."""
+
+
+class TooSlowError(NoAnswerError):
+    """The server is there, and gave no answer in time."""
+
+
+@dataclass(frozen=True)
+class Counters:
+    """What Triton has counted for a model version since it was loaded."""
+
+    success: int = 0
+    failure: int = 0
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What a real inference has shown.
+
+    Attributes:
+        problem: What was wrong; empty when the answer was good.
+        counters: Triton's counters right after it.
+        at_s: When, on the monotonic clock.
+    """
+
+    problem: str
+    counters: Counters
+    at_s: float
+
+
+@dataclass(frozen=True)
+class State:
+    """What the probe is told.
+
+    Attributes:
+        live: Whether the server answers at all.
+        models: Problem of each model by its name; empty for a model that is ready.
+        at_s: When this was found, on the monotonic clock.
+    """
+
+    live: bool = False
+    models: Mapping[str, str] = field(default_factory=dict)
+    at_s: float = 0.0
+
+    @property
+    def ready(self) -> bool:
+        """Whether every model answers."""
+        return self.live and bool(self.models) and not any(self.models.values())
+
+
+class Server:
+    """Triton's HTTP endpoint.
+
+    Args:
+        url: Such as ``http://127.0.0.1:8000``.
+        headers: Sent with every request.
+    """
+
+    def __init__(self, url: str, headers: Mapping[str, str]) -> None:
+        self._address = urllib.parse.urlsplit(url).netloc
+        self._headers = dict(headers)
+
+    def ask(
+        self, method: str, path: str, body: bytes = b"", *, timeout_s: float = REQUEST_TIMEOUT_S, **headers: str
+    ) -> tuple[http.client.HTTPMessage, bytes]:
+        """Send a request; return the answer's headers and body.
+
+        Raises:
+            NoAnswerError: No connection, or a status other than 200.
+        """
+        connection = http.client.HTTPConnection(self._address, timeout=timeout_s)
+        try:
+            own = {name.replace("_", "-"): value for name, value in headers.items()}
+            connection.request(method, path, body, {**self._headers, **own})
+            answer = connection.getresponse()
+            content = answer.read()
+        except TimeoutError as error:
+            raise TooSlowError(f"{path}: no answer within {timeout_s:.0f} s") from error
+        except (OSError, http.client.HTTPException) as error:
+            raise NoAnswerError(f"{type(error).__name__}: {error}") from error
+        finally:
+            connection.close()
+        if answer.status != 200:
+            text = content.decode("utf-8", "replace")[:300]
+            raise NoAnswerError(f"{path}: status {answer.status}: {text}")
+        return answer.headers, content
+
+    def is_live(self) -> bool:
+        """Whether the server answers."""
+        try:
+            self.ask("GET", "/v2/health/live")
+        except NoAnswerError:
+            return False
+        return True
+
+    def index(self) -> list[dict[str, Any]]:
+        """Return every model version that the repository has, with its state."""
+        _, content = self.ask("POST", "/v2/repository/index", b"{}")
+        found: list[dict[str, Any]] = json.loads(content)
+        return found
+
+    def counters(self) -> dict[tuple[str, str], Counters]:
+        """Return what was counted for each loaded version."""
+        _, content = self.ask("GET", "/v2/models/stats")
+        found = {}
+        for item in json.loads(content)["model_stats"]:
+            counts = item["inference_stats"]
+            found[item["name"], item["version"]] = Counters(
+                int(counts["success"]["count"]), int(counts["fail"]["count"])
+            )
+        return found
+
+    def infer(self, name: str, version: str, *, timeout_s: float = INFERENCE_TIMEOUT_S) -> None:
+        """Run one random patch through a model version.
+
+        Raises:
+            NoAnswerError: No answer, an empty one, or one that is not finite.
+        """
+        path = f"/v2/models/{urllib.parse.quote(name)}/versions/{version}"
+        _, content = self.ask("GET", path)
+        metadata = json.loads(content)
+        sent, tensors = bytearray(), []
+        for tensor in metadata["inputs"]:
+            shape = [1 if side < 0 else side for side in tensor["shape"]]
+            data = _random_bytes(shape, tensor["datatype"])
+            sent += data
+            tensors.append({**tensor, "shape": shape, "parameters": {"binary_data_size": len(data)}})
+        outputs = [{"name": tensor["name"], "parameters": {"binary_data": True}} for tensor in metadata["outputs"]]
+        head = json.dumps({"inputs": tensors, "outputs": outputs}).encode()
+        answer_headers, content = self.ask(
+            "POST",
+            f"{path}/infer",
+            head + bytes(sent),
+            timeout_s=timeout_s,
+            Inference_Header_Content_Length=str(len(head)),
+        )
+        length = int(answer_headers.get("Inference-Header-Content-Length", len(content)))
+        _check_answer(json.loads(content[:length]), content[length:], metadata["outputs"])
+
+
+def _random_bytes(shape: list[int], datatype: str) -> bytes:
+    if datatype not in _NUMPY_TYPES:
+        raise NoAnswerError(f"input of type {datatype}: expected {', '.join(_NUMPY_TYPES)}")
+    values = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    if datatype == "BF16":
+        return (values.view(np.uint32) >> 16).astype("<u2").tobytes()
+    return values.astype(_NUMPY_TYPES[datatype]).tobytes()
+
+
+def _check_answer(head: dict[str, Any], data: bytes, expected: Iterable[dict[str, Any]]) -> None:
+    answered = {tensor["name"]: tensor for tensor in head.get("outputs", ())}
+    start = 0
+    for tensor in expected:
+        name, dtype = tensor["name"], _NUMPY_TYPES.get(tensor["datatype"])
+        if dtype is None or name not in answered:
+            raise NoAnswerError(f"output {name} of type {tensor['datatype']} is missing in the answer")
+        size = dtype.itemsize
+        for side in tensor["shape"]:
+            size *= 1 if side < 0 else side
+        part = data[start : start + size]
+        start += size
+        if len(part) != size:
+            raise NoAnswerError(f"output {name} has {len(part)} bytes, expected {size}")
+        values = np.frombuffer(part, dtype)
+        if tensor["datatype"] == "BF16":
+            values = (values.astype(np.uint32) << np.uint32(16)).view(np.float32)
+        if not np.isfinite(values).all():
+            raise NoAnswerError(f"output {name} is not finite for a random patch")
+
+
+class Watch:
+    """Looks at the server again and again, and keeps what it saw.
+
+    Args:
+        server: Where to look.
+        now_s: The monotonic clock.
+    """
+
+    def __init__(self, server: Server, now_s: Callable[[], float] = time.monotonic) -> None:
+        self._server = server
+        self._now_s = now_s
+        self._proofs: dict[tuple[str, str], Proof] = {}
+        self.state = State()
+
+    def look(self) -> State:
+        """Look once; return what the probe is told from now on."""
+        live = self._server.is_live()
+        models = dict.fromkeys(self.state.models, "the server does not answer")
+        if live:
+            with contextlib.suppress(NoAnswerError):
+                models = self._models()
+        self._tell(models if live != self.state.live or models != self.state.models else {})
+        self.state = State(live=live, models=models, at_s=self._now_s())
+        return self.state
+
+    def _tell(self, models: Mapping[str, str]) -> None:
+        for name, problem in models.items():
+            if problem != self.state.models.get(name):
+                print(f"ctseg: {name}: {problem or 'ready'}", file=sys.stderr, flush=True)
+
+    def _models(self) -> dict[str, str]:
+        counters = self._server.counters()
+        problems: dict[str, list[str]] = {}
+        loaded: dict[str, list[str]] = {}
+        for item in self._server.index():
+            name = item["name"]
+            problems.setdefault(name, [])
+            if item.get("state") == "READY":
+                loaded.setdefault(name, []).append(item["version"])
+            elif item.get("reason"):
+                problems[name].append(f"version {item.get('version', '?')}: {item['reason']}")
+        self._proofs = {key: proof for key, proof in self._proofs.items() if key in counters}
+        models = {}
+        for name, reasons in problems.items():
+            versions = loaded.get(name, [])
+            bad = [found for version in versions if (found := self._problem(name, version, counters))]
+            models[name] = "; ".join(bad) if versions else "; ".join(["not loaded", *reasons])
+        return models
+
+    def _problem(self, name: str, version: str, counters: Mapping[tuple[str, str], Counters]) -> str:
+        key = (name, version)
+        proof, counted = self._proofs.get(key), counters.get(key, Counters())
+        if proof is not None and not self._must_ask(proof, counted):
+            if counted.success > proof.counters.success:  # others get answers: as good as asking
+                self._proofs[key] = Proof("", counted, self._now_s())
+            return ""
+        problem, slow = "", False
+        try:
+            self._server.infer(name, version)
+        except NoAnswerError as error:
+            problem, slow = f"version {version}: {error}", isinstance(error, TooSlowError)
+        after = self._server.counters().get(key, Counters())
+        if slow and proof is not None and not proof.problem and after.success > counted.success:
+            problem = ""  # it answers others: busy, not broken
+        self._proofs[key] = Proof(problem, after, self._now_s())
+        return problem
+
+    def _must_ask(self, proof: Proof, counted: Counters) -> bool:
+        return (
+            bool(proof.problem)
+            or counted.success < proof.counters.success  # counts from zero: it was loaded anew
+            or counted.failure > proof.counters.failure
+            or (counted.success == proof.counters.success and self._now_s() - proof.at_s > REPEAT_S)
+        )
+
+
+def handler(watch: Watch) -> type[BaseHTTPRequestHandler]:
+    """Return the class that answers the probe."""
+
+    class Probe(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            """Answer ``/ready`` and ``/live``."""
+            state = watch.state
+            fresh = time.monotonic() - state.at_s < STALE_S
+            good = {"/ready": state.ready and fresh, "/live": state.live and fresh}.get(self.path)
+            models = {name: problem or "ready" for name, problem in state.models.items()}
+            body = json.dumps({"ready": state.ready and fresh, "models": models})
+            self.send_response(404 if good is None else 200 if good else 503)
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the library's signature)
+            """Write no line per probe."""
+
+    Probe.timeout = 5
+    return Probe
+
+
+def main() -> None:
+    """Watch until the server's process ends."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    job = json.loads(sys.stdin.read())
+    watch = Watch(Server(job["server"], job["headers"]))
+    probe = ThreadingHTTPServer(("0.0.0.0", job["port"]), handler(watch))  # noqa: S104 (the orchestrator asks from outside)
+    threading.Thread(target=probe.serve_forever, daemon=True).start()
+    while True:
+        watch.look()
+        time.sleep(PERIOD_S)
+
+
+if __name__ == "__main__":
+    main()
