@@ -6,7 +6,7 @@ export MPLBACKEND := Agg
 PYTEST := $(TEST_VENV)/bin/python -m pytest
 PIP_INSTALL = $(1)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test test-full check format benchmark clean
+.PHONY: help demo test test-full check images format benchmark clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -24,6 +24,14 @@ check: $(TEST_VENV)/.ready  ## style, types, and what else needs no run
 	$(TEST_VENV)/bin/ruff check .
 	$(TEST_VENV)/bin/ruff format --check .
 	$(TEST_VENV)/bin/mypy
+	$(TEST_VENV)/bin/hadolint -c .hadolint.yaml Dockerfile.train Dockerfile.serve tests/images/Dockerfile.triton
+	$(TEST_VENV)/bin/shellcheck scripts/*.sh docker/train/*.sh .ci/run
+	$(TEST_VENV)/bin/yamllint -s docs/examples
+	$(TEST_VENV)/bin/docker-compose -f docs/examples/compose.yaml config -q
+	$(TEST_VENV)/bin/kubernetes-validate --strict --quiet docs/examples/kubernetes.yaml
+
+images: $(TEST_VENV)/.ready  ## build both images on stand-in bases and walk the road through them (root, podman)
+	$(TEST_VENV)/bin/python tests/images/run.py
 
 format: $(TEST_VENV)/.ready  ## format the code
 	$(TEST_VENV)/bin/ruff format .
@@ -45,7 +53,7 @@ $(DEMO_VENV)/.ready: requirements/client.txt requirements/triton_server.txt requ
 $(TEST_VENV)/.ready: $(wildcard requirements/*.txt) pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "ctseg needs Python 3.10 or newer; set PYTHON=...")'
 	$(PYTHON) -m venv $(TEST_VENV)
-	$(call PIP_INSTALL,$(TEST_VENV)) -r requirements/test.txt
+	$(call PIP_INSTALL,$(TEST_VENV)) -r requirements/test.txt -r requirements/images.txt
 	$(call PIP_INSTALL,$(TEST_VENV)) --no-deps -r requirements/triton_server.txt -e .
 	@if $(TEST_VENV)/bin/python -c 'import sys, torch; sys.exit(torch.version.cuda is not None)'; then \
 		$(call PIP_INSTALL,$(TEST_VENV)) --no-deps -r requirements/torchvision_cpu.txt; fi
