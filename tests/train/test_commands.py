@@ -1,0 +1,195 @@
+"""Every command line of the user's notes, with ``nnUNetv2_X`` read as ``ctseg X``; and the whole road.
+
+The notes' trtexec line, and what became of it, belong to the deployment tests.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from ctseg.best import Best
+from ctseg.cli import main
+from ctseg.train.checkpoints import read_checkpoint
+from ctseg.train.options import RECORD_KEY
+from ctseg.train.paths import TRAINERS_FOLDER
+from tests.train.test_distributed import torchrun
+from tests.train.tiny import TinyNnunet
+
+UNET, SWIN = "nnUNetTrainer__nnUNetPlans__3d_fullres", "nnUNetTrainerSwinUNETR__nnUNetSwinUNETRPlans__3d_fullres"
+SHORT = ("-device", "cpu", "--epochs", "1", "--iterations_per_epoch", "1")
+
+
+def test_five_folds_then_the_best_then_nnunets_own_prediction(tiny: TinyNnunet) -> None:
+    # `nnUNetv2_train XXX 3d_fullres -f all --npz`
+    tiny.run("ctseg", "train", "301", "3d_fullres", "-f", "all", "--npz", *SHORT, "--lr", "1e-4")
+    for fold in range(5):
+        assert (tiny.results / UNET / f"fold_{fold}" / "checkpoint_final.pth").is_file()
+        assert len(list((tiny.results / UNET / f"fold_{fold}" / "validation").glob("*.npz"))) == 1
+
+    table = json.loads(tiny.run("ctseg", "results", "301", "--json").stdout)
+    assert [fold["fold"] for fold in table["models"][0]["folds"]] == ["0", "1", "2", "3", "4"]
+    assert list(table["models"][0]["folds"][0]["dice"]) == ["tumor"]
+    assert "nnUNetTrainer__nnUNetPlans__3d_fullres" in tiny.run("ctseg", "results", "301").stdout
+
+    # `nnUNetv2_find_best_configuration XXX -c 3d_fullres`
+    said = tiny.run("ctseg", "find_best_configuration", "301", "-c", "3d_fullres").stdout
+    best = Best.read(tiny.results / "best.json")
+    assert (best.members[0].folder_name, best.folds, best.is_ensemble) == (UNET, (0, 1, 2, 3, 4), False)
+    merged = tiny.results / UNET / "crossval_results_folds_0_1_2_3_4"
+    own = json.loads((merged / "postprocessing.json").read_text())
+    assert len(best.postprocessing) == len(own["postprocessing_fns"])
+    assert best.dice == pytest.approx(own["input_folder"]["foreground_mean"]["Dice"])
+    assert "next: `ctseg export --from" in said
+
+    # nnU-Net's own command takes what ctseg trained
+    (tiny.root / "in").mkdir()
+    shutil.copy(tiny.root / "raw" / tiny.dataset / "imagesTr" / "tiny0_0000.nii.gz", tiny.root / "in")
+    predict = str(Path(sys.executable).parent / "nnUNetv2_predict")
+    tiny.run(
+        predict, "-d", "301", "-i", str(tiny.root / "in"), "-o", str(tiny.root / "out"), "-c", "3d_fullres",
+        "-f", "0", "1", "-device", "cpu", "--disable_tta", "-npp", "1", "-nps", "1",
+    )  # fmt: skip
+    labels = sitk.GetArrayFromImage(sitk.ReadImage(str(tiny.root / "out" / "tiny0.nii.gz")))
+    assert labels.shape == (24, 48, 48)
+    assert set(np.unique(labels)) <= {0, 1}
+
+    # missing folds are told before anything is compared
+    shutil.rmtree(tiny.results / UNET / "fold_3")
+    lacking = tiny.run("ctseg", "find-best", "301", check=False)
+    assert lacking.returncode == 2
+    assert f"{UNET}: folds 3 are not trained and validated (done: 0, 1, 2, 4)" in lacking.stderr
+
+
+def test_the_notes_training_line_with_every_option_until_sigterm(tiny: TinyNnunet) -> None:
+    # `nnUNetv2_train XXX 3d_fullres 0 -tr nnUNetTrainerSwinUNETR --batch_size 2 --lr 1e-4 --epochs 500 --amp
+    #  --gradient_accumulation_steps 4`, shortened by --iterations_per_epoch and stopped from outside
+    words = (
+        "train", "301", "3d_fullres", "0", "-tr", "nnUNetTrainerSwinUNETR", "--batch_size", "2", "--lr", "1e-4",
+        "--epochs", "500", "--amp", "--gradient_accumulation_steps", "4",
+    )  # fmt: skip
+    with subprocess.Popen(
+        [sys.executable, "-m", "ctseg", *words, "-device", "cpu", "--iterations_per_epoch", "1"],
+        env=tiny.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        said = []
+        for line in process.stdout:
+            said.append(line)
+            if line.startswith("epoch 1/500"):
+                process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=120) == 143, "".join(said)
+    assert "left" in next(line for line in said if line.startswith("epoch 1/500"))
+    checkpoint = read_checkpoint(tiny.results / SWIN / "fold_0" / "checkpoint_latest.pth")
+    record = checkpoint[RECORD_KEY]
+    assert checkpoint["trainer_name"] == "nnUNetTrainerSwinUNETR"
+    assert {key: record[key] for key in ("batch_size", "lr", "epochs", "amp", "gradient_accumulation_steps")} == {
+        "batch_size": 2, "lr": 1e-4, "epochs": 500, "amp": True, "gradient_accumulation_steps": 4,
+    }  # fmt: skip
+
+
+def test_torchrun_with_two_processes_trains_and_validates(tiny: TinyNnunet) -> None:
+    # `torchrun --nproc_per_node=2 … --distributed=ddp`
+    tiny.run(*torchrun(2, "-m", "ctseg", "train", "301", "3d_fullres", "0", *SHORT), "--distributed=ddp")
+    folder = tiny.results / UNET / "fold_0"
+    assert read_checkpoint(folder / "checkpoint_final.pth")[RECORD_KEY]["world_size"] == 2
+    assert len(json.loads((folder / "validation" / "summary.json").read_text())["metric_per_case"]) == 1
+
+
+def test_positional_all_is_refused_and_full_is_fold_all(tiny: TinyNnunet, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "301", "3d_fullres", "all", "-device", "cpu"]) == 2
+    assert "`-f all` trains the five folds" in capsys.readouterr().err
+    assert not any(tiny.results.iterdir() if tiny.results.is_dir() else [])
+
+
+@pytest.mark.full
+def test_full_trains_on_every_case(tiny: TinyNnunet) -> None:
+    tiny.run("ctseg", "train", "301", "3d_fullres", "full", *SHORT)
+    assert (tiny.results / UNET / "fold_all" / "checkpoint_final.pth").is_file()
+    assert len(list((tiny.results / UNET / "fold_all" / "validation").glob("*.nii.gz"))) == 5
+
+
+@pytest.mark.full
+def test_plan_and_preprocess_then_swin_without_p(tiny: TinyNnunet, tmp_path: Path) -> None:
+    # a data set of its own: planning replaces the small plans of the others
+    root = tmp_path / "own"
+    for name in ("raw", "preprocessed", "results"):
+        (root / name).mkdir(parents=True)
+    own = TinyNnunet(root)
+    shutil.copytree(tiny.root / "raw" / tiny.dataset, root / "raw" / tiny.dataset)
+    # `nnUNetv2_verify_dataset_integrity -d XXX`, `nnUNetv2_plan_and_preprocess -d XXX --verify_dataset_integrity`
+    own.run("ctseg", "verify_dataset_integrity", "-d", "301")
+    own.run(
+        "ctseg", "plan_and_preprocess", "-d", "301", "--verify_dataset_integrity",
+        "-c", "3d_fullres", "--gpu_memory_gb", "3",
+    )  # fmt: skip
+    # `nnUNetv2_train XXX 3d_fullres 0 -tr nnUNetTrainerSwinUNETR`, without -p
+    own.run("ctseg", "train", "301", "3d_fullres", "0", "-tr", "nnUNetTrainerSwinUNETR", *SHORT)
+    assert (own.results / SWIN / "fold_0" / "checkpoint_final.pth").is_file()
+
+
+@pytest.mark.full
+def test_nnunets_own_train_command_finds_the_trainer_on_foreign_plans(tiny: TinyNnunet) -> None:
+    # its 1000 epochs are not for a test: it is stopped once the first batch is through the network
+    train = str(Path(sys.executable).parent / "nnUNetv2_train")
+    environment = {**tiny.environment, "nnUNet_extTrainer": str(TRAINERS_FOLDER), "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(
+        [train, "301", "3d_fullres", "0", "-tr", "nnUNetTrainerSwinUNETR", "-p", "nnUNetPlans", "-device", "cpu"],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        said = []
+        for line in process.stdout:
+            said.append(line)
+            if "Current learning rate" in line:
+                os.kill(process.pid, signal.SIGKILL)
+        process.wait(timeout=60)
+    assert any("Using trainer 'nnUNetTrainerSwinUNETR' from:" in line for line in said)
+    assert any("Current learning rate" in line for line in said), "".join(said)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "301", "3d_fullres"], "give the folds once"),
+        (["train", "301", "3d_fullres", "0", "-f", "1"], "give the folds once"),
+        (["train", "301", "3d_fullres", "0", "--c", "--val"], "--c cannot go with --val"),
+        (["train", "301", "3d_fullres", "0", "--epochs", "0"], "epochs must be positive"),
+        (["train", "301", "3d_lowres", "0"], "have no configuration '3d_lowres'"),
+        (["train", "301", "3d_fullres", "0", "-p", "myPlans"], "no plans 'myPlans'"),
+        (["train", "999", "3d_fullres", "0"], "data set 999: no such data set"),
+        (["train", "301", "3d_fullres", "0", "--distributed=ddp"], "torchrun --nproc_per_node=2"),
+        (["train", "301", "3d_fullres", "0", "--pretrained_weights", "gone.pt"], "gone.pt: no such file"),
+        (["train", "301", "3d_fullres", "0", "--val"], "there is nothing to validate"),
+        (["find-best", "301"], "nothing trained"),
+        (["results", "301", "-tr", "nnUNetTrainerX"], "nothing trained for -tr nnUNetTrainerX"),
+    ],
+)
+def test_wrong_usage_is_told_before_any_work(
+    tiny: TinyNnunet, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    device = ["-device", "cpu"] if words[0] == "train" else []
+    assert main([*words, *device]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_missing_folders_are_one_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "gone"))
+    assert main(["train", "301", "3d_fullres", "0"]) == 2
+    said = capsys.readouterr().err
+    assert "nnUNet_preprocessed (plans and preprocessed cases) is not set" in said
+    assert f"nnUNet_results (trained models): {tmp_path / 'gone'} does not exist" in said
+    (tmp_path / "file").write_text("")
+    assert main(["dataset", "verify", "-d", "1", "--nnUNet_raw", str(tmp_path / "file")]) == 2
+    assert "is not a folder" in capsys.readouterr().err
