@@ -17,7 +17,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from ctseg.cases import Case
-from ctseg.errors import CtsegError, OutputError
+from ctseg.errors import CtsegError, OutputError, SpecError
 from ctseg.inference_queue import InferenceQueue
 from ctseg.memory import MemoryBudget, available_bytes, estimated_bytes
 from ctseg.predictor import MirroringPredictor, PatchPredictor
@@ -35,7 +35,7 @@ from ctseg.report import (
     sha256_of_file,
 )
 from ctseg.segment import segment
-from ctseg.volume import read_volume, write_label_map
+from ctseg.volume import WRITE_ENDINGS, read_volume, write_label_map
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +97,10 @@ def segment_cases(
     """
     spec = predictor.spec
     spec.check_runnable()
+    if spec.file_ending not in WRITE_ENDINGS:
+        raise SpecError(
+            f"{spec.name}: label maps would end in {spec.file_ending!r}, ctseg writes {', '.join(WRITE_ENDINGS)}"
+        )
     if spec.mirroring == "client" and options.mirroring:
         predictor = MirroringPredictor(predictor)
     head = Report(

@@ -145,7 +145,7 @@ def _server(args: argparse.Namespace, stack: ExitStack) -> tuple[list[str], "Cli
         raise SetupError(f"no model repository at {repository}: name one by --repository, or a running server by --url")
     from ctseg.deploy.server import embedded_server
 
-    server = stack.enter_context(embedded_server(repository))
+    server = stack.enter_context(embedded_server(repository, [args.model]))
     given["headers"] = {**given["headers"], **server.headers}
     return [server.url], ClientOptions(**given)
 

@@ -126,7 +126,7 @@ class ModelSpec(_Strict):
     spacing have two entries and slices are taken along the first axis.
     """
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=128)
     configuration: str
     previous_stage: str | None = None

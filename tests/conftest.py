@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import nibabel as nib
 import pytest
 
 SHARED_DATA = Path(os.environ.get("CTSEG_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -21,3 +22,12 @@ def shared_data() -> Path:
 def demo_data() -> Path:
     """The real CT that the repository carries."""
     return DEMO_DATA
+
+
+@pytest.fixture(scope="session")
+def ct_piece(demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A piece of real CT, 80 x 98 x 30 voxels of 0.98 x 0.98 x 3.27 mm: small enough to go through many networks."""
+    image = nib.load(demo_data / "images" / "STS_025_0000.nii.gz")
+    path = tmp_path_factory.mktemp("ct") / "piece_0000.nii.gz"
+    nib.save(image.slicer[30:110, 20:118, 8:38], path)
+    return path

@@ -5,9 +5,6 @@ preparing, windows, blending, mirroring, restoring, post-processing. Labels may 
 heads tie within float32 rounding; the bound below is a tenth of what is promised (99.99 %).
 """
 
-from pathlib import Path
-
-import nibabel as nib
 import numpy as np
 import pytest
 from nnunetv2.postprocessing.remove_connected_components import remove_all_but_largest_component_from_segmentation
@@ -48,24 +45,15 @@ MODELS = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def scan(demo_data, tmp_path_factory) -> Path:
-    """A piece of real CT, small enough to go through eleven networks twice."""
-    image = nib.load(demo_data / "images" / "STS_025_0000.nii.gz")
-    path = tmp_path_factory.mktemp("scan") / "piece_0000.nii.gz"
-    nib.save(image.slicer[30:110, 20:118, 8:38], path)
-    return path
-
-
 @pytest.mark.parametrize(
     ("kind", "mirroring"), [*((kind, False) for kind in MODELS), ("3d_fullres", True), ("2d", True)]
 )
-def test_labels_equal_nnunets(kind, mirroring, scan, tmp_path):
+def test_labels_equal_nnunets(kind, mirroring, ct_piece, tmp_path):
     plans, dataset = MODELS[kind]
     dims = len(next(iter(plans["configurations"].values()))["patch_size"])
     folder = make_trained_folder(tmp_path / "m", plans, dataset, mirror_axes=tuple(range(dims)))
     reference = reference_predictor(folder, mirroring=mirroring)
-    files = [scan] * len(dataset["channel_names"])
+    files = [ct_piece] * len(dataset["channel_names"])
     expected = reference_segmentation(reference, files)
 
     predictor = TorchPredictor(reference)
@@ -77,10 +65,10 @@ def test_labels_equal_nnunets(kind, mirroring, scan, tmp_path):
     assert (labels != expected).mean() <= LARGEST_SHARE_OF_DIFFERENT_VOXELS
 
 
-def test_postprocessing_is_that_of_the_spec(scan, tmp_path):
+def test_postprocessing_is_that_of_the_spec(ct_piece, tmp_path):
     folder = make_trained_folder(tmp_path / "m", make_plans(), make_dataset(FIVE), mirror_axes=None)
     reference = reference_predictor(folder)
-    files = [scan]
+    files = [ct_piece]
     expected = reference_segmentation(reference, files)
     for labels_or_region in (2, (1, 3, 4)):
         expected = remove_all_but_largest_component_from_segmentation(expected, labels_or_region)
@@ -91,10 +79,10 @@ def test_postprocessing_is_that_of_the_spec(scan, tmp_path):
     assert (labels != expected).mean() <= 1e-3  # one voxel on a tie can join two components
 
 
-def test_labels_do_not_depend_on_the_batch_size(scan, tmp_path):
+def test_labels_do_not_depend_on_the_batch_size(ct_piece, tmp_path):
     folder = make_trained_folder(tmp_path / "m", make_plans(), make_dataset(FIVE), mirror_axes=None)
     reference = reference_predictor(folder)
-    volume = read_volume([scan], "SimpleITKIO")
+    volume = read_volume([ct_piece], "SimpleITKIO")
     one = segment_volume(volume, TorchPredictor(reference, max_batch_size=1))
     many = segment_volume(volume, TorchPredictor(reference, max_batch_size=5))
     assert (one != many).mean() <= LARGEST_SHARE_OF_DIFFERENT_VOXELS
