@@ -256,7 +256,7 @@ def onnx_graph_of(model: TrainedModel, spec: ModelSpec, *, opset: int = DEFAULT_
         graph = onnxslim.slim(graph, size_threshold=_FOLDING_LIMIT_BYTES)
         if opset == DEFAULT_OPSET:
             graph = lower_to_opset_17(graph)
-        if graph.ByteSize() < MAX_ONE_FILE_BYTES:
+        if graph.ByteSize() < MAX_ONE_FILE_BYTES:  # a larger one is refused when it is written
             onnx.checker.check_model(graph, full_check=True)
     except (
         RuntimeError,
@@ -273,13 +273,19 @@ def onnx_graph_of(model: TrainedModel, spec: ModelSpec, *, opset: int = DEFAULT_
 
 
 def save_graph(graph: Any, path: Path) -> None:
-    """Write an ONNX file; weights go to ``<name>.data`` beside it where one file would be too large."""
+    """Write an ONNX file.
+
+    Raises:
+        SpecError: The graph is too large for one file.
+    """
     import onnx
 
-    if graph.ByteSize() < MAX_ONE_FILE_BYTES:
-        onnx.save(graph, path)
-    else:
-        onnx.save(graph, path, save_as_external_data=True, location=f"{path.name}.data")
+    if graph.ByteSize() >= MAX_ONE_FILE_BYTES:
+        raise SpecError(
+            f"{path.name}: the graph has {graph.ByteSize() / 1e9:.1f} GB, one ONNX file holds "
+            f"{MAX_ONE_FILE_BYTES / 1e9:.0f}: export fewer folds (-f)"
+        )
+    onnx.save(graph, path)
 
 
 # --- what PyTorch says --------------------------------------------------------------------------

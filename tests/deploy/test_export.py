@@ -12,7 +12,15 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ctseg.cli import main
 from ctseg.deploy.bundle import Bundle, read_bundle
-from ctseg.deploy.export import ExportOptions, PreparedCase, export_model, mirror_subsets, onnx_graph_of, torch_network
+from ctseg.deploy.export import (
+    ExportOptions,
+    PreparedCase,
+    export_model,
+    mirror_subsets,
+    onnx_graph_of,
+    save_graph,
+    torch_network,
+)
 from ctseg.deploy.opset import lower_to_opset_17
 from ctseg.deploy.parity_cases import preprocessed_cases
 from ctseg.deploy.runtimes import onnxruntime_network
@@ -127,6 +135,15 @@ def test_later_opsets_can_be_asked_for(trained_unet: Path, opset: int) -> None:
     )
     with pytest.raises(SpecError, match=r"opset 16 has no LayerNormalization"):
         onnx_graph_of(model, spec, opset=16)
+
+
+def test_graph_that_is_too_large_for_one_file_is_refused(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ctseg.deploy.export.MAX_ONE_FILE_BYTES", 1000)
+    with pytest.raises(SpecError, match=r"export fewer folds"):
+        save_graph(onnx.load(bundle.folder / "model.onnx"), tmp_path / "m.onnx")
+    assert not (tmp_path / "m.onnx").exists()
 
 
 def small_graph(*nodes: onnx.NodeProto, constants: tuple[onnx.TensorProto, ...]) -> onnx.ModelProto:
