@@ -3,6 +3,7 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from ctseg.errors import InputError, SetupError
 from ctseg.train.paths import VARIABLES
@@ -189,6 +190,19 @@ def _run_plan(args: argparse.Namespace) -> int:
 # train
 
 
+class _FoldsAnywhere(argparse.ArgumentParser):
+    """Takes folds after options, too: ``train 101 3d_fullres -tr T 0``, as ``nnUNetv2_train`` does.
+
+    argparse by itself closes a list of positional words at the first option.
+    """
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found, left = super().parse_known_args(args, namespace)
+        words = [word for word in left if not word.startswith("-")]
+        found.positional_folds = [*found.positional_folds, *words]
+        return found, [word for word in left if word.startswith("-")]
+
+
 def _add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = commands.add_parser(
         "train",
@@ -196,6 +210,7 @@ def _add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         description="Train. Several processes: `torchrun --nproc_per_node=2 -m ctseg train … --distributed=ddp`.",
         allow_abbrev=False,
     )
+    parser.__class__ = _FoldsAnywhere
     parser.add_argument("dataset", metavar="ID", help="id or DatasetXXX_Name")
     parser.add_argument("configuration", metavar="CONFIG", help="2d, 3d_fullres, 3d_lowres, …")
     parser.add_argument("positional_folds", nargs="*", metavar="FOLD", help="0 to 4, or `full` (every case)")

@@ -6,6 +6,7 @@ checkpoints and ``nnUNetv2_predict`` are those of the stock trainer.
 """
 
 import contextlib
+import importlib.util
 import random
 import signal
 import warnings
@@ -191,6 +192,11 @@ class _Extension(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net publishes no t
             torch.distributed.barrier()
         self._split_made = True
         return super().do_split()
+
+    def plot_network_architecture(self) -> None:
+        # nnU-Net reports the missing optional package as if something had gone wrong
+        if importlib.util.find_spec("hiddenlayer") is not None:
+            super().plot_network_architecture()
 
     # steps
 

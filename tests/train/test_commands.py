@@ -27,17 +27,21 @@ UNET, SWIN = "nnUNetTrainer__nnUNetPlans__3d_fullres", "nnUNetTrainerSwinUNETR__
 SHORT = ("-device", "cpu", "--epochs", "1", "--iterations_per_epoch", "1")
 
 
-def test_five_folds_then_the_best_then_nnunets_own_prediction(tiny: TinyNnunet) -> None:
+def test_five_folds_then_the_best_then_nnunets_own_prediction(
+    tiny: TinyNnunet, capsys: pytest.CaptureFixture[str]
+) -> None:
     # `nnUNetv2_train XXX 3d_fullres -f all --npz`
     tiny.run("ctseg", "train", "301", "3d_fullres", "-f", "all", "--npz", *SHORT, "--lr", "1e-4")
     for fold in range(5):
         assert (tiny.results / UNET / f"fold_{fold}" / "checkpoint_final.pth").is_file()
         assert len(list((tiny.results / UNET / f"fold_{fold}" / "validation").glob("*.npz"))) == 1
 
-    table = json.loads(tiny.run("ctseg", "results", "301", "--json").stdout)
+    assert main(["results", "301", "--json"]) == 0
+    table = json.loads(capsys.readouterr().out)
     assert [fold["fold"] for fold in table["models"][0]["folds"]] == ["0", "1", "2", "3", "4"]
     assert list(table["models"][0]["folds"][0]["dice"]) == ["tumor"]
-    assert "nnUNetTrainer__nnUNetPlans__3d_fullres" in tiny.run("ctseg", "results", "301").stdout
+    assert main(["results", "301"]) == 0
+    assert "  label  fold 0  fold 1  fold 2  fold 3  fold 4    mean" in capsys.readouterr().out
 
     # `nnUNetv2_find_best_configuration XXX -c 3d_fullres`
     said = tiny.run("ctseg", "find_best_configuration", "301", "-c", "3d_fullres").stdout
@@ -63,9 +67,8 @@ def test_five_folds_then_the_best_then_nnunets_own_prediction(tiny: TinyNnunet) 
 
     # missing folds are told before anything is compared
     shutil.rmtree(tiny.results / UNET / "fold_3")
-    lacking = tiny.run("ctseg", "find-best", "301", check=False)
-    assert lacking.returncode == 2
-    assert f"{UNET}: folds 3 are not trained and validated (done: 0, 1, 2, 4)" in lacking.stderr
+    assert main(["find-best", "301"]) == 2
+    assert f"{UNET}: folds 3 are not trained and validated (done: 0, 1, 2, 4)" in capsys.readouterr().err
 
 
 def test_the_notes_training_line_with_every_option_until_sigterm(tiny: TinyNnunet) -> None:
@@ -160,6 +163,7 @@ def test_nnunets_own_train_command_finds_the_trainer_on_foreign_plans(tiny: Tiny
     [
         (["train", "301", "3d_fullres"], "give the folds once"),
         (["train", "301", "3d_fullres", "0", "-f", "1"], "give the folds once"),
+        (["train", "301", "3d_fullres", "-tr", "nnUNetTrainer", "0", "--lr", "1", "--c"], "fold 0: no checkpoint"),
         (["train", "301", "3d_fullres", "0", "--c", "--val"], "--c cannot go with --val"),
         (["train", "301", "3d_fullres", "0", "--epochs", "0"], "epochs must be positive"),
         (["train", "301", "3d_lowres", "0"], "have no configuration '3d_lowres'"),

@@ -1,6 +1,5 @@
 """Two processes make the steps that one makes with the same global batch, on real CT."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,12 @@ import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from ctseg.train.extended_trainer import seed_everything
+from ctseg.errors import SetupError
+from ctseg.train.checkpoints import training_state
+from ctseg.train.extended_trainer import Placement, seed_everything
+from ctseg.train.launch import Training, train
 from ctseg.train.options import TrainingOptions
+from ctseg.train.paths import NnunetPaths
 from ctseg.train.trainers.nnUNetTrainerSwinUNETR import nnUNetTrainerSwinUNETR
 from tests.train.test_accumulation import make_trainer
 from tests.train.tiny import TinyNnunet
@@ -65,24 +68,32 @@ def test_two_processes_equal_one_with_the_same_global_batch(
 
 
 def test_a_batch_that_the_processes_cannot_share_is_refused_with_advice(tiny: TinyNnunet) -> None:
-    done = tiny.run(
-        *torchrun(2, "-m", "ctseg", "train", "301", "3d_fullres", "0", "-device", "cpu"),
-        "--batch_size", "3", "--distributed=ddp", check=False,
+    training = Training(
+        tiny.dataset, "3d_fullres", (0,), "nnUNetTrainer", "nnUNetPlans", TrainingOptions(batch_size=3)
     )  # fmt: skip
-    assert done.returncode == 1, done.stderr[-2000:]
+    paths = NnunetPaths(tiny.root / "raw", tiny.root / "preprocessed", tiny.root / "results")
+    with pytest.raises(SetupError) as caught:
+        train(training, paths, Placement(torch.device("cpu"), rank=0, world_size=2))
     assert (
         "a batch of 3 cannot be shared evenly by 2 processes: give a multiple of 2 as --batch_size; where memory is "
-        "short, accumulate: `--batch_size 2 --gradient_accumulation_steps 2`" in done.stderr
+        "short, accumulate: `--batch_size 2 --gradient_accumulation_steps 2`" in str(caught.value)
     )
     assert not any(tiny.results.rglob("checkpoint*"))
 
 
 @pytest.mark.full
 def test_a_failing_process_ends_all_with_its_error(tiny: TinyNnunet) -> None:
-    broken = json.loads((tiny.root / "preprocessed" / tiny.dataset / "nnUNetPlans.json").read_text())
-    assert broken["plans_name"] == "nnUNetPlans"
     done = tiny.run(
-        *torchrun(2, "-m", "ctseg", "train", "301", "3d_fullres", "0", "-device", "cpu", "--epochs", "50"),
-        "--iterations_per_epoch", "2", "--distributed=ddp", check=False, timeout_s=200, CTSEG_TEST_FAIL_RANK="1",
+        *torchrun(2, "-m", "ctseg", "train", "301", "3d_fullres", "0", "-tr", "nnUNetTrainerInterrupted"),
+        "-device", "cpu", "--epochs", "50", "--iterations_per_epoch", "2", "--distributed=ddp",
+        check=False, timeout_s=200, CTSEG_TEST_FAIL_RANK="1",
+        nnUNet_extTrainer=str(Path(__file__).parent / "interrupted_trainer"),
     )  # fmt: skip
     assert done.returncode == 1
+    assert "RuntimeError: this rank fell over" in done.stderr
+    assert "epoch 1/50" in done.stdout
+    assert "epoch 2/50" not in done.stdout
+    # what the first epoch learnt is kept
+    assert (
+        training_state(tiny.results / "nnUNetTrainerInterrupted__nnUNetPlans__3d_fullres" / "fold_0").epochs_done == 1
+    )

@@ -64,8 +64,17 @@ def test_sigterm_saves_and_leaves_with_143(tiny: TinyNnunet) -> None:
     assert state.options == TrainingOptions(
         batch_size=2, lr=0.01, epochs=3, iterations_per_epoch=2, gradient_accumulation_steps=1, amp=False, seed=1
     )
+    options, changes = TrainingOptions(epochs=4, lr=0.01).continued_from(state.options)
+    assert changes == ["epochs: 3 so far, 4 from here on"]
+    assert (options.epochs, options.seed, options.batch_size) == (4, 1, 2)
+
+
+@pytest.mark.full
+def test_a_finished_training_goes_on_with_more_epochs(tiny: TinyNnunet) -> None:
+    tiny.run(*TRAIN, "--epochs", "1", "--iterations_per_epoch", "1", nnUNet_extTrainer=OUTSIDE)
     done = tiny.run(*TRAIN, "--c", "--epochs", "2", nnUNet_extTrainer=OUTSIDE)
-    assert "continued with other values: epochs: 3 so far, 2 from here on" in done.stdout
+    assert "continued with other values: epochs: 1 so far, 2 from here on" in done.stdout
+    assert "epoch 2/2" in done.stdout
     assert len(read_checkpoint(fold_folder(tiny) / "checkpoint_final.pth")["logging"]["lrs"]) == 2
 
 
