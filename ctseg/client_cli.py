@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ctseg.errors import SetupError
 
 if TYPE_CHECKING:
+    from ctseg.model_spec import ModelSpec
     from ctseg.report import Report
     from ctseg.triton import ClientOptions, TritonPredictor
 
@@ -159,7 +160,7 @@ def _check_mirroring(predictor: "TritonPredictor", *, disable_tta: bool) -> None
         )
 
 
-def _read_spec(path: Path | None) -> object:
+def _read_spec(path: Path | None) -> "ModelSpec | None":
     from ctseg.model_spec import ModelSpec
 
     if path is None:

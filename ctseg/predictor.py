@@ -61,6 +61,7 @@ class MirroringPredictor:
     def __init__(self, predictor: PatchPredictor) -> None:
         self._predictor = predictor
         axes = [axis + 2 for axis in predictor.spec.mirror_axes]
+        # the first is the empty one: no flip
         self._subsets = [subset for size in range(len(axes) + 1) for subset in combinations(axes, size)]
 
     @property
@@ -80,11 +81,8 @@ class MirroringPredictor:
 
     def predict(self, patches: Patches) -> Logits:
         """See :meth:`PatchPredictor.predict`."""
-        total: Logits | None = None
-        for subset in self._subsets:
-            flipped = np.ascontiguousarray(np.flip(patches, subset)) if subset else patches
-            logits = np.flip(self._predictor.predict(flipped), subset)
-            total = logits.copy() if total is None else np.add(total, logits, out=total)
-        assert total is not None  # the empty subset is always there
+        total = self._predictor.predict(patches).copy()
+        for subset in self._subsets[1:]:
+            total += np.flip(self._predictor.predict(np.ascontiguousarray(np.flip(patches, subset))), subset)
         total /= len(self._subsets)
         return total

@@ -26,7 +26,7 @@ class ProbabilityFile:
         self._path = path
         self._array_path = path.with_name(f".{path.name}.{os.getpid()}.npy")
         self._archive_path = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        self._array: np.memmap | None = None  # type: ignore[type-arg]
+        self._array: np.memmap | None = None
 
     def allocate(self, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
         """Return the array to fill, zero at first.

@@ -11,17 +11,17 @@ import numpy as np
 
 from ctseg.errors import ServerTimeoutError
 from ctseg.inference_queue import InferenceQueue
-from ctseg.postprocess import apply_postprocessing
+from ctseg.postprocess import LabelMap, apply_postprocessing
 from ctseg.predictor import Logits, MirroringPredictor, PatchPredictor
 from ctseg.prepare import Prepared, prepare
 from ctseg.probabilities import ProbabilityFile
 from ctseg.progress import Progress
-from ctseg.restore import LabelMap, LabelRestorer, probabilities_outside_crop
+from ctseg.restore import LabelRestorer, probabilities_outside_crop
 from ctseg.volume import Volume
 from ctseg.windows import SlabBlender, WindowPlan, cut_patches, plan_windows
 
 BATCHES_AHEAD = 2
-"""A case keeps this many times ``max_in_flight`` batches on their way, so that the network has work while it restores."""
+"""A case keeps this many times ``max_in_flight`` batches on their way: the network has work while it restores."""
 
 
 @dataclass
@@ -124,7 +124,8 @@ def segment(
             array[head] = outside[head]
 
         def on_probabilities(where: tuple[slice, slice, slice], part: Logits) -> None:
-            array[(slice(None), *where)] = part
+            z, y, x = where
+            array[:, z, y, x] = part
 
     restorer = LabelRestorer(spec, prepared.record, on_probabilities=on_probabilities)
     blender = SlabBlender(plan, spec.num_heads, model=spec.name)

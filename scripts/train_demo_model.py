@@ -59,9 +59,8 @@ def main() -> None:
     trainer_name = {"unet": "nnUNetTrainer", "swin": "nnUNetTrainerSwinUNETR"}[args.kind]
     plans_name = write_plans(args.kind)
     resume = args.resume
-    trainer = get_trainer_from_args(
-        "101", "3d_fullres", "all" if args.fold == "all" else int(args.fold), trainer_name, plans_name, resume, torch.device("cpu")
-    )
+    fold = "all" if args.fold == "all" else int(args.fold)
+    trainer = get_trainer_from_args("101", "3d_fullres", fold, trainer_name, plans_name, resume, torch.device("cpu"))
     trainer.num_epochs = args.epochs
     trainer.num_iterations_per_epoch = args.iterations
     trainer.num_val_iterations_per_epoch = 4

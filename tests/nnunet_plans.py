@@ -8,7 +8,9 @@ CT_INTENSITY = {
 }  # fmt: skip
 
 
-def unet_architecture(dims: int, *, kind: str = "PlainConvUNet", features: tuple[int, ...] = (4, 8, 16)) -> dict[str, Any]:
+def unet_architecture(
+    dims: int, *, kind: str = "PlainConvUNet", features: tuple[int, ...] = (4, 8, 16)
+) -> dict[str, Any]:
     """A small U-Net described as nnU-Net's plans do."""
     n = len(features)
     module = {"PlainConvUNet": "unet", "ResidualEncoderUNet": "unet"}[kind]

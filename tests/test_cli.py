@@ -31,7 +31,8 @@ def test_help_loads_nothing_heavy(arguments):
         f"sys.argv = ['ctseg', *{arguments!r}]\n"
         "try:\n    runpy.run_module('ctseg', run_name='__main__')\n"
         "except SystemExit:\n    pass\n"
-        "heavy = {'torch', 'nnunetv2', 'monai', 'onnx', 'onnxruntime', 'numba', 'scipy', 'tritonclient'} & set(sys.modules)\n"
+        "heavy = {'torch', 'nnunetv2', 'monai', 'onnx', 'onnxruntime', 'numba', 'scipy', 'tritonclient'}\n"
+        "heavy &= set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

@@ -82,7 +82,7 @@ def test_all_problems_are_told_at_once():
 
 @pytest.mark.parametrize("text", ["", "[]", "null", "{", "[" * 100_000, "x" * (MAX_SPEC_BYTES + 1)])
 def test_what_is_no_spec_is_refused(text):
-    with pytest.raises(SpecError, match="^f: "):
+    with pytest.raises(SpecError, match=r"^f: "):
         ModelSpec.from_json(text, source="f")
 
 
