@@ -1,3 +1,66 @@
-"""CT segmentation from data to production: nnU-Net trained, exported, served by Triton, and used."""
+"""CT segmentation from data to production: nnU-Net trained, exported, served by Triton, and used.
+
+The names below are the Python interface of the client; they are loaded when first used, so that
+``import ctseg`` costs nothing::
+
+    with ctseg.connect(["gpu1:8001"], "liver") as predictor:
+        scan = ctseg.read_volume([Path("scan.nii.gz")], predictor.spec.reader)
+        labels = ctseg.segment_volume(scan, predictor)  # (z, y, x), on the scan's own grid
+        ctseg.write_label_map(Path("labels.nii.gz"), labels, scan)
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ctseg.batch import BatchOptions, segment_cases
+    from ctseg.cases import Case, find_cases
+    from ctseg.deploy.server import embedded_server
+    from ctseg.geometry import Geometry
+    from ctseg.model_spec import ModelSpec
+    from ctseg.segment import segment_volume
+    from ctseg.triton import ClientOptions, connect
+    from ctseg.volume import Volume, read_volume, volume_from_array, write_label_map
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "BatchOptions",
+    "Case",
+    "ClientOptions",
+    "Geometry",
+    "ModelSpec",
+    "Volume",
+    "connect",
+    "embedded_server",
+    "find_cases",
+    "read_volume",
+    "segment_cases",
+    "segment_volume",
+    "volume_from_array",
+    "write_label_map",
+]
+
+_HOMES = {
+    "BatchOptions": "ctseg.batch",
+    "Case": "ctseg.cases",
+    "ClientOptions": "ctseg.triton",
+    "Geometry": "ctseg.geometry",
+    "ModelSpec": "ctseg.model_spec",
+    "Volume": "ctseg.volume",
+    "connect": "ctseg.triton",
+    "embedded_server": "ctseg.deploy.server",
+    "find_cases": "ctseg.cases",
+    "read_volume": "ctseg.volume",
+    "segment_cases": "ctseg.batch",
+    "segment_volume": "ctseg.segment",
+    "volume_from_array": "ctseg.volume",
+    "write_label_map": "ctseg.volume",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a name of the interface from its module."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ctseg' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

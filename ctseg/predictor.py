@@ -15,22 +15,22 @@ Logits = npt.NDArray[np.float32]
 
 
 class PatchPredictor(Protocol):
-    """What runs the network. ``predict`` is called from several threads at once.
-
-    Attributes:
-        spec: The contract of the network that runs.
-        max_batch_size: Most patches in one call.
-        max_in_flight: How many calls at once keep the network busy; more only cost memory.
-    """
+    """What runs the network. ``predict`` is called from several threads at once."""
 
     @property
-    def spec(self) -> ModelSpec: ...
+    def spec(self) -> ModelSpec:
+        """The contract of the network that runs."""
+        ...
 
     @property
-    def max_batch_size(self) -> int: ...
+    def max_batch_size(self) -> int:
+        """Most patches in one call."""
+        ...
 
     @property
-    def max_in_flight(self) -> int: ...
+    def max_in_flight(self) -> int:
+        """How many calls at once keep the network busy; more only cost memory."""
+        ...
 
     def predict(self, patches: Patches) -> Logits:
         """Return the logits of a batch.
@@ -81,7 +81,7 @@ class MirroringPredictor:
 
     def predict(self, patches: Patches) -> Logits:
         """See :meth:`PatchPredictor.predict`."""
-        total = self._predictor.predict(patches).copy()
+        total: Logits = self._predictor.predict(patches).copy()
         for subset in self._subsets[1:]:
             total += np.flip(self._predictor.predict(np.ascontiguousarray(np.flip(patches, subset))), subset)
         total /= len(self._subsets)
