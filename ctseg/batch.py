@@ -226,4 +226,6 @@ def _named(error: CtsegError, case: Case) -> CaseError:
     """Return the report's form of an error, with the name of the case in front."""
     report = error_of(error)
     prefix = f"case {case.name}: "
-    return report if report.message.startswith(prefix) else report.model_copy(update={"message": prefix + report.message})
+    return (
+        report if report.message.startswith(prefix) else report.model_copy(update={"message": prefix + report.message})
+    )

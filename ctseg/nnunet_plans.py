@@ -97,7 +97,9 @@ def spec_from_plans(
     if plans.get("label_manager", "LabelManager") != "LabelManager":
         raise SpecError(f"{source}: label manager {plans['label_manager']!r} is not nnU-Net's own, which ctseg follows")
     if resolved.get("preprocessor_name", "DefaultPreprocessor") != "DefaultPreprocessor":
-        raise SpecError(f"{source}: preprocessor {resolved['preprocessor_name']!r} is not nnU-Net's DefaultPreprocessor")
+        raise SpecError(
+            f"{source}: preprocessor {resolved['preprocessor_name']!r} is not nnU-Net's DefaultPreprocessor"
+        )
     if len(raw["channels"]) != len(channel_names):
         raise SpecError(f"{source}: {len(raw['channels'])} normalisation schemes for {len(channel_names)} channels")
     return ModelSpec.validated(raw, source=source)

@@ -55,19 +55,19 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=None)
     parser.add_argument("--fold", default="0")
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--pretrained", help="checkpoint whose weights to begin with")
     args = parser.parse_args()
     trainer_name = {"unet": "nnUNetTrainer", "swin": "nnUNetTrainerSwinUNETR"}[args.kind]
     plans_name = write_plans(args.kind)
-    resume = args.resume
     fold = "all" if args.fold == "all" else int(args.fold)
-    trainer = get_trainer_from_args("101", "3d_fullres", fold, trainer_name, plans_name, resume, torch.device("cpu"))
+    trainer = get_trainer_from_args("101", "3d_fullres", fold, trainer_name, plans_name, args.resume, torch.device("cpu"))
     trainer.num_epochs = args.epochs
     trainer.num_iterations_per_epoch = args.iterations
     trainer.num_val_iterations_per_epoch = 4
     trainer.save_every = 1
     if args.lr is not None:
         trainer.initial_lr = args.lr
-    maybe_load_checkpoint(trainer, resume, False)
+    maybe_load_checkpoint(trainer, args.resume, False, args.pretrained)
     train_step = trainer.train_step
 
     def train_step_bfloat16(batch: dict) -> dict:
