@@ -355,7 +355,10 @@ def serve(extra_flags: Sequence[str]) -> NoReturn:
     repository = settings.models if settings.explicit else served_view(entries, VIEW)
     flags = server_flags(settings, repository, entries, known.stdout + known.stderr)
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONNOUSERSITE": "1"}
-    if any(entry.backend == "python" for entry in entries):  # the stub is the base's Python: same version, no packages
+    if any(entry.backend == "python" for entry in entries):
+        # the backend's Python is the base's, of the same version; it looks for its packages where the first python3
+        # of the PATH has them, and, in some releases, in PYTHONPATH
+        environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         environment["PYTHONPATH"] = sysconfig.get_path("purelib")
     _start_readiness(settings)
     say(f"serving {', '.join(entry.name for entry in entries)}: gRPC {GRPC_PORT} (TLS {settings.tls}), metrics "
