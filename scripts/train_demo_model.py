@@ -1,10 +1,10 @@
-"""Train the demo's networks as `model_repository/sarcoma/README.md` describes; resumable.
+"""Train the demo's networks, as `model_repository/README.md` describes; resumable.
 
-    python scripts/train_demo_model.py unet|swin
+    python scripts/train_demo_model.py unet|swin --epochs 60
 
-Needs `nnUNet_raw`, `nnUNet_preprocessed`, `nnUNet_results`, and Dataset101_Sarcoma planned by
-`scripts/plan_demo_model.sh`. The plans are nnU-Net's own at twice the in-plane spacing, with a smaller
-patch and a smaller network, so that two CPU cores can train them within hours.
+Needs nnU-Net's three folders in the environment, and Dataset101_Sarcoma planned and preprocessed under
+the name `nnUNetPlans_demo`. The plans are nnU-Net's own at twice the in-plane spacing; here they get a
+smaller patch and a smaller network, so that two CPU cores can train them within an hour.
 """
 
 import argparse
@@ -60,7 +60,8 @@ def main() -> None:
     trainer_name = {"unet": "nnUNetTrainer", "swin": "nnUNetTrainerSwinUNETR"}[args.kind]
     plans_name = write_plans(args.kind)
     fold = "all" if args.fold == "all" else int(args.fold)
-    trainer = get_trainer_from_args("101", "3d_fullres", fold, trainer_name, plans_name, args.resume, torch.device("cpu"))
+    device = torch.device("cpu")
+    trainer = get_trainer_from_args("101", "3d_fullres", fold, trainer_name, plans_name, args.resume, device)
     trainer.num_epochs = args.epochs
     trainer.num_iterations_per_epoch = args.iterations
     trainer.num_val_iterations_per_epoch = 4
