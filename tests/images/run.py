@@ -563,30 +563,8 @@ def check_refusals(machine: Machine, data: Path) -> None:
     )
 
 
-def walk(machine: Machine) -> None:
-    """The whole road."""
-    scratch = machine.scratch
-    step("stand-in bases")
-    mounts = pip_settings(scratch)
-    make_base(machine)
-    make_context(scratch)
-    build_image(machine, mounts, "triton", str(scratch / "context" / "Dockerfile.triton"), "debian")
-    step("Dockerfile.train")
-    build_image(
-        machine, mounts, "train", str(scratch / "context" / "Dockerfile.train"), "debian",
-        "--build-arg", "DEVICE=cpu", "--build-arg", "NNUNET_SOURCE=nnunetv2==2.8.1",
-    )  # fmt: skip
-    step("Dockerfile.serve")
-    serve_file = str(scratch / "context" / "Dockerfile.serve")
-    build_image(machine, mounts, "serve", serve_file, "triton", "--target", "mounted")
-    for tag in ("train", "serve"):
-        user = machine.podman("image", "inspect", "-f", "{{.Config.User}}", f"localhost/ci/{tag}")
-        claim(f"the {tag} image is not root's", user == SERVER_USER, user)
-    data = scratch / "data"
-    shutil.rmtree(data, ignore_errors=True)
-    make_data(data)
-    train_and_export(machine, data)
-    expected = embedded_labels(machine, data)
+def serve_mounted(machine: Machine, data: Path, expected: np.ndarray) -> None:
+    """A server with the bundles mounted, whose models can be controlled with a key."""
     give_to(data / "models", SERVER_USER)
     key_file = data / "admin_key"
     key_file.write_text(KEY)
@@ -599,15 +577,19 @@ def walk(machine: Machine) -> None:
         compare_labels(machine, server, data, expected)
         check_control(server)
         check_stop(server, machine)
+
+
+def serve_baked(machine: Machine, data: Path, expected: np.ndarray, mounts: Sequence[str]) -> None:
+    """A server with the bundle in its image, built at the start, for clients with a certificate only."""
     step("a bundle baked in, built at the start, mutual TLS")
     make_certificates(machine, data / "tls")
-    shutil.copytree(data / "bundles", scratch / "context" / "bundles", dirs_exist_ok=True)
+    shutil.copytree(data / "bundles", machine.scratch / "context" / "bundles", dirs_exist_ok=True)
+    serve_file = str(machine.scratch / "context" / "Dockerfile.serve")
     build_image(machine, mounts, "baked", serve_file, "triton", "--target", "baked")
-    (data / "none").mkdir()
     shutil.rmtree(data / "models")
     (data / "models").mkdir()
     give_to(data / "models", SERVER_USER)
-    baked = {"SERVE_IMAGE": "localhost/ci/baked", "BUNDLES": str(scratch / "context" / "bundles")}
+    baked = {"SERVE_IMAGE": "localhost/ci/baked", "BUNDLES": str(machine.scratch / "context" / "bundles")}
     with serving(machine, data, "baked", TLS="mutual", TLS_FOLDER=str(data / "tls"), **baked) as server:
         with_key = (
             "--tls_client_certificate",
@@ -624,6 +606,35 @@ def walk(machine: Machine) -> None:
             )  # fmt: skip
             claim(f"{what} is refused under mutual TLS", done.returncode == 2, done.stdout)
         check_break(server, data)
+
+
+def walk(machine: Machine, *, keep: bool) -> None:
+    """The whole road."""
+    layers = () if keep else ("--layers=false",)  # large layers take longer to store than to make again
+    scratch = machine.scratch
+    step("stand-in bases")
+    mounts = pip_settings(scratch)
+    make_base(machine)
+    make_context(scratch)
+    build_image(machine, mounts, "triton", str(scratch / "context" / "Dockerfile.triton"), "debian")
+    step("Dockerfile.train")
+    build_image(
+        machine, mounts, "train", str(scratch / "context" / "Dockerfile.train"), "debian", *layers,
+        "--build-arg", "DEVICE=cpu", "--build-arg", "NNUNET_SOURCE=nnunetv2==2.8.1",
+    )  # fmt: skip
+    step("Dockerfile.serve")
+    serve_file = str(scratch / "context" / "Dockerfile.serve")
+    build_image(machine, mounts, "serve", serve_file, "triton", "--target", "mounted")
+    for tag in ("train", "serve"):
+        user = machine.podman("image", "inspect", "-f", "{{.Config.User}}", f"localhost/ci/{tag}")
+        claim(f"the {tag} image is not root's", user == SERVER_USER, user)
+    data = scratch / "data"
+    shutil.rmtree(data, ignore_errors=True)
+    make_data(data)
+    train_and_export(machine, data)
+    expected = embedded_labels(machine, data)
+    serve_mounted(machine, data, expected)
+    serve_baked(machine, data, expected, mounts)
     check_refusals(machine, data)
 
 
@@ -687,7 +698,7 @@ def main() -> int:
     machine = Machine.prepare(scratch.resolve())
     had_chains = any(chains(table) for table in ("nat", "filter"))
     try:
-        walk(machine)
+        walk(machine, keep=args.scratch is not None)
     except (ClaimError, subprocess.TimeoutExpired) as error:
         print(f"FAILED  {error}", file=sys.stderr)
         for log in sorted(scratch.glob("*.log")):
