@@ -151,8 +151,8 @@ def build_plan(onnx_file: Path, options: PlanOptions, *, trt: Any, gpu_name: str
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise SetupError(
-            f"{onnx_file}: TensorRT {trt.__version__} could not build the plan: {_last(errors)}; out of memory is "
-            "cured by --workspace_mb, a smaller --max-batch-size, or a GPU with nothing else on it"
+            f"{onnx_file}: TensorRT {trt.__version__} could not build the plan: {_last(errors)}; if memory is short: "
+            "--workspace_mb, a smaller --max-batch-size, or a GPU with nothing else on it"
         )
     if cache_file is not None:
         _keep_timing_cache(config, cache_file)
