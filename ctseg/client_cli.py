@@ -129,6 +129,7 @@ def _server(args: argparse.Namespace, stack: ExitStack) -> tuple[list[str], "Cli
 
     given = {
         "timeout_s": args.timeout_s,
+        "connect_timeout_s": min(ClientOptions.connect_timeout_s, args.timeout_s),
         "max_in_flight": args.max_in_flight,
         "tls": args.tls or args.tls_root_certificates is not None,
         "root_certificates": args.tls_root_certificates,

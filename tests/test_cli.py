@@ -64,9 +64,9 @@ def test_wrong_usage_exits_2(tmp_path, extra):
     assert caught.value.code == 2
 
 
-def test_no_server_there_is_told_as_unavailable(tmp_path, ct_piece, capsys, monkeypatch):
-    monkeypatch.setattr("ctseg.triton.ClientOptions.connect_timeout_s", 1.0, raising=False)
-    assert ctseg(words("predict", "-i", ct_piece, "-o", tmp_path, "-m", "m", "--url", "127.0.0.1:9")) == 2
+def test_no_server_there_is_told_as_unavailable(tmp_path, ct_piece, capsys):
+    arguments = words("predict", "-i", ct_piece, "-o", tmp_path, "-m", "m", "--url", "127.0.0.1:9", "--timeout_s", 1)
+    assert ctseg(arguments) == 2
     told = capsys.readouterr().err
     assert "ServerUnavailableError" in told
     assert "127.0.0.1:9" in told
@@ -111,7 +111,9 @@ def test_no_process_is_left_when_predict_is_stopped(tmp_path, demo_data, how):
                 break
         children = psutil.Process(process.pid).children(recursive=True)
         assert children, "a server was meant to run"
-        time.sleep(1)
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "report.json").is_file() and time.monotonic() < deadline:
+            time.sleep(0.05)
         process.send_signal(how)
         process.stderr.read()
         process.wait(60)
