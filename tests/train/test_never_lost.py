@@ -54,6 +54,7 @@ def test_a_training_killed_in_mid_epoch_continues_to_the_same_weights(tiny: Tiny
     assert (folder / "progress.png").stat().st_size > 0
 
 
+@pytest.mark.full
 def test_sigterm_saves_and_leaves_with_143(tiny: TinyNnunet) -> None:
     stopped = tiny.run(*TRAIN, *SHORT, check=False, nnUNet_extTrainer=OUTSIDE, CTSEG_TEST_SIGNAL="15")
     assert stopped.returncode == 143, stopped.stderr

@@ -29,7 +29,7 @@ def test_patches_follow_the_shape_of_the_data() -> None:
 
 
 @pytest.mark.parametrize("data", [SARCOMA, CHEST, SLICES], ids=["sarcoma", "chest", "2d"])
-@pytest.mark.parametrize("gb", [6, 16, 48])
+@pytest.mark.parametrize("gb", [pytest.param(6, marks=pytest.mark.full), 16, 48])
 def test_sides_divide_by_32_and_the_estimate_fits(data: tuple[Any, Any], gb: float) -> None:
     decided = plan(data, gb)
     assert padded_sides(decided.patch_size) == decided.patch_size
