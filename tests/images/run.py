@@ -12,6 +12,7 @@ import json
 import os
 import queue
 import resource
+import shlex
 import shutil
 import signal
 import socket
@@ -667,7 +668,7 @@ def remove_chains() -> None:
     for table in ("nat", "filter"):
         rules = chains(table)
         for rule in reversed([rule for rule in rules if rule.startswith("-A")]):
-            subprocess.run(["iptables", "-t", table, "-D", *rule.split()[1:]], capture_output=True, check=False)
+            subprocess.run(["iptables", "-t", table, "-D", *shlex.split(rule)[1:]], capture_output=True, check=False)
         for rule in rules:
             if rule.startswith("-N"):
                 subprocess.run(["iptables", "-t", table, "-X", rule.split()[1]], capture_output=True, check=False)
