@@ -6,6 +6,9 @@ from pathlib import Path
 import nibabel as nib
 import pytest
 
+# nnU-Net reads it when imported and otherwise starts eight workers for every small task
+os.environ.setdefault("nnUNet_def_n_proc", "2")
+
 SHARED_DATA = Path(os.environ.get("CTSEG_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 DEMO_DATA = Path(__file__).parents[1] / "examples" / "demo_data"
 
