@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from ctseg import client_cli
+from ctseg.benchmark import cli as benchmark_cli
 from ctseg.deploy import cli as deploy_cli
 from ctseg.errors import CtsegError
 from ctseg.train import cli as train_cli
@@ -35,6 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     train_cli.add_commands(commands)
     deploy_cli.add_commands(commands)
     client_cli.add_commands(commands)
+    benchmark_cli.add_commands(commands)
     return parser
 
 

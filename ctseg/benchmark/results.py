@@ -1,0 +1,330 @@
+"""``benchmark.json``: what was measured, run by run, so that every figure says how many runs it comes from."""
+
+from collections.abc import Sequence
+from statistics import median
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+JSON_NAME = "benchmark.json"
+PAGE_NAME = "benchmark.md"
+
+Program = Literal["nnunet", "ctseg"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Machine(_Strict):
+    """Where it was measured.
+
+    ``load_average`` is that of the minute before the benchmark: more than about 0.5 means that the
+    machine was not idle, and no time below means much.
+    """
+
+    system: str
+    processor: str
+    cpus: int
+    memory_gb: float
+    load_average: float
+    python: str
+
+
+class Scan(_Strict):
+    """A scan that was segmented.
+
+    Attributes:
+        case: Its name.
+        shape: (z, y, x).
+        spacing_mm: Along (z, y, x).
+        origin: Where it comes from.
+    """
+
+    case: str
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    origin: str
+
+
+class StageSums(_Strict):
+    """Wall seconds of ctseg's stages, summed over the cases; the stages of several cases overlap."""
+
+    read: float
+    prepare: float
+    network: float
+    restore: float
+    write: float
+
+
+class ProgramRun(_Strict):
+    """One run of a command, children and server included.
+
+    Attributes:
+        wall_s: From the start of the process to its end.
+        cpu_s: User and system seconds of all its processes.
+        client_cpu_s: Of them, those of the command's own process (for ctseg: the client without the server).
+        peak_mb: Largest sum of the processes' proportional set sizes, MiB; shared pages count once.
+        windows: As the report says; None for nnU-Net.
+        bytes_sent: As the report says; None for nnU-Net.
+        bytes_received: As the report says; None for nnU-Net.
+        server_start_s: Until the server was ready; None for nnU-Net.
+        folder_s: From the first case taken up to the last written; None for nnU-Net.
+        stages: None for nnU-Net.
+    """
+
+    wall_s: float
+    cpu_s: float
+    client_cpu_s: float
+    peak_mb: float
+    windows: int | None = None
+    bytes_sent: int | None = None
+    bytes_received: int | None = None
+    server_start_s: float | None = None
+    folder_s: float | None = None
+    stages: StageSums | None = None
+
+
+class ProgramFigures(_Strict):
+    """The runs of one program on one set of scans.
+
+    Attributes:
+        startup: The same command on a scan of one window: what a run costs whatever it segments.
+        runs: In the order in which they ran.
+    """
+
+    startup: tuple[ProgramRun, ...]
+    runs: tuple[ProgramRun, ...]
+
+    @property
+    def wall_s(self) -> float:
+        """Median, start-up included."""
+        return median(run.wall_s for run in self.runs)
+
+    @property
+    def startup_s(self) -> float:
+        """Median wall seconds on the scan of one window."""
+        return median(run.wall_s for run in self.startup)
+
+    @property
+    def work_s(self) -> float:
+        """Median wall seconds, start-up excluded; at least 1 ms."""
+        return max(self.wall_s - self.startup_s, 1e-3)
+
+    @property
+    def cpu_s(self) -> float:
+        """Median CPU seconds of all processes."""
+        return median(run.cpu_s for run in self.runs)
+
+    @property
+    def client_cpu_s(self) -> float:
+        """Median CPU seconds of the command's own process, start-up excluded; at least 0."""
+        own = median(run.client_cpu_s for run in self.runs)
+        return max(own - median(run.client_cpu_s for run in self.startup), 0.0)
+
+    @property
+    def peak_mb(self) -> float:
+        """Median of the peaks, MiB."""
+        return median(run.peak_mb for run in self.runs)
+
+
+class Agreement(_Strict):
+    """Labels of ctseg beside those of stock nnU-Net.
+
+    Attributes:
+        equal_share: Of all voxels of all scans.
+        lowest_dice: Over labels and scans; None where no label but the background was found.
+    """
+
+    equal_share: float
+    lowest_dice: float | None
+
+
+class EndToEnd(_Strict):
+    """Both commands on one set of scans."""
+
+    model: str
+    network: str
+    classes: int
+    scans: tuple[str, ...]
+    megavoxels: float
+    nnunet: ProgramFigures
+    ctseg: ProgramFigures
+    agreement: Agreement
+
+
+class ReplayRun(_Strict):
+    """All windows of the scans, cut before, sent once; the answers dropped.
+
+    Attributes:
+        concurrency: Requests at once; the best of those tried.
+        batch: Windows in a request; the best of those tried.
+        wall_s: From the first window sent to the last answered.
+    """
+
+    concurrency: int
+    batch: int
+    wall_s: float
+
+
+class Floor(_Strict):
+    """A folder beside the replay of its windows.
+
+    Attributes:
+        model: Name of the model.
+        sleep_ms: What a window takes in a model that only sleeps; None for a real network.
+        scans: How many.
+        megavoxels: Of the scans as read.
+        windows: Of all scans.
+        replays: Alternating with ``folders``.
+        folders: Runs of ``ctseg predict``.
+        startup_client_cpu_s: Client CPU seconds of a run on a scan of one window.
+    """
+
+    model: str
+    sleep_ms: float | None
+    scans: int
+    megavoxels: float
+    windows: int
+    replays: tuple[ReplayRun, ...]
+    folders: tuple[ProgramRun, ...]
+    startup_client_cpu_s: float
+
+    @property
+    def replay_s(self) -> float:
+        """Shortest replay."""
+        return min(run.wall_s for run in self.replays)
+
+    @property
+    def folder_s(self) -> float:
+        """Median wall seconds of the folder, without the server's start."""
+        return median(run.folder_s or run.wall_s for run in self.folders)
+
+    @property
+    def ratio(self) -> float:
+        """Folder against replay."""
+        return self.folder_s / self.replay_s
+
+    @property
+    def client_cpu_s_per_megavoxel(self) -> float:
+        """CPU seconds of the client, start-up excluded, for a million voxels of the scans as read."""
+        own = median(run.client_cpu_s for run in self.folders)
+        return max(own - self.startup_client_cpu_s, 0.0) / self.megavoxels
+
+
+class Micro(_Strict):
+    """One function of ctseg beside nnU-Net's, array to array.
+
+    Attributes:
+        function: ``prepare``, ``blend`` or ``export``.
+        classes: Heads of the logits; None for preparing.
+        source_shape: (z, y, x) of what goes in.
+        target_shape: (z, y, x) of what comes out.
+        nnunet_s: Wall seconds of each run.
+        ctseg_s: Wall seconds of each run.
+        nnunet_extra_mb: Peak memory above what stood before the call, MiB; the input is not in it.
+        ctseg_extra_mb: The same.
+        equal_share: Of labels (export) or of values equal to 1e-3 (else), between the two.
+        note: Such as a smaller volume, and why.
+    """
+
+    function: Literal["prepare", "blend", "export"]
+    classes: int | None
+    source_shape: tuple[int, int, int]
+    target_shape: tuple[int, int, int]
+    nnunet_s: tuple[float, ...]
+    ctseg_s: tuple[float, ...]
+    nnunet_extra_mb: float
+    ctseg_extra_mb: float
+    equal_share: float | None = None
+    note: str = ""
+
+    @property
+    def speedup(self) -> float:
+        """Shortest run against shortest run."""
+        return min(self.nnunet_s) / max(min(self.ctseg_s), 1e-6)
+
+
+class Memory(_Strict):
+    """Peak memory of the client while it blends and restores, with a network that answers at once.
+
+    Attributes:
+        classes: Heads of the logits.
+        scan_shape: (z, y, x).
+        patch_size: (z, y, x).
+        peak_mb: Above what stood before the scan was there, MiB; the scan is in it.
+        allowed_mb: 1.3 x classes x patch depth x plane x 4 B + bytes in flight + 3 x the scan.
+    """
+
+    classes: int
+    scan_shape: tuple[int, int, int]
+    patch_size: tuple[int, ...]
+    peak_mb: float
+    allowed_mb: float
+
+
+class StartUp(_Strict):
+    """What happens before the first case, in wall seconds.
+
+    Attributes:
+        client_import_s: Runs of a Python that imports the client.
+        client_imports_torch: Whether torch was loaded by that.
+        first_compile_s: The kernels compiled with an empty cache: once for an installation.
+        load_kernels_s: The kernels read from the cache.
+    """
+
+    client_import_s: tuple[float, ...]
+    client_imports_torch: bool
+    first_compile_s: float
+    load_kernels_s: float
+
+
+class Budget(_Strict):
+    """A promise and what came of it.
+
+    Attributes:
+        what: What was promised.
+        budget: The promise.
+        figure: What was measured.
+        met: Whether it was kept.
+        runs: How many runs the figure comes from, of each program.
+    """
+
+    what: str
+    budget: str
+    figure: str
+    met: bool
+    runs: int
+
+
+class Problem(_Strict):
+    """A step that was left out on purpose, or failed."""
+
+    step: str
+    message: str
+    is_failure: bool
+
+
+class BenchmarkResult(_Strict):
+    """The whole of ``benchmark.json``."""
+
+    schema_version: Literal[1] = 1
+    mode: Literal["tiny", "quick", "full"]
+    started: str
+    seconds: float
+    machine: Machine
+    versions: dict[str, str]
+    scans: tuple[Scan, ...]
+    startup: StartUp | None
+    end_to_end: tuple[EndToEnd, ...]
+    floor: tuple[Floor, ...]
+    micro: tuple[Micro, ...]
+    memory: tuple[Memory, ...]
+    budgets: tuple[Budget, ...]
+    problems: tuple[Problem, ...]
+
+
+def runs_text(counts: Sequence[int]) -> str:
+    """Return ``2`` where all counts are equal, else ``1-2``."""
+    low, high = min(counts), max(counts)
+    return str(low) if low == high else f"{low}-{high}"
