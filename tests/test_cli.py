@@ -103,7 +103,12 @@ def test_a_model_that_is_not_there_exits_2_and_lists_those_that_are(tmp_path, ct
 def test_no_process_is_left_when_predict_is_stopped(tmp_path, demo_data, how):
     arguments = words("predict", "-i", demo_data / "images", "-o", tmp_path, "-m", MODEL, "--repository", REPOSITORY)
     with subprocess.Popen(
-        [sys.executable, "-m", "ctseg", *arguments], stderr=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, "-m", "ctseg", *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # a shell's background jobs ignore Ctrl-C and hand that on to their children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stderr is not None
         for line in process.stderr:
