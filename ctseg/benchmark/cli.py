@@ -38,6 +38,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         const="tiny",
         help="only check that the benchmark runs: no figure counts",
     )
+    parser.add_argument("--minutes", type=float, help="start no step later (quick: 12; else no limit)")
     parser.set_defaults(run=_run, mode="quick")
 
 
@@ -51,7 +52,7 @@ def _run(args: argparse.Namespace) -> int:
     from ctseg.benchmark.results import PAGE_NAME
     from ctseg.benchmark.run import run_benchmark
 
-    result = run_benchmark(args.input, args.output, mode=args.mode, large=args.large)
+    result = run_benchmark(args.input, args.output, mode=args.mode, large=args.large, minutes=args.minutes)
     met = sum(budget.met for budget in result.budgets)
     print(
         f"{met} of {len(result.budgets)} budgets met, {len(result.problems)} steps missing: {args.output / PAGE_NAME}"

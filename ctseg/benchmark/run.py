@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -76,7 +76,7 @@ class Sizes:
     """How much is measured.
 
     Attributes:
-        networks: Each with whether it segments the small scans and the large ones.
+        networks: Each with how many of the small scans it segments, and whether the large ones too.
         repeats: Runs of each command on a set of scans.
         startup_repeats: Runs of each command on the scan of one window.
         sleeps_ms: Milliseconds a window, with how often the small scans are repeated in the folder.
@@ -91,7 +91,7 @@ class Sizes:
         timeout_s: Longest time for one command; None: no limit.
     """
 
-    networks: tuple[tuple[Network, bool, bool], ...]
+    networks: tuple[tuple[Network, int, bool], ...]
     repeats: int
     startup_repeats: int
     sleeps_ms: tuple[tuple[float, int], ...]
@@ -111,7 +111,7 @@ _SWIN_PATCH = (64, 64, 64)
 
 SIZES: dict[Mode, Sizes] = {
     "tiny": Sizes(
-        networks=((Network("U-Net", 3, (16, 32, 32), 901), True, False),),
+        networks=((Network("U-Net", 3, (16, 32, 32), 901), 1, False),),
         repeats=1,
         startup_repeats=1,
         sleeps_ms=((5.0, 1),),
@@ -127,13 +127,13 @@ SIZES: dict[Mode, Sizes] = {
     ),
     "quick": Sizes(
         networks=(
-            (Network("U-Net", 2, _UNET_PATCH, 901), True, True),
-            (Network("Swin UNETR", 2, _SWIN_PATCH, 902), True, False),
-            (Network("U-Net", 25, _UNET_PATCH, 903), False, True),
+            (Network("U-Net", 2, _UNET_PATCH, 901), 3, True),
+            (Network("Swin UNETR", 2, _SWIN_PATCH, 902), 2, False),
+            (Network("U-Net", 25, _UNET_PATCH, 903), 0, True),
         ),
         repeats=2,
         startup_repeats=1,
-        sleeps_ms=((350.0, 4), (100.0, 8), (25.0, 8)),
+        sleeps_ms=((350.0, 2), (100.0, 8), (25.0, 8)),
         ways=((2, 0), (4, 0), (2, 1)),
         probe_windows=8,
         floor_repeats=1,
@@ -146,10 +146,10 @@ SIZES: dict[Mode, Sizes] = {
     ),
     "full": Sizes(
         networks=(
-            (Network("U-Net", 2, _UNET_PATCH, 901), True, True),
-            (Network("Swin UNETR", 2, _SWIN_PATCH, 902), True, True),
-            (Network("U-Net", 25, _UNET_PATCH, 903), True, True),
-            (Network("U-Net", 118, _UNET_PATCH, 904), True, True),
+            (Network("U-Net", 2, _UNET_PATCH, 901), 1000, True),
+            (Network("Swin UNETR", 2, _SWIN_PATCH, 902), 1000, True),
+            (Network("U-Net", 25, _UNET_PATCH, 903), 1000, True),
+            (Network("U-Net", 118, _UNET_PATCH, 904), 1000, True),
         ),
         repeats=3,
         startup_repeats=3,
@@ -180,7 +180,13 @@ class _Found:
 
 
 def run_benchmark(
-    scans: Path, output: Path, *, mode: Mode = "quick", large: Path | None = None, report: Callable[[str], None] = print
+    scans: Path,
+    output: Path,
+    *,
+    mode: Mode = "quick",
+    large: Path | None = None,
+    minutes: float | None = None,
+    report: Callable[[str], None] = print,
 ) -> BenchmarkResult:
     """Measure ctseg beside nnU-Net on this machine, and write ``benchmark.json`` and ``benchmark.md``.
 
@@ -191,6 +197,7 @@ def run_benchmark(
         output: Folder for the results; made if missing.
         mode: How much is measured.
         large: A CT of a whole chest.
+        minutes: No step starts later; None: as the mode says.
         report: Takes lines that say how it goes.
 
     Raises:
@@ -203,18 +210,20 @@ def run_benchmark(
     if shutil.which(str(nnunet_program("nnUNetv2_predict"))) is None:
         raise SetupError("nnUNetv2_predict is not installed: pip install 'ctseg[benchmark]'")
     with tempfile.TemporaryDirectory(prefix="ctseg-benchmark-") as scratch:
-        benchmark = _Benchmark(Path(scratch), output, mode, report)
+        benchmark = _Benchmark(Path(scratch), output, mode, report, minutes)
         return benchmark.run(scans, large)
 
 
 class _Benchmark:
     """Holds what all steps share."""
 
-    def __init__(self, scratch: Path, output: Path, mode: Mode, report: Callable[[str], None]) -> None:
+    def __init__(
+        self, scratch: Path, output: Path, mode: Mode, report: Callable[[str], None], minutes: float | None
+    ) -> None:
         self._root = scratch
         self._output = output
         self._mode = mode
-        self._sizes = SIZES[mode]
+        self._sizes = SIZES[mode] if minutes is None else replace(SIZES[mode], minutes=minutes)
         self._report = report
         self._found = _Found()
         self._started = time.monotonic()
@@ -241,18 +250,18 @@ class _Benchmark:
         self._step("start-up", self._measure_startup)
         ready: list[Network] = []
         headline, rest = sizes.networks[:2], sizes.networks[2:]
-        for network, takes_small, takes_large in headline:
-            chosen = [*(small if takes_small else []), *(self._bearable(big, network) if takes_large else [])]
+        for network, small_scans, takes_large in headline:
+            chosen = [*small[:small_scans], *(self._bearable(big, network) if takes_large else [])]
             self._make_and_compare(network, chosen, tiny, ready)
-        if ready:
+        self._measure_functions(small, big)
+        if ready:  # the last has the smallest patch, so the most windows
             for sleep_ms, copies in sizes.sleeps_ms:
                 name = f"floor, {sleep_ms:g} ms a window"
-                self._step(name, partial(self._sleeping, ready[0], sleep_ms, small, copies))
-        self._measure_functions(small, big)
+                self._step(name, partial(self._sleeping, ready[-1], sleep_ms, small, copies))
         for network in list(ready):
             self._step(f"floor, {network.name}", partial(self._floor, network.name, small, None))
-        for network, takes_small, takes_large in rest:
-            chosen = [*(small if takes_small else []), *(self._bearable(big, network) if takes_large else [])]
+        for network, small_scans, takes_large in rest:
+            chosen = [*small[:small_scans], *(self._bearable(big, network) if takes_large else [])]
             self._make_and_compare(network, chosen, tiny, ready)
         return self._write()
 
