@@ -80,6 +80,7 @@ def test_a_folder_without_scans_is_refused(tmp_path, capsys):
     assert "found none" in capsys.readouterr().err
 
 
+@pytest.mark.full
 @pytest.mark.live
 def test_one_command_measures_everything(ct_piece, tmp_path, capsys):
     assert ctseg(["benchmark", "--tiny", "-i", str(ct_piece.parent), "-o", str(tmp_path)]) == 0, capsys.readouterr()
