@@ -20,7 +20,7 @@ from ctseg.cases import Case
 from ctseg.errors import CtsegError, OutputError, SpecError
 from ctseg.inference_queue import InferenceQueue
 from ctseg.memory import MemoryBudget, available_bytes, estimated_bytes
-from ctseg.predictor import MirroringPredictor, PatchPredictor
+from ctseg.predictor import PatchPredictor
 from ctseg.probabilities import ProbabilityFile
 from ctseg.progress import Progress
 from ctseg.report import (
@@ -101,8 +101,6 @@ def segment_cases(
         raise SpecError(
             f"{spec.name}: label maps would end in {spec.file_ending!r}, ctseg writes {', '.join(WRITE_ENDINGS)}"
         )
-    if spec.mirroring == "client" and options.mirroring:
-        predictor = MirroringPredictor(predictor)
     head = Report(
         model=spec.name,
         model_version=str(model_version),
@@ -118,10 +116,17 @@ def segment_cases(
     except OSError as error:
         raise OutputError(f"{output}: the output folder cannot be made: {error.strerror or error}") from error
     finished = read_finished_cases(output, head) if options.continue_prediction else {}
-    writer = ReportWriter(output, head)
+    skipped = [
+        finished[case.name].model_copy(update={"status": "skipped"})
+        for case in cases
+        if case.name in finished and (not options.save_probabilities or (output / f"{case.name}.npz").is_file())
+    ]
+    # they are in the report from its first moment on: a run that is killed can be continued again
+    writer = ReportWriter(output, head, skipped)
+    skipped_names = {case.case for case in skipped}
     progress = progress or Progress()
     budget = MemoryBudget(options.memory_bytes or available_bytes() // 2)
-    inference = InferenceQueue(predictor)
+    inference = InferenceQueue(predictor, mirroring=options.mirroring)
     stopped = threading.Event()
     unwritten: list[OutputError] = []
 
@@ -135,10 +140,6 @@ def segment_cases(
     def run(index: int, case: Case) -> None:
         if stopped.is_set():
             return
-        done = finished.get(case.name)
-        if done is not None and (not options.save_probabilities or (output / f"{case.name}.npz").is_file()):
-            report(done.model_copy(update={"status": "skipped"}))
-            return
         try:
             result = _segment_case(case, index, inference, output, options, budget, progress)
         except CtsegError as error:
@@ -151,7 +152,10 @@ def segment_cases(
 
     with progress, ThreadPoolExecutor(CASES_IN_FLIGHT, thread_name_prefix="case") as pool:
         try:
-            for future in [pool.submit(run, index, case) for index, case in enumerate(cases)]:
+            for case_report in skipped:
+                progress.case_done(case_report)
+            waiting = [case for case in cases if case.name not in skipped_names]
+            for future in [pool.submit(run, index, case) for index, case in enumerate(waiting)]:
                 future.result()
         except BaseException:  # above all Ctrl-C: what is finished stays, what is half-done is dropped
             stopped.set()

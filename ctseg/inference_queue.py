@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 
-from ctseg.predictor import Logits, Patches, PatchPredictor
+from ctseg.predictor import Logits, MirroringPredictor, Patches, PatchPredictor
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,10 +25,18 @@ class InferenceQueue:
 
     Args:
         predictor: Runs the network.
+        mirroring: Average over mirrored patches, if the spec says that the client does this.
+
+    Attributes:
+        requests_per_batch: How often the network runs for one batch.
     """
 
-    def __init__(self, predictor: PatchPredictor) -> None:
-        self._predictor = predictor
+    def __init__(self, predictor: PatchPredictor, *, mirroring: bool = True) -> None:
+        self.requests_per_batch = 1
+        if mirroring and predictor.spec.mirroring == "client":
+            predictor = mirrored = MirroringPredictor(predictor)
+            self.requests_per_batch = mirrored.requests_per_batch
+        self._predictor: PatchPredictor = predictor
         self._waiting: queue.PriorityQueue[tuple[int, int, _Batch | None]] = queue.PriorityQueue()
         self._aborted = threading.Event()
         self._running: set[Future[Logits]] = set()

@@ -95,6 +95,11 @@ class Tensor(_Strict):
     name: str
     dtype: DType = "FP32"
 
+    @property
+    def item_bytes(self) -> int:
+        """Bytes of one number on the wire."""
+        return 4 if self.dtype == "FP32" else 2
+
 
 class Provenance(_Strict):
     """Where the network comes from; not part of the digest."""

@@ -65,6 +65,11 @@ class MirroringPredictor:
         self._subsets = [subset for size in range(len(axes) + 1) for subset in combinations(axes, size)]
 
     @property
+    def requests_per_batch(self) -> int:
+        """How often the network runs for one batch."""
+        return len(self._subsets)
+
+    @property
     def spec(self) -> ModelSpec:
         """The wrapped predictor's."""
         return self._predictor.spec

@@ -1,8 +1,10 @@
 """Probabilities of every label, written piece by piece: they need not fit into memory."""
 
+import math
 import os
 import zipfile
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +13,16 @@ from ctseg.errors import OutputError
 
 _ARRAY_NAME = "probabilities"
 _COPY_BYTES = 1 << 24
+
+
+def _take_space(file: IO[bytes], size: int) -> None:
+    """Append zeros; the file system does it at once where it can."""
+    if hasattr(os, "posix_fallocate"):
+        file.flush()
+        os.posix_fallocate(file.fileno(), file.tell(), size)
+        return
+    for first in range(0, size, _COPY_BYTES):
+        file.write(bytes(min(_COPY_BYTES, size - first)))
 
 
 class ProbabilityFile:
@@ -43,7 +55,7 @@ class ProbabilityFile:
                 np.lib.format.write_array_header_1_0(file, header)
                 offset = file.tell()
                 # really take the space now: writing into a sparse mapping on a full disk kills the process
-                os.posix_fallocate(file.fileno(), 0, offset + 4 * int(np.prod(shape)))
+                _take_space(file, 4 * math.prod(shape))
             self._array = np.memmap(self._array_path, dtype="<f4", mode="r+", offset=offset, shape=shape)
         except OSError as error:
             raise self._not_written(error) from error

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -83,15 +83,16 @@ class ReportWriter:
     Args:
         folder: Output folder, which exists.
         head: The report without cases.
+        cases: Those that are in it from the beginning.
 
     Raises:
         OutputError: The report cannot be written.
     """
 
-    def __init__(self, folder: Path, head: Report) -> None:
+    def __init__(self, folder: Path, head: Report, cases: Sequence[CaseReport] = ()) -> None:
         self._path = folder / REPORT_NAME
         self._report = head
-        self._cases: dict[str, CaseReport] = {}
+        self._cases = {case.case: case for case in cases}
         self._lock = threading.Lock()
         self._write()
 

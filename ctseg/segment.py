@@ -12,7 +12,7 @@ import numpy as np
 from ctseg.errors import ServerTimeoutError
 from ctseg.inference_queue import InferenceQueue
 from ctseg.postprocess import LabelMap, apply_postprocessing
-from ctseg.predictor import Logits, MirroringPredictor, PatchPredictor
+from ctseg.predictor import Logits, PatchPredictor
 from ctseg.prepare import Prepared, prepare
 from ctseg.probabilities import ProbabilityFile
 from ctseg.progress import Progress
@@ -67,9 +67,7 @@ def segment_volume(
         InputError: The scan cannot be segmented by this model.
         ServerError: The network gave no answer; the children say why.
     """
-    if mirroring and predictor.spec.mirroring == "client":
-        predictor = MirroringPredictor(predictor)
-    inference = InferenceQueue(predictor)
+    inference = InferenceQueue(predictor, mirroring=mirroring)
     try:
         return segment(volume, inference, tile_step_size=tile_step_size).labels
     finally:
@@ -182,7 +180,7 @@ def _predict(
     measures: CaseMeasures,
 ) -> Iterator[Logits]:
     """Yield the logits of all windows in order, batch by batch, with several batches on their way."""
-    batch_size = inference.predictor.max_batch_size
+    spec, batch_size = inference.predictor.spec, inference.predictor.max_batch_size
     ahead = BATCHES_AHEAD * inference.predictor.max_in_flight
     on_their_way: deque[Future[Logits]] = deque()
     next_window = 0
@@ -191,11 +189,11 @@ def _predict(
             while next_window < len(plan) and len(on_their_way) < ahead:
                 count = min(batch_size, len(plan) - next_window)
                 patches = cut_patches(prepared.voxels, plan, next_window, count)
-                measures.bytes_sent += patches.nbytes
+                measures.bytes_sent += patches.size * spec.input.item_bytes * inference.requests_per_batch
                 on_their_way.append(inference.submit(patches, priority=priority, on_start=clock.start))
                 next_window += count
-            logits = _result_of(on_their_way.popleft(), clock, inference.predictor.spec.name)
-            measures.bytes_received += logits.nbytes
+            logits = _result_of(on_their_way.popleft(), clock, spec.name)
+            measures.bytes_received += logits.size * spec.output.item_bytes * inference.requests_per_batch
             yield logits
             del logits
     finally:

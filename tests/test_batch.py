@@ -14,6 +14,7 @@ from ctseg.batch import BatchOptions, segment_cases
 from ctseg.cases import find_cases
 from ctseg.errors import OutputError, ServerUnavailableError, SpecError
 from ctseg.nnunet_plans import spec_from_plans
+from ctseg.report import Report
 from tests.nnunet_plans import make_dataset, make_plans
 
 PLAIN = ("resample_data_or_seg_to_shape", {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": None})
@@ -215,3 +216,35 @@ def test_memory_is_shared_so_that_one_case_at_a_time_passes_a_small_budget(folde
     for name in ("a", "b", "c"):
         write_scan(folder / f"{name}.nii.gz")
     assert set(status_of(run(folder, memory_bytes=1)).values()) == {"ok"}
+
+
+def test_a_continued_run_that_is_killed_forgets_no_finished_case(folder):
+    for name in ("y", "z"):
+        write_scan(folder / f"{name}.nii.gz")
+    run(folder)
+    for name in ("a", "b", "c", "d"):
+        write_scan(folder / f"{name}.nii.gz")
+    predictor = ThresholdPredictor()
+    predictor.waits_for = threading.Event()
+    report_path = folder.parent / "out" / "report.json"
+    runner = threading.Thread(target=run, args=(folder, predictor), kwargs={"continue_prediction": True})
+    runner.start()
+    while not predictor.calls:  # the first new case is on the network; nothing new is finished
+        pass
+    on_disk = Report.model_validate_json(report_path.read_bytes())
+    predictor.waits_for.set()
+    runner.join()
+    assert status_of(on_disk) == {"y": "skipped", "z": "skipped"}
+
+
+@pytest.mark.parametrize(("mirroring", "requests"), [(False, 1), (True, 4)])
+def test_bytes_are_those_of_all_requests(folder, mirroring, requests):
+    write_scan(folder / "a.nii.gz")
+    predictor = ThresholdPredictor()
+    predictor.spec = predictor.spec.model_copy(update={"mirror_axes": (0, 2), "mirroring": "client"})
+    case = run(folder, predictor, mirroring=mirroring).cases[0]
+    patch_bytes = 8 * 16 * 16 * 4
+    assert case.windows > 1
+    assert case.bytes_sent == case.windows * patch_bytes * requests
+    assert case.bytes_received == 2 * case.bytes_sent
+    assert predictor.calls == -(-case.windows // 2) * requests

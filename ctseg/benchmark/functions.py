@@ -297,7 +297,7 @@ def _ctseg_memory(job: Job, spec: ModelSpec) -> JobResult:
             )
         ]
         planes[:] = [sides[1] * sides[2], 4 * volume.voxels.size]
-        inference = InferenceQueue(_InstantPredictor(spec, logits))
+        inference = InferenceQueue(_InstantPredictor(spec, logits), mirroring=False)
         try:
             return 0.0, segment(volume, inference).labels
         finally:
