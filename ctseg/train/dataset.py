@@ -13,21 +13,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
-from ctseg.errors import InputError, SetupError
+from ctseg.errors import InputError, OutputError, SetupError
+from ctseg.file_grid import FileGrid
+from ctseg.geometry import Geometry
 from ctseg.train.scans import (
     SCAN_ENDINGS,
     Problem,
-    Scan,
-    count_non_finite,
+    StoredScan,
     geometry_problems,
     label_problems,
     read_scan,
     write_scan,
 )
+from ctseg.volume import ending_of
 
 FILE_ENDING = ".nii.gz"
 _CASE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]*[A-Za-z0-9_-])?")
@@ -177,6 +178,7 @@ def check_and_write_case(
 
     Raises:
         InputError: All that is wrong with the case, told at once.
+        OutputError: A file cannot be written.
     """
     description = DatasetDescription.read(folder)
     problems = _case_name_problems(case)
@@ -185,9 +187,14 @@ def check_and_write_case(
             f"expected {len(description.channel_names)} channels ({', '.join(description.channel_names)}), "
             f"found {len(channels)}"
         )
-    affine = np.asarray(affine_ras, dtype=float)
-    if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        problems.append(f"expected an invertible affine of 4 x 4, found {affine.tolist()}")
+    geometry = None
+    try:
+        geometry = Geometry((1, 1, 1) if labels.ndim != 3 else labels.shape, np.asarray(affine_ras, np.float64))
+    except ValueError as error:
+        problems.append(str(error))
+    else:
+        if geometry.is_sheared:
+            problems.append("the axes of the affine are not at right angles, which nnU-Net's reader refuses: resample")
     if labels.ndim != 3:
         problems.append(f"expected labels of axes (z, y, x), found shape {labels.shape}")
     for i, voxels in enumerate(channels):
@@ -196,13 +203,14 @@ def check_and_write_case(
         if np.issubdtype(voxels.dtype, np.floating) and not np.isfinite(voxels).all():
             problems.append(f"channel {i} has {int((~np.isfinite(voxels)).sum())} voxels that are NaN or infinite")
     problems += [problem.message for problem in label_problems(labels, description.values, case=case)]
-    if problems:
+    if problems or geometry is None:
         raise InputError(f"case {case}: {'; '.join(problems)}")
+    grid = FileGrid(geometry, geometry.spacing_mm)
     for i, voxels in enumerate(channels):
         # nnU-Net knows no bool and reads no float16
         kind = np.float32 if voxels.dtype == np.float16 else np.uint8 if voxels.dtype == bool else voxels.dtype
-        _write_nifti(folder / "imagesTr" / f"{case}_{i:04d}{FILE_ENDING}", voxels.astype(kind), affine)
-    _write_nifti(folder / "labelsTr" / f"{case}{FILE_ENDING}", labels.astype(_label_dtype(labels)), affine)
+        write_scan(folder / "imagesTr" / f"{case}_{i:04d}{FILE_ENDING}", voxels.astype(kind), grid)
+    write_scan(folder / "labelsTr" / f"{case}{FILE_ENDING}", labels.astype(_label_dtype(labels)), grid)
     count = sum(1 for _ in (folder / "labelsTr").glob(f"*{FILE_ENDING}"))
     content = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
     _write_json(folder / "dataset.json", {**content, "numTraining": count})
@@ -244,6 +252,7 @@ def create_dataset(
     Raises:
         SetupError: The id or the name cannot be used, the id is taken, or a folder is missing.
         InputError: All that is wrong with the cases, told at once.
+        OutputError: The data set cannot be written.
     """
     target = _new_folder(raw, dataset_id, name)
     for folder in (images, labels, *([test_images] if test_images else [])):
@@ -288,6 +297,8 @@ def create_dataset(
         _write_json(part / "dataset.json", description.to_json(len(complete)))
         part.chmod(0o755)
         part.rename(target)
+    except OSError as error:
+        raise OutputError(f"{target}: cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return target
@@ -308,22 +319,23 @@ def _add_case(
         except InputError as error:
             problems.append(Problem(case, "unreadable", f"case {case}: {error}"))
             continue
-        if bad := count_non_finite(file, images[i]):
+        if bad := images[i].non_finite:
             problems.append(Problem(case, "nan", f"case {case}: {bad} voxels of {file.name} are NaN or infinite"))
         if label is not None:
             problems += geometry_problems(images[i], label, case=case, what=f"channel {i}")
     if label is None:
         return problems
-    voxels = label.voxels
-    if np.issubdtype(voxels.dtype, np.floating) and np.isfinite(voxels).all() and (voxels == np.rint(voxels)).all():
-        voxels = voxels.astype(np.int64)
-    problems += label_problems(voxels, description.values, case=case)
+    voxels, dtype = label.voxels, label.dtype
+    if voxels.dtype.kind == "f" and np.isfinite(voxels).all() and (voxels == np.rint(voxels)).all():
+        voxels, dtype = voxels.astype(np.int64), np.dtype(np.int64)
+    problems += label_problems(voxels, description.values, case=case, stored=dtype)
     if problems:
         return problems
     for i, image in images.items():
         _copy_or_convert(files[i], image, part / "imagesTr" / f"{case}_{i:04d}{FILE_ENDING}")
     # the grid of the image, to the last digit
-    write_scan(part / "labelsTr" / f"{case}{FILE_ENDING}", images[0].with_voxels(voxels.astype(_label_dtype(voxels))))
+    target = part / "labelsTr" / f"{case}{FILE_ENDING}"
+    write_scan(target, voxels.astype(_label_dtype(voxels)), images[0].scan.grid)
     return []
 
 
@@ -338,17 +350,17 @@ def _add_test_case(part: Path, case: str, files: Mapping[int, Path], channels: i
     return []
 
 
-def _copy_or_convert(source: Path, scan: Scan, target: Path) -> None:
+def _copy_or_convert(source: Path, image: StoredScan, target: Path) -> None:
     if source.name.endswith(FILE_ENDING):
         shutil.copyfile(source, target)
     else:
-        write_scan(target, scan)
+        write_scan(target, image.voxels, image.scan.grid)
 
 
 def _scans_in(folder: Path, suffix: str) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for file in sorted(folder.iterdir()):
-        ending = next((ending for ending in SCAN_ENDINGS if file.name.lower().endswith(ending)), None)
+        ending = ending_of(file, SCAN_ENDINGS)
         if ending is None or not file.is_file() or not file.name[: -len(ending)].endswith(suffix):
             continue
         case = file.name[: len(file.name) - len(ending) - len(suffix)]
@@ -398,14 +410,6 @@ def _new_folder(raw: Path, dataset_id: int, name: str) -> Path:
 
 def _label_dtype(labels: NDArray[Any]) -> type[np.unsignedinteger[Any]]:
     return np.uint8 if int(labels.max(initial=0)) <= 255 else np.uint16
-
-
-def _write_nifti(path: Path, voxels_zyx: NDArray[Any], affine_ras: NDArray[Any]) -> None:
-    image: Any = nibabel.Nifti1Image(voxels_zyx.T, affine_ras, dtype=voxels_zyx.dtype)
-    image.header.set_xyzt_units("mm")
-    part = path.with_name(f".{path.name}.part{FILE_ENDING}")
-    nibabel.save(image, part)
-    part.replace(path)
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

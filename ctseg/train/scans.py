@@ -1,17 +1,24 @@
-"""Reading the scans of a data set as nnU-Net's default reader does, and comparing them; no torch."""
+"""Reading the scans of a data set by the rules of nnU-Net's default reader, and comparing them; no torch."""
 
+import importlib
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
-from ctseg.errors import InputError, SetupError
+from ctseg.errors import OutputError
+from ctseg.file_grid import FileGrid, Scan
+from ctseg.geometry import Geometry, Spacing
+from ctseg.itk_files import read_itk_file
+from ctseg.nifti import NIFTI_ENDINGS, read_nifti, write_nifti
+from ctseg.volume import READ_ENDINGS, ending_of
 
-SCAN_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".gipl")
+SCAN_ENDINGS = (*READ_ENDINGS, ".gipl")
+READER = "SimpleITKIO"
+"""nnU-Net's default reader, whose rules decide where the voxels of a file lie."""
 ORIGIN_TOLERANCE_MM = 0.01
 DIRECTION_TOLERANCE = 1e-4
 """Largest difference of a direction cosine that files of one grid may have by rounding."""
@@ -32,124 +39,138 @@ class Problem:
     message: str
 
 
-@dataclass(frozen=True)
-class Scan:
-    """A scan and its grid in ITK's terms.
+@dataclass(frozen=True, eq=False)
+class StoredScan:
+    """A scan, and how its file holds it.
 
     Attributes:
-        voxels: Axes (z, y, x).
-        spacing_mm: Along (x, y, z).
-        origin_lps_mm: Centre of the first voxel.
-        direction_lps: Nine direction cosines, row by row.
+        scan: Voxels (z, y, x) and grid; other types than integers of at most 4 bytes are float32 there.
+        dtype: The type in the file; that of ``scan`` where the file scales its numbers.
     """
 
-    voxels: NDArray[Any]
-    spacing_mm: tuple[float, float, float]
-    origin_lps_mm: tuple[float, float, float]
-    direction_lps: tuple[float, ...]
+    scan: Scan
+    dtype: "np.dtype[Any]"
 
-    def with_voxels(self, voxels: NDArray[Any]) -> "Scan":
-        """Return other voxels on the same grid."""
-        return replace(self, voxels=voxels)
+    @property
+    def voxels(self) -> NDArray[Any]:
+        """The voxels, axes (z, y, x); NaN and infinity are what they are in the file."""
+        return self.scan.voxels
+
+    @property
+    def geometry(self) -> Geometry:
+        """Where the voxels lie."""
+        return self.scan.geometry
+
+    @property
+    def spacing_mm(self) -> Spacing:
+        """Along (z, y, x), as nnU-Net's reader has it."""
+        return self.scan.spacing_mm
+
+    @property
+    def non_finite(self) -> int:
+        """Voxels that are NaN or infinite."""
+        return 0 if self.dtype.kind in "iub" else int((~np.isfinite(self.voxels)).sum())
 
 
-def read_scan(path: Path) -> Scan:
-    """Read a scan through SimpleITK, as nnU-Net's default reader does.
+def read_scan(path: Path) -> StoredScan:
+    """Read a scan as nnU-Net's default reader does.
+
+    Unlike that one, it does not take NaN in a NIfTI file for 0.
 
     Raises:
         InputError: The file cannot be read, or is no volume of single numbers.
+        SetupError: The file needs SimpleITK, which is not installed.
     """
-    sitk = _simpleitk()
-    try:
-        image = sitk.ReadImage(str(path))
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise InputError(f"{path.name} is unreadable: {reason}") from error
-    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-        raise InputError(
-            f"{path.name}: expected a 3-D volume of one number per voxel, found size {image.GetSize()} with "
-            f"{image.GetNumberOfComponentsPerPixel()} numbers per voxel"
-        )
-    return Scan(sitk.GetArrayFromImage(image), image.GetSpacing(), image.GetOrigin(), image.GetDirection())
+    if ending_of(path, NIFTI_ENDINGS) is not None:
+        scan = read_nifti(path, READER)
+        stored = scan.grid.nifti_header.get_data_dtype().newbyteorder("=")
+    else:
+        scan = read_itk_file(path, READER)
+        stored = scan.voxels.dtype if scan.voxels.dtype.kind != "f" else _itk_dtype(path)
+    is_scaled = scan.voxels.dtype.kind == "f" and stored.kind in "iu" and stored.itemsize <= 4
+    return StoredScan(scan, scan.voxels.dtype if is_scaled else stored)
 
 
-def count_non_finite(path: Path, scan: Scan) -> int:
-    """Count voxels that are NaN or infinite in the file.
+def _itk_dtype(path: Path) -> "np.dtype[Any]":
+    """The type of numbers in a file that ITK has read already."""
+    sitk: Any = importlib.import_module("SimpleITK")
+    file = sitk.ImageFileReader()
+    file.SetFileName(str(path))
+    file.ReadImageInformation()
+    dtype: np.dtype[Any] = sitk.GetArrayFromImage(sitk.Image([1, 1, 1], file.GetPixelID())).dtype
+    return dtype
 
-    ITK reads such voxels of a NIfTI file as 0 without a word, so there nibabel is asked.
 
-    Args:
-        path: The file that ``scan`` was read from.
-        scan: As :func:`read_scan` returned it.
+def write_scan(path: Path, voxels: NDArray[Any], grid: FileGrid) -> None:
+    """Write voxels (z, y, x) on the grid of a file, to the last bit, as gzipped NIfTI in the type they have.
+
+    Raises:
+        OutputError: The folder is not writable, or the disk is full; a former file is intact.
     """
-    if not np.issubdtype(scan.voxels.dtype, np.floating):
-        return 0
-    voxels = scan.voxels
-    if path.name.lower().endswith((".nii", ".nii.gz")):
-        voxels = np.asanyarray(nibabel.load(path).dataobj)  # type: ignore[attr-defined]
-    return int((~np.isfinite(voxels)).sum())
-
-
-def write_scan(path: Path, scan: Scan) -> None:
-    """Write a scan, compressed."""
-    sitk = _simpleitk()
-    image = sitk.GetImageFromArray(scan.voxels)
-    image.SetSpacing(scan.spacing_mm)
-    image.SetOrigin(scan.origin_lps_mm)
-    image.SetDirection(scan.direction_lps)
-    sitk.WriteImage(image, str(path), True)
-
-
-def _simpleitk() -> Any:
+    part = path.with_name(f".{path.name}.part")
     try:
-        import SimpleITK
-    except ImportError as error:
-        raise SetupError("reading a data set needs SimpleITK: `pip install ctseg[itk]`") from error
-    return SimpleITK
+        with part.open("wb") as file:
+            write_nifti(file, voxels, grid, compress=True)
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
-def geometry_problems(image: Scan, label: Scan, *, case: str, what: str = "image") -> list[Problem]:
+def geometry_problems(image: StoredScan, label: StoredScan, *, case: str, what: str = "image") -> list[Problem]:
     """Return how the grid of a label map differs from that of its image, and by how much."""
     problems = []
 
     def tell(kind: str, message: str) -> None:
         problems.append(Problem(case, kind, f"case {case}: {message}"))
 
-    if image.voxels.shape != label.voxels.shape:
-        tell("shape", f"{what} has shape {image.voxels.shape} (z, y, x), the labels {label.voxels.shape}")
+    one, other = image.geometry, label.geometry
+    if one.shape != other.shape:
+        tell("shape", f"{what} has shape {one.shape} (z, y, x), the labels {other.shape}")
     # nnU-Net's own tolerance
     if not np.allclose(label.spacing_mm, image.spacing_mm):
         worst = np.abs(np.subtract(label.spacing_mm, image.spacing_mm)).max()
         tell(
             "spacing",
-            f"{what} has spacing {_mm(image.spacing_mm)} mm (x, y, z), the labels {_mm(label.spacing_mm)}: "
+            f"{what} has spacing {_mm(image.spacing_mm)} mm (z, y, x), the labels {_mm(label.spacing_mm)}: "
             f"{worst:.4g} mm apart",
         )
-    shift = float(np.linalg.norm(np.subtract(label.origin_lps_mm, image.origin_lps_mm)))
+    first = (0.0, 0.0, 0.0)
+    shift = float(np.linalg.norm(np.subtract(other.position_mm(first), one.position_mm(first))))
     if shift > ORIGIN_TOLERANCE_MM:
         tell(
             "origin",
-            f"{what} has its origin at {_mm(image.origin_lps_mm)} mm, the labels at {_mm(label.origin_lps_mm)}: "
-            f"{shift:.4g} mm apart",
+            f"{what} has its first voxel at {_mm(one.position_mm(first))} mm (right, anterior, superior), "
+            f"the labels at {_mm(other.position_mm(first))}: {shift:.4g} mm apart",
         )
-    if np.abs(np.subtract(label.direction_lps, image.direction_lps)).max() > DIRECTION_TOLERANCE:
-        a, b = (np.reshape(scan.direction_lps, (3, 3)) for scan in (image, label))
+    a, b = one.direction_ras, other.direction_ras
+    if np.abs(a - b).max() > DIRECTION_TOLERANCE:
         angle = np.degrees(np.arccos(np.clip(np.einsum("ij,ij->j", a, b), -1, 1))).max()
         tell("direction", f"the axes of {what} and labels are turned against each other by up to {angle:.3g} degrees")
     return problems
 
 
-def label_problems(labels: NDArray[Any], declared: Iterable[int], *, case: str) -> list[Problem]:
-    """Return what is wrong with the voxels of a label map."""
+def label_problems(
+    labels: NDArray[Any], declared: Iterable[int], *, case: str, stored: "np.dtype[Any] | None" = None
+) -> list[Problem]:
+    """Return what is wrong with the voxels of a label map.
+
+    Args:
+        labels: Axes (z, y, x).
+        declared: The values that ``dataset.json`` has.
+        case: Name of the case.
+        stored: The type in the file; None takes that of ``labels``.
+    """
     problems = []
-    if np.issubdtype(labels.dtype, np.floating):
+    dtype = stored or labels.dtype
+    if dtype.kind == "f":
         problems.append(
-            Problem(case, "float_labels", f"case {case}: labels are stored as {labels.dtype}: write integers (uint8)")
+            Problem(case, "float_labels", f"case {case}: labels are stored as {dtype}: write integers (uint8)")
         )
         if bad := int((~np.isfinite(labels)).sum()):
             problems.append(Problem(case, "nan", f"case {case}: {bad} voxels of the labels are NaN or infinite"))
-    elif not np.issubdtype(labels.dtype, np.integer) and labels.dtype != bool:
-        return [Problem(case, "float_labels", f"case {case}: labels are stored as {labels.dtype}: write integers")]
+    elif dtype.kind not in "iub":
+        return [Problem(case, "float_labels", f"case {case}: labels are stored as {dtype}: write integers")]
     values, counts = np.unique(labels[np.isfinite(labels)], return_counts=True)
     allowed = set(declared)
     surplus = [(value, n) for value, n in zip(values.tolist(), counts.tolist(), strict=True) if value not in allowed]

@@ -16,7 +16,7 @@ import numpy as np
 
 from ctseg.errors import InputError
 from ctseg.train.dataset import declared_label_problems, values_of
-from ctseg.train.scans import Problem, count_non_finite, geometry_problems, label_problems, read_scan
+from ctseg.train.scans import Problem, geometry_problems, label_problems, read_scan
 
 REQUIRED_KEYS = ("channel_names", "labels", "numTraining", "file_ending")
 
@@ -201,7 +201,7 @@ def _check_case(case: _Case, declared: set[int]) -> tuple[list[Problem], set[int
         except InputError as error:
             problems.append(Problem(case.name, "unreadable", f"case {case.name}: {error}"))
     if label is not None:
-        problems += label_problems(label.voxels, declared, case=case.name)
+        problems += label_problems(label.voxels, declared, case=case.name, stored=label.dtype)
         finite = label.voxels[np.isfinite(label.voxels)]
         values = {int(value) for value in np.unique(finite) if value == int(value)}
     for i, file in enumerate(case.images):
@@ -213,7 +213,7 @@ def _check_case(case: _Case, declared: set[int]) -> tuple[list[Problem], set[int
             problems.append(Problem(case.name, "unreadable", f"case {case.name}: {error}"))
             continue
         what = "image" if len(case.images) == 1 else f"channel {i}"
-        if bad := count_non_finite(file, image):
+        if bad := image.non_finite:
             problems.append(
                 Problem(case.name, "nan", f"case {case.name}: {bad} voxels of {file.name} are NaN or infinite")
             )

@@ -1,6 +1,7 @@
 """Building and checking data sets: what is wrong is told, all of it, by case and by how much."""
 
 import json
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,9 @@ import pytest
 import SimpleITK as sitk
 
 from ctseg.cli import main
-from ctseg.errors import InputError, SetupError
+from ctseg.errors import InputError, OutputError, SetupError
 from ctseg.train.dataset import DatasetDescription, check_and_write_case, create_dataset, start_dataset
+from ctseg.train.scans import label_problems, read_scan
 from ctseg.train.verify import verify_dataset
 
 TUMOR = DatasetDescription(("CT",), {"background": 0, "tumor": 1})
@@ -95,7 +97,7 @@ def test_all_problems_of_a_handed_over_case_are_told_at_once(dataset: Path) -> N
         "case bad name?",
         "a case's name has letters",
         "expected 1 channels (CT), found 2",
-        "expected an invertible affine",
+        "expected a finite 4 x 4 affine",
         "channel 1 has shape (5, 6, 6), the labels (5, 6, 7)",
         "channel 0 has 1 voxels that are NaN",
         "labels are stored as float32: write integers",
@@ -130,6 +132,59 @@ def test_create_keeps_voxels_and_grid_of_every_format(tmp_path: Path, ending: st
     assert label.GetPixelIDTypeAsString() == "8-bit unsigned integer"
     for part in (image, label):
         np.testing.assert_allclose(part.TransformIndexToPhysicalPoint((3, 2, 1)), (11 - 1.8, -4 + 2.4, 32.5), atol=1e-4)
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".mha"])
+@pytest.mark.parametrize(
+    ("dtype", "found"), [("int64", None), ("uint16", None), ("float64", "float64"), ("float32", "float32")]
+)
+def test_labels_are_told_by_the_type_in_the_file(tmp_path: Path, ending: str, dtype: str, found: str | None) -> None:
+    image = sitk.GetImageFromArray(a_case()[1].astype(dtype))
+    sitk.WriteImage(image, str(tmp_path / f"labels{ending}"))
+    label = read_scan(tmp_path / f"labels{ending}")
+    np.testing.assert_array_equal(label.voxels, a_case()[1])
+    messages = [p.message for p in label_problems(label.voxels, {0, 1}, case="a", stored=label.dtype)]
+    assert messages == ([] if found is None else [f"case a: labels are stored as {found}: write integers (uint8)"])
+
+
+def test_created_labels_have_the_very_header_of_their_image(tmp_path: Path) -> None:
+    voxels, labels = a_case()
+    image = nibabel.Nifti1Image(voxels.T, orthogonal_affine())
+    image.set_qform(orthogonal_affine(), 1)
+    image.set_sform(orthogonal_affine(), 2)
+    nibabel.save(image, tmp_path / "p1_ct.nii")
+    # rounded otherwise, by less than a hundredth of a millimetre
+    shifted = orthogonal_affine()
+    shifted[0, 3] += 0.001
+    nibabel.save(nibabel.Nifti1Image(labels.T, shifted), tmp_path / "p1_gtv.nii.gz")
+    folder = create_dataset(
+        tmp_path / "raw", 9, "Toy", TUMOR,
+        images=tmp_path, labels=tmp_path, image_suffixes=["_ct"], label_suffix="_gtv",
+    )  # fmt: skip
+    for file in (folder / "imagesTr" / "p1_0000.nii.gz", folder / "labelsTr" / "p1.nii.gz"):
+        header = nibabel.load(file).header
+        for field in ("qform_code", "sform_code", "quatern_d", "qoffset_x", "srow_x", "pixdim"):
+            np.testing.assert_array_equal(header[field], image.header[field], err_msg=f"{file.name} {field}")
+
+
+def test_a_sheared_grid_is_refused(dataset: Path) -> None:
+    voxels, labels = a_case()
+    sheared = orthogonal_affine()
+    sheared[0, 2] += 0.3  # a tilted gantry
+    with pytest.raises(InputError, match="case tilted: the axes of the affine are not at right angles"):
+        check_and_write_case(dataset, "tilted", [voxels], labels, sheared)
+
+
+def test_a_full_disk_is_told_and_leaves_no_half_case(dataset: Path) -> None:
+    voxels, labels = np.random.default_rng(0).normal(size=(20, 30, 40)), np.zeros((20, 30, 40), np.uint8)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16 * 1024, hard))
+    try:
+        with pytest.raises(OutputError, match=r"case9_0000\.nii\.gz: cannot be written: File too large"):
+            check_and_write_case(dataset, "case9", [voxels], labels, orthogonal_affine())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(dataset.rglob("*case9*"))
 
 
 def test_several_channels_and_test_images(tmp_path: Path) -> None:
