@@ -1,5 +1,6 @@
 """The Swin UNETR trainer in 2d and 3d, with several channels, regions and an ignore label."""
 
+import inspect
 import json
 import sys
 from pathlib import Path
@@ -74,9 +75,18 @@ def test_both_signatures_build_the_same_network(tiny: TinyNnunet) -> None:
     manager = PlansManager(plans)
     configuration = manager.get_configuration("3d_fullres")
     build = nnUNetTrainerSwinUNETR.build_network_architecture
-    now = build(manager, configuration, 1, 2, False)
-    former = build(configuration.network_arch_class_name, configuration.network_arch_init_kwargs, [], 1, 2, False)
-    assert {k: v.shape for k, v in now.state_dict().items()} == {k: v.shape for k, v in former.state_dict().items()}
+    former = (configuration.network_arch_class_name, configuration.network_arch_init_kwargs, [])
+    # nnU-Net's trainer gives deep supervision by position, its predictor by keyword
+    networks = [
+        build(manager, configuration, 1, 2, True),
+        build(manager, configuration, 1, 2, enable_deep_supervision=True),
+        build(*former, 1, 2, True),
+        build(*former, 1, 2, enable_deep_supervision=True),
+    ]
+    shapes = [{name: tensor.shape for name, tensor in network.state_dict().items()} for network in networks]
+    assert shapes[0]["out.conv.conv.weight"][:2] == (2, 12)
+    assert all(other == shapes[0] for other in shapes[1:])
+    assert "plans_manager" in inspect.signature(build).parameters  # by which nnU-Net 2.8 tells them apart
 
 
 def test_the_rate_warms_up_and_decays_to_nothing() -> None:

@@ -77,8 +77,8 @@ class nnUNetTrainerSwinUNETR(nnUNetTrainer):  # type: ignore[misc]  # noqa: N801
         configuration_manager: Any,
         num_input_channels: Any,
         num_output_channels: int,
-        enable_deep_supervision: int | bool = False,
-        *former: bool,  # noqa: ARG004 (the former signature's deep supervision)
+        *more: int | bool,
+        enable_deep_supervision: bool = False,  # noqa: ARG004 (nnU-Net names it, by position or by keyword)
     ) -> torch.nn.Module:
         """Build the network, by nnU-Net's present signature or by the one before 2.8.
 
@@ -90,7 +90,7 @@ class nnUNetTrainerSwinUNETR(nnUNetTrainer):  # type: ignore[misc]  # noqa: N801
         """
         if isinstance(plans_manager, str):
             class_name, kwargs = plans_manager, configuration_manager
-            channels, heads = num_output_channels, int(enable_deep_supervision)
+            channels, heads = num_output_channels, int(more[0])
             spatial_dims = 2 if "2d" in str(kwargs.get("conv_op", "")).lower() else 3
         else:
             class_name = configuration_manager.network_arch_class_name
