@@ -32,6 +32,7 @@ from ctseg.volume import ending_of
 
 FILE_ENDING = ".nii.gz"
 _CASE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]*[A-Za-z0-9_-])?")
+_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 LabelValues = Mapping[str, int | Sequence[int]]
@@ -267,7 +268,11 @@ def create_dataset(
         if images != labels or not any(file in files.values() for files in cases.values())
     }
     problems = []
+    by_folded: dict[str, str] = {}
     for case in sorted(set(cases) | set(label_files)):
+        if (other := by_folded.setdefault(case.casefold(), case)) != case:
+            text = f"only upper and lower case tell it from {other}, which are one file on Windows and macOS: rename it"
+            problems.append(Problem(case, "case_name", f"case {case}: {text}"))
         problems += [Problem(case, "case_name", f"case {case}: {text}") for text in _case_name_problems(case)]
         if case not in label_files:
             problems.append(Problem(case, "missing_label_file", f"case {case}: no label map in {labels}"))
@@ -393,6 +398,8 @@ def _cases_in(
 def _case_name_problems(case: str) -> list[str]:
     if not _CASE.fullmatch(case):
         return ["a case's name has letters, digits, '_', '-' and '.' only: rename its files"]
+    if _DEVICE.fullmatch(case):
+        return ["Windows has a device of this name and lets no file have it: rename its files"]
     if re.search(r"_\d{4}$", case):
         return ["the name ends like nnU-Net's channel numbers (_0000): rename its files"]
     return []

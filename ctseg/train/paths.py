@@ -87,9 +87,15 @@ def _problem_of(path: Path) -> str | None:
         return f"{path} cannot be written to ({error.strerror})"
 
 
-def trainer_folders() -> list[str]:
-    """Return the folders in which nnU-Net looks for trainers outside its own tree."""
-    return [part for part in os.environ.get("nnUNet_extTrainer", "").split(os.pathsep) if part]  # noqa: SIM112
+def trainer_folders(value: str | None = None, separator: str = os.pathsep) -> list[str]:
+    """Return the folders in which nnU-Net looks for trainers outside its own tree.
+
+    Args:
+        value: Of ``nnUNet_extTrainer``; None takes the environment's.
+        separator: ``:``, or ``;`` on Windows, whose folders have a colon in them.
+    """
+    given = os.environ.get("nnUNet_extTrainer", "") if value is None else value  # noqa: SIM112
+    return [part for part in given.split(separator) if part]
 
 
 def _extend_trainer_path() -> None:
