@@ -7,6 +7,7 @@ worker, or start workers by ``spawn``.
 """
 
 import logging
+import math
 import os
 import random
 import socket
@@ -52,6 +53,8 @@ SEGMENT_PREFIX = "ctseg-client-"
 """Begin of the names of this module's shared-memory segments."""
 
 _MESSAGE_OVERHEAD_BYTES = 4096
+_WORTHWHILE_BATCH_BYTES = 128 << 20
+"""Windows that are larger than this together keep a GPU as busy one by one, in less memory."""
 _CHANNELS_PER_SERVER = 4
 _FIRST_BACKOFF_S = 0.1
 _LONGEST_BACKOFF_S = 5.0
@@ -99,7 +102,8 @@ class ClientOptions:
     """How to talk to Triton.
 
     Attributes:
-        timeout_s: Longest time without any answer before a request is given up, in seconds.
+        timeout_s: Longest time without any answer before a request is given up, in seconds. A server that is
+            silent for so long is left aside until it answers something; its requests go to the others.
         connect_timeout_s: How long :func:`connect` waits for a server that is not ready yet, in seconds.
         max_in_flight: Requests at once, all servers together; None takes one more than each server has
             instances, at least two and at most four for each server.
@@ -143,6 +147,24 @@ class ClientOptions:
 def spec_parameter(version: int) -> str:
     """Return the name of the configuration's parameter that holds the spec of a model version."""
     return f"ctseg_spec.{version}"
+
+
+def batch_limit(spec: ModelSpec, max_message_bytes: int) -> int:
+    """Return how many patches are worth sending at once, whatever the server takes.
+
+    Raises:
+        SetupError: One patch or its answer is too long for a message.
+    """
+    largest = int(np.prod(spec.patch_size)) * max(
+        len(spec.channels) * _ITEM_BYTES[spec.input.dtype], spec.num_heads * _ITEM_BYTES[spec.output.dtype]
+    )
+    limit: int = (max_message_bytes - _MESSAGE_OVERHEAD_BYTES) // largest
+    if limit < 1:
+        raise SetupError(
+            f"{spec.name}: one patch {spec.patch_size} with {spec.num_heads} heads takes {largest} bytes, at most "
+            f"{max_message_bytes} go into a message: export with FP16 answers, or allow longer ones"
+        )
+    return min(limit, max(1, _WORTHWHILE_BATCH_BYTES // largest))
 
 
 def config_from_text(text: str, *, source: str) -> Any:
@@ -256,13 +278,14 @@ class TritonPredictor:
         self._process = os.getpid()
         self._lock = threading.Lock()
         self._closing = threading.Event()
-        self._last_answer = time.monotonic()
         self._bytes_sent = 0
         self._bytes_received = 0
         self._requests = 0
         self._retries = 0
         self._max_in_flight = options.max_in_flight or sum(min(4, max(2, s.instances + 1)) for s in servers)
-        self._max_batch_size = min(self._batch_limit_of_message(), *(server.max_batch_size for server in servers))
+        self._max_batch_size = min(
+            batch_limit(self._spec, options.max_message_bytes), *(server.max_batch_size for server in servers)
+        )
         self._pool: shared_memory.SegmentPool | None = None
         if options.shared_memory != "off":
             self._start_shared_memory()
@@ -284,7 +307,7 @@ class TritonPredictor:
 
     @property
     def max_batch_size(self) -> int:
-        """Most patches in one call: the spec's, the server's, and the message size's limit."""
+        """Most patches in one call: as spec and server allow, and no more than are worth their memory."""
         return self._max_batch_size
 
     @property
@@ -333,12 +356,12 @@ class TritonPredictor:
         once: set[str] = set()
 
         def deadline() -> float:
-            return max(started, self._last_answer) + self._options.timeout_s
+            return max(started, *(server.last_answer for server in self._servers)) + self._options.timeout_s
 
         def is_worth_repeating(error: BaseException) -> bool:
             if not isinstance(error, _CallError) or self._closing.is_set():
                 return False
-            if error.status in (_UNAVAILABLE, _CANCELLED):
+            if error.status in (_UNAVAILABLE, _CANCELLED, _NO_ANSWER):
                 return True
             if error.status in (_DEADLINE, _INTERNAL, _NOT_FOUND) and error.status not in once:
                 once.add(error.status)
@@ -358,7 +381,7 @@ class TritonPredictor:
             reraise=True,
         )
         try:
-            return attempts(self._try, patches, deadline)
+            return attempts(self._try, patches)
         except _CallError as error:
             raise self._error_of(error, patches.shape, time.monotonic() - started) from error.__cause__
 
@@ -398,20 +421,6 @@ class TritonPredictor:
         if not 1 <= len(patches) <= self._max_batch_size:
             raise ValueError(f"{self._spec.name}: expected 1 to {self._max_batch_size} patches, found {len(patches)}")
 
-    def _batch_limit_of_message(self) -> int:
-        spec, patch = self._spec, int(np.prod(self._spec.patch_size))
-        largest = max(
-            len(spec.channels) * patch * _ITEM_BYTES[spec.input.dtype],
-            spec.num_heads * patch * _ITEM_BYTES[spec.output.dtype],
-        )
-        limit = (self._options.max_message_bytes - _MESSAGE_OVERHEAD_BYTES) // largest
-        if limit < 1:
-            raise SetupError(
-                f"{spec.name}: one patch {spec.patch_size} with {spec.num_heads} heads takes {largest} bytes, at most "
-                f"{self._options.max_message_bytes} go into a message: export with FP16 answers, or allow longer ones"
-            )
-        return limit
-
     def _start_shared_memory(self) -> None:
         required = self._options.shared_memory == "on"
         if not shared_memory.is_available():
@@ -444,8 +453,13 @@ class TritonPredictor:
 
     # --- one request
 
-    def _try(self, patches: Patches, deadline: Callable[[], float]) -> Logits:
+    def _try(self, patches: Patches) -> Logits:
         server = self._pick()
+        started = time.monotonic()
+
+        def deadline() -> float:
+            return max(started, server.last_answer) + self._options.timeout_s
+
         try:
             return self._call(server, patches, deadline)
         except _CallError as error:
@@ -620,7 +634,7 @@ class TritonPredictor:
         result, error = box
         if error is not None:
             raise _call_error_of(error) from error
-        self._last_answer = time.monotonic()
+        server.last_answer = time.monotonic()
         return result
 
     def _count(self, *, sent: int = 0, received: int = 0) -> None:
@@ -755,6 +769,7 @@ class _Server:
         self.is_local = _is_local(url)
         self.shares_memory = False
         self.outstanding = 0
+        self.last_answer = -math.inf
         self.is_trusted = True
         self.refusal: SpecError | ModelNotFoundError | None = None
         self.is_being_checked = False
@@ -880,9 +895,14 @@ class _Server:
     # --- trust
 
     def suspect(self, problem: "_CallError") -> None:
-        """Note that the server failed: it is checked before it gets another request."""
+        """Note that the server failed: it is checked before it gets another request.
+
+        One that did not answer in time is not even asked until it has answered: a hung model's server is ready.
+        """
         with self._lock:
             self.is_trusted = False
+            if problem.status == _NO_ANSWER and self._pending:
+                self.try_again_at = math.inf
             self.last_problem = problem
             self._registered.clear()
 
@@ -956,6 +976,9 @@ class _Server:
                 self._pending -= 1
                 self._idle.notify_all()
             receive(result, error)
+            with self._lock:
+                if self.try_again_at == math.inf:
+                    self.try_again_at = 0.0
 
         with self._idle:
             self._pending += 1

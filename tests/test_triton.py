@@ -30,7 +30,7 @@ from ctseg.errors import (
     SpecError,
 )
 from ctseg.model_spec import KeepLargest
-from ctseg.triton import SEGMENT_PREFIX, ClientOptions, TritonPredictor, connect
+from ctseg.triton import SEGMENT_PREFIX, ClientOptions, TritonPredictor, batch_limit, connect
 from tests.test_predictor import check_predictor
 from tests.toy_models import PATCH, toy_logits, toy_patches, toy_spec, write_foreign_entry, write_toy_entry
 
@@ -165,6 +165,13 @@ def test_a_region_that_the_server_lost_is_made_known_again(server: RunningServer
 
 
 # --- limits
+
+
+def test_large_windows_travel_alone() -> None:
+    small, medium, large = (toy_spec(patch_size=size) for size in ((32, 64, 64), (96, 160, 160), (160, 256, 256)))
+    assert batch_limit(small, 2**31 - 1) == (128 << 20) // (3 * 32 * 64 * 64 * 4)
+    assert batch_limit(medium, 2**31 - 1) == 4, "3 heads of 9.8 MB each: four windows are less than 128 MiB"
+    assert batch_limit(large, 2**31 - 1) == 1
 
 
 def test_the_batch_stays_under_the_message_size(server: RunningServer) -> None:
@@ -370,6 +377,39 @@ def test_work_goes_to_both_servers_and_on_with_one_when_the_other_dies(server: R
                 os.kill(other.pid, signal.SIGKILL)
             np.testing.assert_allclose(logits, toy_logits(item), rtol=1e-6, atol=1e-6)
         assert predictor.retries >= 1
+
+
+def test_a_hung_server_loses_no_window_while_another_answers_and_gets_work_when_it_answers_again(
+    tmp_path: Path,
+) -> None:
+    parameters = {SPEC_KEY: toy_spec().to_json()}
+    write_foreign_entry(tmp_path / "works", "toy", f"time.sleep(0.1)\n{GOOD}", parameters=parameters)
+    hangs_once = f'if not hasattr(self, "hung"):\n    self.hung = True\n    time.sleep(5)\n{GOOD}'
+    write_foreign_entry(tmp_path / "hangs", "toy", hangs_once, parameters=parameters)
+    slowest_s, lock = [0.0], threading.Lock()
+
+    def predict(seed: int) -> None:
+        patches = toy_patches(1, seed)
+        started = time.monotonic()
+        np.testing.assert_allclose(predictor.predict(patches), toy_logits(patches), rtol=1e-6, atol=1e-6)
+        with lock:
+            slowest_s[0] = max(slowest_s[0], time.monotonic() - started)
+
+    with (
+        embedded_server(tmp_path / "works", is_private=False, prove=False) as works,
+        embedded_server(tmp_path / "hangs", is_private=False, prove=False) as hangs,
+        connect([works.url, hangs.url], "toy", options=ClientOptions(timeout_s=1)) as predictor,
+        ThreadPoolExecutor(4) as threads,
+    ):
+        list(threads.map(predict, range(30)))
+        assert predictor.retries >= 1
+        assert slowest_s[0] < 4  # the second that nobody answered, and one window elsewhere; not the hang
+        time.sleep(4)
+        client = InferenceServerClient(hangs.url)
+        before = client.get_inference_statistics("toy").model_stats[0].inference_count
+        list(threads.map(predict, range(30)))
+        assert client.get_inference_statistics("toy").model_stats[0].inference_count > before
+        client.close()
 
 
 def test_a_killed_server_that_comes_back_loses_no_window(tmp_path: Path) -> None:
