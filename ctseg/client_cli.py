@@ -125,6 +125,7 @@ def _told(report: "Report", output: Path) -> int:
 
 def _server(args: argparse.Namespace, stack: ExitStack) -> tuple[list[str], "ClientOptions"]:
     """Return the URLs to use, starting a server for the time of ``stack`` where none is named."""
+    from ctseg.compiled import load_kernels_ahead
     from ctseg.triton import ClientOptions
 
     given = {
@@ -141,12 +142,14 @@ def _server(args: argparse.Namespace, stack: ExitStack) -> tuple[list[str], "Cli
     if args.url:
         if args.repository:
             raise SetupError("--url names running servers and --repository starts one: give one of the two")
+        load_kernels_ahead()
         return args.url, ClientOptions(**given)
     repository = args.repository or DEFAULT_REPOSITORY
     if not repository.is_dir():
         raise SetupError(f"no model repository at {repository}: name one by --repository, or a running server by --url")
     from ctseg.deploy.server import embedded_server
 
+    load_kernels_ahead()
     server = stack.enter_context(embedded_server(repository, [args.model]))
     given["headers"] = {**given["headers"], **server.headers}
     return [server.url], ClientOptions(**given)

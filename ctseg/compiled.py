@@ -6,6 +6,7 @@ our own: numba's own parallel loops abort the process where their threading laye
 enter from several threads, and the stages of a folder do run at the same time.
 """
 
+import contextlib
 import logging
 import os
 import shutil
@@ -42,6 +43,19 @@ def load_kernels() -> ModuleType:
             "NUMBA_CACHE_DIR to a writable folder if the message speaks of a cache"
         ) from error
     return kernels
+
+
+def load_kernels_ahead() -> None:
+    """Begin to load the kernels on a thread, while something else is waited for.
+
+    What fails here fails again, and is told, where the kernels are needed.
+    """
+
+    def load() -> None:
+        with contextlib.suppress(SetupError):
+            load_kernels()
+
+    threading.Thread(target=load, name="ctseg-load-kernels").start()
 
 
 def set_num_threads(count: int | None) -> None:

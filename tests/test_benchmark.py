@@ -6,7 +6,10 @@ import pytest
 
 from ctseg.benchmark.budgets import budgets_of
 from ctseg.benchmark.measured_process import run_measured
-from ctseg.benchmark.results import BenchmarkResult, Floor, Micro, ProgramRun, ReplayRun
+from ctseg.benchmark.page import page_of
+from ctseg.benchmark.results import BenchmarkResult, Floor, Micro, ProgramRun, ReplayRun, Span
+from ctseg.benchmark.scans import collect_scans
+from ctseg.benchmark.trace import trace_of
 from ctseg.cli import main as ctseg
 from ctseg.errors import SetupError
 
@@ -75,6 +78,33 @@ def test_budgets_are_ratios_to_the_reference():
     assert found["folder of 2 scans, sleeps"] == ("1.075 x", False)
 
 
+def span(row, stage, begin, end):
+    return Span(row=row, stage=stage, begin=begin, end=end)
+
+
+def test_the_server_is_busy_while_any_of_its_instances_computes():
+    client = [span("a", "read", 100.0, 101.0), span("a", "network", 101.0, 109.0), span("a", "write", 109.0, 110.0)]
+    proof, *server = [
+        span("server", "compute", begin, end)
+        for begin, end in ((90.0, 91.0), (102.0, 104.0), (103.0, 106.0), (107.0, 108.0))
+    ]
+    trace = trace_of("model", None, client, [proof, *server], windows=3, client_cpu_s=1.0)
+    assert (trace.folder_s, trace.scans) == (10.0, 1)
+    assert trace.busy_share == pytest.approx(5.0 / 10.0)
+    assert trace.busy_share_between == pytest.approx(5.0 / 6.0)
+    assert [(s.row, s.begin) for s in trace.spans][:2] == [("a", 0.0), ("a", 1.0)]
+
+
+def test_made_scans_differ_from_those_given_and_one_is_long(ct_piece, tmp_path):
+    small, big = collect_scans(ct_piece.parent, tmp_path / "scans", ct_piece, more=True, large_planes=70)
+    assert [scan.case for scan in small] == ["piece", "piece_mirrored", "piece_turned"]
+    assert [scan.case for scan in big] == ["chest", "chest_mirrored", "long"]
+    files = [tmp_path / "scans" / f"{scan.case}_0000.nii.gz" for scan in (*small, big[-1])]
+    assert len({path.read_bytes() for path in files}) == 4
+    assert big[-1].shape == (70, *small[0].shape[1:])
+    assert big[-1].spacing_mm[0] == pytest.approx(small[0].spacing_mm[0] / round(small[0].spacing_mm[0]))
+
+
 def test_a_folder_without_scans_is_refused(tmp_path, capsys):
     assert ctseg(["benchmark", "--tiny", "-i", str(tmp_path), "-o", str(tmp_path / "out")]) == 2
     assert "found none" in capsys.readouterr().err
@@ -109,6 +139,17 @@ def test_one_command_measures_everything(ct_piece, tmp_path, capsys):
     assert sleeping.windows == real.windows == run.windows
     assert sleeping.replay_s >= run.windows * 0.005, "the model sleeps for every window"
     assert sleeping.folder_s >= run.windows * 0.005
+
+    for trace in result.traces:
+        stages = {span.stage for span in trace.spans}
+        assert stages == {"read", "prepare", "network", "restore", "write", "compute"}
+        assert 0 < trace.busy_share <= trace.busy_share_between <= 1
+    assert [trace.sleep_ms for trace in result.traces] == [5.0, None]
+    assert (tmp_path / "benchmark_trace.png").stat().st_size > 10_000
+
+    alone = row.model_copy(update={"nnunet": None, "agreement": None, "note": "nnU-Net would need 99 GB"})
+    page = page_of(result.model_copy(update={"end_to_end": (alone,)}))
+    assert "ctseg alone: nnU-Net would need 99 GB" in page
 
     shares = {micro.function: micro.equal_share for micro in result.micro}
     assert set(shares) == {"prepare", "export", "blend"}

@@ -39,6 +39,27 @@ def test_importing_the_numeric_core_loads_no_numba_and_no_torch() -> None:
     assert run_python(code, {}).strip() == "[]"
 
 
+def test_kernels_load_on_a_thread_while_the_caller_goes_on() -> None:
+    code = (
+        "import sys, threading; from ctseg.compiled import load_kernels_ahead; load_kernels_ahead(); "
+        "early = 'ctseg.kernels' in sys.modules and hasattr(sys.modules['ctseg.kernels'], 'resample_planes'); "
+        "[t.join() for t in threading.enumerate() if t is not threading.main_thread()]; "
+        "print(early, hasattr(sys.modules['ctseg.kernels'], 'resample_planes'))"
+    )
+    assert run_python(code, {}).strip() == "False True"
+
+
+def test_kernels_that_fail_ahead_fail_where_they_are_needed() -> None:
+    code = (
+        "import sys, threading; sys.modules['numba'] = None; "
+        "from ctseg.compiled import load_kernels, load_kernels_ahead; load_kernels_ahead(); "
+        "[t.join() for t in threading.enumerate() if t is not threading.main_thread()]\n"
+        "try: load_kernels()\n"
+        "except Exception as error: print(type(error).__name__)"
+    )
+    assert run_python(code, {}).strip() == "SetupError"
+
+
 @pytest.fixture
 def shut_folder(monkeypatch: pytest.MonkeyPatch) -> set[Path]:
     """Folders in which nothing can be written; a set to add to (the tests may run as root, whom modes do not stop)."""

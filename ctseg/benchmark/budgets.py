@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from statistics import median
 
-from ctseg.benchmark.results import Budget, EndToEnd, Floor, Memory, Micro, StartUp, runs_text
+from ctseg.benchmark.results import Budget, EndToEnd, Floor, Memory, Micro, StartUp, runs_text, scans_text
 
 PREPARE_SPEEDUP = 10.0
 EXPORT_SPEEDUP = 40.0
@@ -80,7 +80,9 @@ def _of_floor(row: Floor) -> Budget:
 
 
 def _of_commands(row: EndToEnd) -> list[Budget]:
-    what = f"{row.model}, {len(row.scans)} scans"
+    what = f"{row.model}, {scans_text(row.scans)}"
+    if row.nnunet is None:
+        return []
     runs = len(row.ctseg.runs)
     work = row.nnunet.work_s / row.ctseg.work_s
     whole = row.nnunet.wall_s / row.ctseg.wall_s

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ SPACING_MM = (3.27, 1.3, 1.3)
 """What the networks work at, (z, y, x): a little coarser than the scans, so that both ways are resampled."""
 TRAINERS = {"U-Net": "nnUNetTrainer", "Swin UNETR": "nnUNetTrainerSwinUNETR"}
 _SLEEPER = Path(__file__).parent / "sleeping_model.py"
+_RECORDER = Path(__file__).parent / "recording_model.py"
 
 
 @dataclass(frozen=True)
@@ -227,6 +229,31 @@ def write_sleeper(repository: Path, like: str, sleep_ms: float) -> str:
         build_info={"benchmark": "sleeps"},
     )
     (entry.newest.folder / "model.py").write_bytes(_SLEEPER.read_bytes())
+    return name
+
+
+def write_recorder(repository: Path, like: str, log: Path) -> str:
+    """Write an entry that runs another's network, and notes in ``log`` when it computes.
+
+    Returns:
+        The new model's name.
+    """
+    from ctseg.deploy.repository import CONFIG_NAME, read_entry
+    from ctseg.triton import config_from_text, text_from_config
+
+    newest = read_entry(repository / like).newest
+    name = f"{like}-recorded"
+    spec = ModelSpec.validated({**newest.spec.model_dump(mode="json"), "name": name}, source=name)
+    folder = repository / name
+    shutil.copytree(repository / like, folder)
+    config = config_from_text((folder / CONFIG_NAME).read_text(encoding="utf-8"), source=name)
+    config.name = name
+    config.parameters[f"ctseg_spec.{newest.version}"].string_value = spec.to_json()
+    config.parameters["ctseg_trace"].string_value = str(log)
+    (folder / CONFIG_NAME).write_text(text_from_config(config), encoding="utf-8")
+    version = folder / str(newest.version)
+    (version / "model.py").rename(version / "network.py")
+    shutil.copyfile(_RECORDER, version / "model.py")
     return name
 
 

@@ -4,7 +4,16 @@ from collections.abc import Iterable, Sequence
 from statistics import median
 
 from ctseg.benchmark.budgets import met_and_missed
-from ctseg.benchmark.results import BenchmarkResult, EndToEnd, Floor, ProgramFigures, StageSums
+from ctseg.benchmark.results import (
+    TRACE_NAME,
+    BenchmarkResult,
+    EndToEnd,
+    Floor,
+    ProgramFigures,
+    StageSums,
+    Trace,
+    scans_text,
+)
 
 IDLE_LOAD = 0.5
 
@@ -30,6 +39,7 @@ def page_of(result: BenchmarkResult) -> str:
         *_reading(result),
         *_end_to_end(result.end_to_end),
         *_floor(result.floor),
+        *_traces(result.traces),
         *_functions(result),
         *_startup(result),
         *_budgets(result),
@@ -60,16 +70,25 @@ def _warnings(result: BenchmarkResult) -> list[str]:
 def _reading(result: BenchmarkResult) -> list[str]:
     lines = [f"- {met_and_missed(result.budgets)}"]
     for row in result.end_to_end:
+        what = f"- {row.network}, {row.classes} classes, {scans_text(row.scans)}: ctseg takes {row.ctseg.wall_s:.1f} s"
+        if row.nnunet is None:
+            lines.append(f"{what} and {row.ctseg.peak_mb:.0f} MiB. {row.note}.")
+            continue
         faster = row.nnunet.work_s / row.ctseg.work_s
         lines.append(
-            f"- {row.network}, {row.classes} classes, {len(row.scans)} scans: ctseg takes {row.ctseg.wall_s:.1f} s, "
-            f"nnU-Net {row.nnunet.wall_s:.1f} s; without start-up ({row.ctseg.startup_s:.1f} s and "
-            f"{row.nnunet.startup_s:.1f} s) that is {_times(faster)}."
+            f"{what}, nnU-Net {row.nnunet.wall_s:.1f} s; without start-up ({row.ctseg.startup_s:.1f} s and "
+            f"{row.nnunet.startup_s:.1f} s) that is {_times(faster)}. Peak memory {row.ctseg.peak_mb:.0f} and "
+            f"{row.nnunet.peak_mb:.0f} MiB."
         )
     lines += [
         f"- {row.model}: a folder takes {row.ratio:.2f} x the time of its bare windows"
         + (f", the server sleeping {_busy(row):.0%} of it." if row.sleep_ms is not None else ".")
         for row in result.floor
+    ]
+    lines += [
+        f"- {trace.model}, {trace.scans} scans with a clock in the server: it computes {trace.busy_share:.1%} of the "
+        f"folder, {trace.busy_share_between:.1%} between its first and its last answer."
+        for trace in result.traces
     ]
     missed = [budget for budget in result.budgets if not budget.met]
     lines += [f"- MISSED: {budget.what}: {budget.figure}, promised {budget.budget}." for budget in missed]
@@ -93,7 +112,7 @@ def _end_to_end(rows: Sequence[EndToEnd]) -> list[str]:
     def figures(row: EndToEnd, name: str, program: ProgramFigures) -> list[str]:
         sent = [f"{(run.bytes_sent or 0) / 1e6:.0f} + {(run.bytes_received or 0) / 1e6:.0f}" for run in program.runs]
         return [
-            f"{row.model}: {len(row.scans)} scans, {row.megavoxels:.1f} Mvoxel",
+            f"{row.model}: {scans_text(row.scans)}, {row.megavoxels:.1f} Mvoxel",
             name,
             f"{program.wall_s:.1f}",
             f"{program.startup_s:.1f}",
@@ -121,26 +140,30 @@ def _end_to_end(rows: Sequence[EndToEnd]) -> list[str]:
             figures(row, name, program)
             for row in rows
             for name, program in (("nnU-Net", row.nnunet), ("ctseg", row.ctseg))
+            if program is not None
         ],
     )
+    if alone := [row for row in rows if row.nnunet is None]:
+        lines += [*(f"- {row.model}, {scans_text(row.scans)}, ctseg alone: {row.note}." for row in alone), ""]
     lines += ["Labels of ctseg beside those of stock nnU-Net, which rounds its logits to float16:", ""]
     lines += _table(
-        ["model", "equal voxels", "lowest Dice of a label"],
+        ["model and scans", "equal voxels", "lowest Dice of a label"],
         [
             [
-                row.model,
+                f"{row.model}: {scans_text(row.scans)}",
                 f"{row.agreement.equal_share:.4%}",
                 "no label" if row.agreement.lowest_dice is None else f"{row.agreement.lowest_dice:.4f}",
             ]
             for row in rows
+            if row.agreement is not None
         ],
     )
     lines += ["Where ctseg's time goes (seconds summed over the cases, which overlap):", ""]
     lines += _table(
-        ["model", "server start", "folder", *StageSums.model_fields, "windows"],
+        ["model and scans", "server start", "folder", *StageSums.model_fields, "windows"],
         [
             [
-                row.model,
+                f"{row.model}: {scans_text(row.scans)}",
                 f"{run.server_start_s or 0:.1f}",
                 f"{run.folder_s or 0:.1f}",
                 *(f"{getattr(run.stages, stage):.1f}" for stage in StageSums.model_fields),
@@ -179,6 +202,32 @@ def _floor(rows: Sequence[Floor]) -> list[str]:
                 f"{row.client_cpu_s_per_megavoxel:.2f}",
             ]
             for row in rows
+        ],
+    )
+
+
+def _traces(traces: Sequence[Trace]) -> list[str]:
+    if not traces:
+        return []
+    lines = ["## How busy the server is", ""]
+    lines += [
+        "One more run of each folder, with a clock around the client's stages and around the model's computing in the "
+        f"server; the spans stand in the JSON. A thread takes a whole case, three at a time. ![trace]({TRACE_NAME})",
+        "",
+    ]
+    return lines + _table(
+        ["model", "scans", "windows", "folder s", "server computes", "between first and last", "client CPU s"],
+        [
+            [
+                trace.model,
+                str(trace.scans),
+                str(trace.windows),
+                f"{trace.folder_s:.2f}",
+                f"{trace.busy_share:.1%}",
+                f"{trace.busy_share_between:.1%}",
+                f"{trace.client_cpu_s:.2f}",
+            ]
+            for trace in traces
         ],
     )
 

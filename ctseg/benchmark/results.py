@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 JSON_NAME = "benchmark.json"
 PAGE_NAME = "benchmark.md"
+TRACE_NAME = "benchmark_trace.png"
 
 Program = Literal["nnunet", "ctseg"]
 
@@ -141,16 +142,17 @@ class Agreement(_Strict):
 
 
 class EndToEnd(_Strict):
-    """Both commands on one set of scans."""
+    """Both commands on one set of scans; where nnU-Net was left out, ``note`` says why."""
 
     model: str
     network: str
     classes: int
     scans: tuple[str, ...]
     megavoxels: float
-    nnunet: ProgramFigures
+    nnunet: ProgramFigures | None
     ctseg: ProgramFigures
-    agreement: Agreement
+    agreement: Agreement | None
+    note: str = ""
 
 
 class ReplayRun(_Strict):
@@ -210,6 +212,48 @@ class Floor(_Strict):
         """CPU seconds of the client, start-up excluded, for a million voxels of the scans as read."""
         own = median(run.client_cpu_s for run in self.folders)
         return max(own - self.startup_client_cpu_s, 0.0) / self.megavoxels
+
+
+class Span(_Strict):
+    """When something ran.
+
+    Attributes:
+        row: A case, or ``server``.
+        stage: Of a case, or ``compute``.
+        begin: Seconds.
+        end: Seconds.
+    """
+
+    row: str
+    stage: Literal["read", "prepare", "network", "restore", "write", "compute"]
+    begin: float
+    end: float
+
+
+class Trace(_Strict):
+    """One run of a folder, stage by stage, with a clock in client and server.
+
+    Attributes:
+        model: Name of the model.
+        sleep_ms: What a window takes in a model that only sleeps; None for a real network.
+        scans: How many.
+        windows: Of all scans.
+        folder_s: From the first case taken up to the last written.
+        busy_share: Of that, the part in which the server computed.
+        busy_share_between: The same between the begin of its first computation and the end of its last.
+        client_cpu_s: CPU seconds of the client, start-up included.
+        spans: Seconds since the first case was taken up.
+    """
+
+    model: str
+    sleep_ms: float | None
+    scans: int
+    windows: int
+    folder_s: float
+    busy_share: float
+    busy_share_between: float
+    client_cpu_s: float
+    spans: tuple[Span, ...]
 
 
 class Micro(_Strict):
@@ -309,7 +353,7 @@ class BenchmarkResult(_Strict):
     """The whole of ``benchmark.json``."""
 
     schema_version: Literal[1] = 1
-    mode: Literal["tiny", "quick", "full"]
+    mode: Literal["tiny", "quick", "standard", "full"]
     started: str
     seconds: float
     machine: Machine
@@ -318,6 +362,7 @@ class BenchmarkResult(_Strict):
     startup: StartUp | None
     end_to_end: tuple[EndToEnd, ...]
     floor: tuple[Floor, ...]
+    traces: tuple[Trace, ...]
     micro: tuple[Micro, ...]
     memory: tuple[Memory, ...]
     budgets: tuple[Budget, ...]
@@ -328,3 +373,8 @@ def runs_text(counts: Sequence[int]) -> str:
     """Return ``2`` where all counts are equal, else ``1-2``."""
     low, high = min(counts), max(counts)
     return str(low) if low == high else f"{low}-{high}"
+
+
+def scans_text(scans: Sequence[str]) -> str:
+    """Return the name of a single large scan, else how many there are."""
+    return scans[0] if len(scans) == 1 else f"{len(scans)} scans"

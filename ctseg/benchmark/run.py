@@ -30,6 +30,7 @@ from ctseg.benchmark.models import (
     nnunet_program,
     serve_network,
     trained_folder,
+    write_recorder,
     write_sleeper,
 )
 from ctseg.benchmark.page import page_of
@@ -37,6 +38,7 @@ from ctseg.benchmark.replay import ReplayJob, ReplayResult
 from ctseg.benchmark.results import (
     JSON_NAME,
     PAGE_NAME,
+    TRACE_NAME,
     Agreement,
     BenchmarkResult,
     EndToEnd,
@@ -52,13 +54,15 @@ from ctseg.benchmark.results import (
     Scan,
     StageSums,
     StartUp,
+    Trace,
 )
-from ctseg.benchmark.scans import collect_scans, link_scans, megavoxels, scan_file, write_tiny_scan
+from ctseg.benchmark.scans import AS_GIVEN, collect_scans, link_scans, megavoxels, scan_file, write_tiny_scan
+from ctseg.benchmark.trace import TraceJob, draw, read_server_log, read_spans, trace_of
 from ctseg.errors import CtsegError, OutputError, SetupError
 from ctseg.report import REPORT_NAME, Report, write_text_atomically
 from ctseg.resample import compute_new_shape
 
-Mode = Literal["tiny", "quick", "full"]
+Mode = Literal["tiny", "quick", "standard", "full"]
 
 NNUNET_EXPORT_S_PER_CLASS_VOXEL = 8e-8
 """On two cores; decides only how large a volume nnU-Net's export is asked to take."""
@@ -72,12 +76,29 @@ _VERSIONS = (
 
 
 @dataclass(frozen=True)
+class Row:
+    """A network, and the scans that both commands segment with it in one go.
+
+    Attributes:
+        network: What runs.
+        small: How many of the small scans.
+        large: Names of the large ones. Those that nnU-Net cannot hold in memory, ctseg segments alone.
+        repeats: Runs of each command.
+    """
+
+    network: Network
+    small: int
+    large: tuple[str, ...]
+    repeats: int
+
+
+@dataclass(frozen=True)
 class Sizes:
     """How much is measured.
 
     Attributes:
-        networks: Each with how many of the small scans it segments, and whether the large ones too.
-        repeats: Runs of each command on a set of scans.
+        rows: Whole commands.
+        more_scans: Make scans from those given, see :func:`collect_scans`.
         startup_repeats: Runs of each command on the scan of one window.
         sleeps_ms: Milliseconds a window, with how often the small scans are repeated in the folder.
         ways: See :class:`ReplayJob`.
@@ -87,12 +108,13 @@ class Sizes:
         micro_runs: Runs of each function, if nnU-Net's is quick.
         largest_export_s: nnU-Net's export is given a volume that takes it about so long.
         largest_export_bytes: And at most so much memory.
+        trace_sleep_ms: Milliseconds a window of the sleeping model whose folder is drawn; None draws nothing.
         minutes: No step starts later; None: no limit.
         timeout_s: Longest time for one command; None: no limit.
     """
 
-    networks: tuple[tuple[Network, int, bool], ...]
-    repeats: int
+    rows: tuple[Row, ...]
+    more_scans: bool
     startup_repeats: int
     sleeps_ms: tuple[tuple[float, int], ...]
     ways: tuple[tuple[int, int], ...]
@@ -102,17 +124,23 @@ class Sizes:
     micro_runs: int
     largest_export_s: float
     largest_export_bytes: float
+    trace_sleep_ms: float | None
     minutes: float | None
     timeout_s: float | None
 
 
 _UNET_PATCH = (48, 128, 128)
-_SWIN_PATCH = (64, 64, 64)
+_TINY = Network("U-Net", 3, (16, 32, 32), 901)
+_UNET2 = Network("U-Net", 2, _UNET_PATCH, 901)
+_SWIN2 = Network("Swin UNETR", 2, (64, 64, 64), 902)
+_UNET25 = Network("U-Net", 25, _UNET_PATCH, 903)
+_UNET118 = Network("U-Net", 118, _UNET_PATCH, 904)
+_ALL = 1000
 
 SIZES: dict[Mode, Sizes] = {
     "tiny": Sizes(
-        networks=((Network("U-Net", 3, (16, 32, 32), 901), 1, False),),
-        repeats=1,
+        rows=(Row(_TINY, 1, (), 1),),
+        more_scans=False,
         startup_repeats=1,
         sleeps_ms=((5.0, 1),),
         ways=((2, 0),),
@@ -122,16 +150,13 @@ SIZES: dict[Mode, Sizes] = {
         micro_runs=1,
         largest_export_s=0.02,
         largest_export_bytes=1e8,
+        trace_sleep_ms=5.0,
         minutes=None,
         timeout_s=300.0,
     ),
     "quick": Sizes(
-        networks=(
-            (Network("U-Net", 2, _UNET_PATCH, 901), 3, True),
-            (Network("Swin UNETR", 2, _SWIN_PATCH, 902), 2, False),
-            (Network("U-Net", 25, _UNET_PATCH, 903), 0, True),
-        ),
-        repeats=2,
+        rows=(Row(_UNET2, 3, ("chest",), 2), Row(_SWIN2, 2, (), 2), Row(_UNET25, 0, ("chest",), 2)),
+        more_scans=False,
         startup_repeats=1,
         sleeps_ms=((350.0, 2), (100.0, 8), (25.0, 8)),
         ways=((2, 0), (4, 0), (2, 1)),
@@ -141,17 +166,42 @@ SIZES: dict[Mode, Sizes] = {
         micro_runs=2,
         largest_export_s=8.0,
         largest_export_bytes=6e9,
+        trace_sleep_ms=100.0,
         minutes=12.0,
         timeout_s=240.0,
     ),
-    "full": Sizes(
-        networks=(
-            (Network("U-Net", 2, _UNET_PATCH, 901), 1000, True),
-            (Network("Swin UNETR", 2, _SWIN_PATCH, 902), 1000, True),
-            (Network("U-Net", 25, _UNET_PATCH, 903), 1000, True),
-            (Network("U-Net", 118, _UNET_PATCH, 904), 1000, True),
+    "standard": Sizes(
+        rows=(
+            Row(_UNET2, 9, ("chest",), 2),
+            Row(_SWIN2, 9, ("chest",), 1),
+            Row(_UNET2, 0, ("long",), 2),
+            Row(_UNET25, 3, ("chest",), 2),
+            Row(_UNET118, 3, (), 2),
+            Row(_SWIN2, 0, ("long",), 1),
+            Row(_UNET118, 0, ("chest",), 1),
+            Row(_UNET25, 0, ("long",), 1),
+            Row(_UNET118, 0, ("long",), 1),
         ),
-        repeats=3,
+        more_scans=True,
+        startup_repeats=1,
+        sleeps_ms=((350.0, 2), (100.0, 8), (25.0, 8)),
+        ways=((2, 0), (4, 0), (2, 1)),
+        probe_windows=8,
+        floor_repeats=2,
+        micro_classes=(2, 25, 118),
+        micro_runs=2,
+        largest_export_s=8.0,
+        largest_export_bytes=6e9,
+        trace_sleep_ms=100.0,
+        minutes=None,
+        timeout_s=1200.0,
+    ),
+    "full": Sizes(
+        rows=tuple(
+            Row(network, _ALL, ("chest", "chest_mirrored", "long"), 3)
+            for network in (_UNET2, _SWIN2, _UNET25, _UNET118)
+        ),
+        more_scans=True,
         startup_repeats=3,
         sleeps_ms=((350.0, 8), (100.0, 12), (25.0, 16)),
         ways=((1, 0), (2, 0), (3, 0), (4, 0), (2, 1), (4, 1)),
@@ -161,6 +211,7 @@ SIZES: dict[Mode, Sizes] = {
         micro_runs=3,
         largest_export_s=60.0,
         largest_export_bytes=12e9,
+        trace_sleep_ms=100.0,
         minutes=None,
         timeout_s=None,
     ),
@@ -174,6 +225,7 @@ class _Found:
     startup: StartUp | None = None
     end_to_end: list[EndToEnd] = field(default_factory=list)
     floor: list[Floor] = field(default_factory=list)
+    traces: list[Trace] = field(default_factory=list)
     micro: list[Micro] = field(default_factory=list)
     memory: list[Memory] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
@@ -183,7 +235,7 @@ def run_benchmark(
     scans: Path,
     output: Path,
     *,
-    mode: Mode = "quick",
+    mode: Mode = "standard",
     large: Path | None = None,
     minutes: float | None = None,
     report: Callable[[str], None] = print,
@@ -240,7 +292,7 @@ class _Benchmark:
         """Run all steps."""
         sizes, root = self._sizes, self._root
         scans = root / "scans"
-        small, big = collect_scans(folder, scans, large, full=self._mode == "full")
+        small, big = collect_scans(folder, scans, large, more=sizes.more_scans)
         self._scans = [*small, *big]
         tiny = write_tiny_scan(scan_file(small[0], scans), root / "tiny")
         for name in ("nnUNet_raw", "nnUNet_preprocessed"):
@@ -249,28 +301,53 @@ class _Benchmark:
             self._report(f"WARNING: the machine is not idle (load {self._machine.load_average:.1f})")
         self._step("start-up", self._measure_startup)
         ready: list[Network] = []
-        headline, rest = sizes.networks[:2], sizes.networks[2:]
-        for network, small_scans, takes_large in headline:
-            chosen = [*small[:small_scans], *(self._bearable(big, network) if takes_large else [])]
-            self._make_and_compare(network, chosen, tiny, ready)
+        first = sizes.rows[:2]
+        for row in first:
+            self._make_and_compare(row, small, big, tiny, ready)
         self._measure_functions(small, big)
+        given = [scan for scan in small if scan.origin == AS_GIVEN]
         if ready:  # the last has the smallest patch, so the most windows
             for sleep_ms, copies in sizes.sleeps_ms:
                 name = f"floor, {sleep_ms:g} ms a window"
-                self._step(name, partial(self._sleeping, ready[-1], sleep_ms, small, copies))
+                self._step(name, partial(self._sleeping, ready[-1], sleep_ms, given, copies))
         for network in list(ready):
-            self._step(f"floor, {network.name}", partial(self._floor, network.name, small, None))
-        for network, small_scans, takes_large in rest:
-            chosen = [*small[:small_scans], *(self._bearable(big, network) if takes_large else [])]
-            self._make_and_compare(network, chosen, tiny, ready)
+            self._step(f"floor, {network.name}", partial(self._floor, network.name, given, None))
+        if ready and sizes.trace_sleep_ms is not None:
+            self._step("trace", partial(self._trace, list(ready), sizes.trace_sleep_ms, given))
+        for row in sizes.rows[2:]:
+            self._make_and_compare(row, small, big, tiny, ready)
         return self._write()
 
-    def _make_and_compare(self, network: Network, scans: Sequence[Scan], tiny: Scan, ready: list[Network]) -> None:
-        if not scans:
+    def _make_and_compare(
+        self, row: Row, small: Sequence[Scan], big: Sequence[Scan], tiny: Scan, ready: list[Network]
+    ) -> None:
+        network = row.network
+        large = [scan for scan in big if scan.case in row.large]
+        if not small[: row.small] and not large:
             return
-        self._step(f"model {network.name}", partial(self._make, network, tiny, ready))
-        if network in ready:
-            self._step(f"{network.name} on {len(scans)} scans", partial(self._compare, network, scans))
+        if network not in ready:
+            self._step(f"model {network.name}", partial(self._make, network, tiny, ready))
+        if network not in ready:
+            return
+        bearable = [scan for scan in large if self._export_bytes(scan, network) < self._bearable_bytes]
+        if both := [*small[: row.small], *bearable]:
+            self._step(f"{network.name} on {_names(both)}", partial(self._compare, network, both, row.repeats))
+        for scan in large:
+            if scan not in bearable:
+                note = (
+                    f"nnU-Net would need about {self._export_bytes(scan, network) / 1e9:.0f} GB for the logits of "
+                    f"{scan.case}: left out above {self._bearable_bytes / 1e9:.0f} GB"
+                )
+                name = f"{network.name} on {scan.case}, ctseg alone"
+                self._step(name, partial(self._compare, network, [scan], row.repeats, note))
+
+    @property
+    def _bearable_bytes(self) -> float:
+        """What nnU-Net may take without putting the machine at risk."""
+        return 0.6 * self._machine.memory_gb * 1e9
+
+    def _export_bytes(self, scan: Scan, network: Network) -> float:
+        return NNUNET_EXPORT_BYTES_PER_CLASS_VOXEL * network.classes * float(np.prod(scan.shape))
 
     def _step(self, name: str, step: Callable[[], object]) -> None:
         """Run a step; a failure is kept, and the results so far are written."""
@@ -396,13 +473,14 @@ class _Benchmark:
         )
         return run, output
 
-    def _compare(self, network: Network, scans: Sequence[Scan]) -> None:
+    def _compare(self, network: Network, scans: Sequence[Scan], repeats: int, note: str = "") -> None:
+        """Run both commands in turns; ctseg alone if a note says why."""
         folder = link_scans(scans, self._root / "scans", self._new_folder("in"))
-        runs: dict[Program, list[ProgramRun]] = {"nnunet": [], "ctseg": []}
+        programs: tuple[Program, ...] = ("ctseg",) if note else ("nnunet", "ctseg")
+        runs: dict[Program, list[ProgramRun]] = {program: [] for program in programs}
         outputs: dict[Program, Path] = {}
-        for turn in range(self._sizes.repeats):
-            order: tuple[Program, ...] = ("nnunet", "ctseg") if turn % 2 == 0 else ("ctseg", "nnunet")
-            for program in order:
+        for turn in range(repeats):
+            for program in programs if turn % 2 == 0 else programs[::-1]:
                 run, outputs[program] = (
                     self._nnunet(network, folder) if program == "nnunet" else self._ctseg(network.name, folder)
                 )
@@ -412,6 +490,7 @@ class _Benchmark:
             program: ProgramFigures(startup=self._startups[network.name, program], runs=tuple(its_runs))
             for program, its_runs in runs.items()
         }
+        agreement = None if note else _agreement(outputs["nnunet"], outputs["ctseg"], scans, network.classes)
         self._found.end_to_end.append(
             EndToEnd(
                 model=network.name,
@@ -419,28 +498,14 @@ class _Benchmark:
                 classes=network.classes,
                 scans=tuple(scan.case for scan in scans),
                 megavoxels=megavoxels(scans),
-                nnunet=figures["nnunet"],
+                nnunet=figures.get("nnunet"),
                 ctseg=figures["ctseg"],
-                agreement=_agreement(outputs["nnunet"], outputs["ctseg"], scans, network.classes),
+                agreement=agreement,
+                note=note,
             )
         )
-
-    def _bearable(self, scans: Sequence[Scan], network: Network) -> list[Scan]:
-        """Leave out scans that nnU-Net's export could not hold in this machine's memory."""
-        kept = []
-        for scan in scans:
-            needed = NNUNET_EXPORT_BYTES_PER_CLASS_VOXEL * network.classes * float(np.prod(scan.shape))
-            if needed < 0.6 * self._machine.memory_gb * 1e9:
-                kept.append(scan)
-            else:
-                self._found.problems.append(
-                    Problem(
-                        step=f"{network.name} on {scan.case}",
-                        message=f"left out: nnU-Net would need about {needed / 1e9:.0f} GB for its logits",
-                        is_failure=False,
-                    )
-                )
-        return kept
+        for output in outputs.values():
+            shutil.rmtree(output)
 
     # --- the floor
 
@@ -488,11 +553,35 @@ class _Benchmark:
         self._report(f"    replay {row.replay_s:.2f} s, folder {row.folder_s:.2f} s: {row.ratio:.3f}")
         self._found.floor.append(row)
 
+    def _trace(self, networks: Sequence[Network], sleep_ms: float, scans: Sequence[Scan]) -> None:
+        """Draw what client and server do while a folder is segmented."""
+        repository = self._root / "repository"
+        sleeper = f"{networks[-1].name}-sleep{sleep_ms:g}"
+        if not (repository / sleeper).is_dir():
+            write_sleeper(repository, networks[-1].name, sleep_ms)
+        for like, sleeping in ((sleeper, sleep_ms), *((network.name, None) for network in networks)):
+            folder = link_scans(scans, self._root / "scans", self._new_folder("in"), copies=2)
+            log, spans = self._root / f"{like}.log", self._root / f"{like}.spans"
+            model = write_recorder(repository, like, log)
+            output = self._new_folder("ctseg")
+            words = ("predict", "-i", folder, "-o", output, "-m", model, "--repository", repository, "--disable_tta")
+            job = TraceJob(words=tuple(map(str, words)), spans=str(spans))
+            measured, _ready = self._command([sys.executable, "-m", "ctseg.benchmark.trace", job.model_dump_json()])
+            report = Report.model_validate_json((output / REPORT_NAME).read_bytes())
+            trace = trace_of(
+                like, sleeping, read_spans(spans), read_server_log(log),
+                windows=sum(case.windows for case in report.cases), client_cpu_s=measured.client_cpu_s,
+            )  # fmt: skip
+            self._report(f"    {like}: server busy {trace.busy_share:.1%} of {trace.folder_s:.2f} s")
+            self._found.traces.append(trace)
+        self._output.mkdir(parents=True, exist_ok=True)
+        draw(self._found.traces, self._output / TRACE_NAME)
+
     # --- functions
 
     def _measure_functions(self, small: Sequence[Scan], big: Sequence[Scan]) -> None:
-        model = max(big or small, key=lambda scan: float(np.prod(scan.shape)))
-        patch = self._sizes.networks[0][0].patch_size
+        chest = (big or small)[0]
+        patch = self._sizes.rows[0].network.patch_size
         with ExitStack() as stack:
             workers: dict[Program, Worker] = {}
 
@@ -503,7 +592,7 @@ class _Benchmark:
             self._step("functions", start)
             if len(workers) < 2:
                 return
-            for scan in [small[0], *big]:
+            for scan in [small[0], *(scan for scan in big if "mirrored" not in scan.origin)]:
                 job = Job(
                     function="prepare",
                     patch_size=patch,
@@ -515,24 +604,22 @@ class _Benchmark:
                 )
                 self._step(f"preparing {scan.case}", partial(self._function, workers, job, ""))
             for classes in self._sizes.micro_classes:
-                shape, note = self._export_shape(model, classes)
-                source = compute_new_shape(shape, model.spacing_mm, SPACING_MM)
+                shape, note = self._export_shape(chest, classes)
+                source = compute_new_shape(shape, chest.spacing_mm, SPACING_MM)
                 padded = (max(source[0], patch[0]), max(source[1], patch[1]), max(source[2], patch[2]))
                 job = Job(
                     function="export", classes=classes, patch_size=patch, source_shape=source, target_shape=shape,
-                    spacing_mm=model.spacing_mm, runs=self._sizes.micro_runs if not note else 1, sample="",
+                    spacing_mm=chest.spacing_mm, runs=self._sizes.micro_runs if not note else 1, sample="",
                 )  # fmt: skip
                 self._step(f"export of {classes} classes", partial(self._function, workers, job, note))
                 job = job.model_copy(update={"function": "blend", "source_shape": padded, "target_shape": padded})
                 self._step(f"blending {classes} classes", partial(self._function, workers, job, note))
-                scan = (big or small)[0] if self._mode == "quick" else model
-                memory = job.model_copy(
-                    update={"function": "memory", "scan": str(scan_file(scan, self._root / "scans")), "runs": 1}
-                )
-                self._step(
-                    f"memory of {classes} classes",
-                    partial(self._memory, workers["ctseg"], memory, scan),
-                )
+                for scan in [chest, *big[-1:]] if len(big) > 1 else [chest]:
+                    memory = job.model_copy(
+                        update={"function": "memory", "scan": str(scan_file(scan, self._root / "scans")), "runs": 1}
+                    )
+                    name = f"memory of {classes} classes, {scan.case}"
+                    self._step(name, partial(self._memory, workers["ctseg"], memory, scan))
 
     def _export_shape(self, scan: Scan, classes: int) -> tuple[tuple[int, int, int], str]:
         """Return the grid on which nnU-Net's export takes neither too long nor too much memory."""
@@ -609,6 +696,7 @@ class _Benchmark:
             startup=found.startup,
             end_to_end=tuple(found.end_to_end),
             floor=tuple(found.floor),
+            traces=tuple(found.traces),
             micro=tuple(found.micro),
             memory=tuple(found.memory),
             budgets=budgets_of(found.startup, found.end_to_end, found.floor, found.micro, found.memory),
@@ -638,6 +726,10 @@ def _agreement(theirs: Path, ours: Path, scans: Sequence[Scan], classes: int) ->
         sums = counts[0] + counts[1]
         dices += [2 * int(shared[label]) / int(sums[label]) for label in range(1, classes) if sums[label]]
     return Agreement(equal_share=equal / total, lowest_dice=min(dices, default=None))
+
+
+def _names(scans: Sequence[Scan]) -> str:
+    return scans[0].case if len(scans) == 1 else f"{len(scans)} scans"
 
 
 def _machine() -> Machine:

@@ -10,12 +10,13 @@ import numpy.typing as npt
 from ctseg.benchmark.results import Scan
 from ctseg.errors import InputError
 
+AS_GIVEN = "as given"
 _TINY = (16, 48, 48)
 _ENDING = "_0000.nii.gz"
 
 
 def collect_scans(
-    folder: Path, target: Path, large: Path | None, *, full: bool, large_planes: int = 400
+    folder: Path, target: Path, large: Path | None, *, more: bool, large_planes: int = 400
 ) -> tuple[list[Scan], list[Scan]]:
     """Put the scans into a folder.
 
@@ -23,11 +24,11 @@ def collect_scans(
         folder: CT scans of one channel, ``<case>_0000.nii.gz``.
         target: Folder to fill.
         large: A CT of a whole chest, any format that ITK reads; None: none.
-        full: Make more: mirrored ones, and one as long as a whole body.
+        more: Make more: mirrored ones, and one as long as a whole body.
         large_planes: Planes of that one.
 
     Returns:
-        The small scans, and the large ones, smallest first.
+        The small scans, those as given first, and the large ones, smallest first.
 
     Raises:
         InputError: There is no scan, or one cannot be read.
@@ -40,18 +41,20 @@ def collect_scans(
     for file in files:
         voxels, spacing = _read(file)
         name = file.name.removesuffix(_ENDING)
-        small.append(_write(target, name, voxels, spacing, "as given"))
-        if full:
+        small.append(_write(target, name, voxels, spacing, AS_GIVEN))
+        if more:
             mirrored = voxels[::-1, :, ::-1]
             small.append(_write(target, f"{name}_mirrored", mirrored, spacing, "mirrored along z and x"))
+            small.append(_write(target, f"{name}_turned", voxels[:, ::-1, ::-1], spacing, "mirrored along y and x"))
     if large is not None:
         voxels, spacing = _read(large)
         big.append(_write(target, "chest", voxels, spacing, large.name))
-        if full:
+        if more:
             big.append(_write(target, "chest_mirrored", voxels[::-1, :, ::-1], spacing, f"{large.name}, mirrored"))
             long, step_mm = _lengthened(voxels, spacing[0], large_planes)
             what = f"{large.name}, planes interpolated to {step_mm:.2f} mm and continued by reflection"
             big.append(_write(target, "long", long, (step_mm, *spacing[1:]), what))
+    small.sort(key=lambda scan: scan.origin != AS_GIVEN)
     return small, big
 
 
