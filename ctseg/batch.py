@@ -17,7 +17,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from ctseg.cases import Case
-from ctseg.errors import CtsegError, OutputError, SpecError
+from ctseg.errors import CtsegError, OutputError, SetupError, SpecError
 from ctseg.inference_queue import InferenceQueue
 from ctseg.memory import MemoryBudget, available_bytes, estimated_bytes
 from ctseg.predictor import PatchPredictor
@@ -94,6 +94,7 @@ def segment_cases(
         OutputError: The folder cannot be made, or the report cannot be written; the cases that could
             be segmented were.
         SpecError: The model cannot be run by this client.
+        SetupError: A label map would overwrite a scan.
     """
     spec = predictor.spec
     spec.check_runnable()
@@ -101,6 +102,7 @@ def segment_cases(
         raise SpecError(
             f"{spec.name}: label maps would end in {spec.file_ending!r}, ctseg writes {', '.join(WRITE_ENDINGS)}"
         )
+    _check_no_scan_is_overwritten(cases, output, spec.file_ending)
     head = Report(
         model=spec.name,
         model_version=str(model_version),
@@ -167,6 +169,19 @@ def segment_cases(
     if unwritten:
         raise unwritten[-1]
     return writer.report
+
+
+def _check_no_scan_is_overwritten(cases: Sequence[Case], output: Path, file_ending: str) -> None:
+    """Refuse an output folder where a label map would take the place of a scan.
+
+    Raises:
+        SetupError: With the first such scan.
+    """
+    scans = {file.resolve() for case in cases for file in case.files}
+    for case in cases:
+        path = output / f"{case.name}{file_ending}"
+        if path.resolve() in scans:
+            raise SetupError(f"the label map {path} would overwrite a scan of this run: name another output folder")
 
 
 def _segment_case(

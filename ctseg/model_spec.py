@@ -189,9 +189,11 @@ class ModelSpec(_Strict):
         written = self.written_values
         if self.ignore_label is not None and self.ignore_label in written:
             raise ValueError(f"ignore label {self.ignore_label} is also a label that is written")
+        # nnU-Net names every label of the regions, also those that none of them writes
+        known = {*written, *(value for label in self.labels for value in label.values)}
         for step in self.postprocessing:
-            if unknown := set(step.labels) - set(written):
-                raise ValueError(f"postprocessing names labels {sorted(unknown)}; the model writes {sorted(written)}")
+            if unknown := set(step.labels) - known:
+                raise ValueError(f"postprocessing names labels {sorted(unknown)}; the model has {sorted(known)}")
         return self
 
     def _check_regions(self) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from ctseg.batch import BatchOptions, segment_cases
 from ctseg.cases import find_cases
-from ctseg.errors import OutputError, ServerUnavailableError, SpecError
+from ctseg.errors import OutputError, ServerUnavailableError, SetupError, SpecError
 from ctseg.nnunet_plans import spec_from_plans
 from ctseg.report import Report
 from tests.nnunet_plans import make_dataset, make_plans
@@ -183,6 +183,17 @@ def test_regions_or_labels_that_cannot_be_written_are_told_before_any_work(folde
     with pytest.raises(SpecError, match=r"\.gipl"):
         run(folder, predictor)
     assert predictor.calls == 0
+
+
+@pytest.mark.parametrize("output", ["in", "link"])
+def test_no_label_map_takes_the_place_of_a_scan(folder, output):
+    write_scan(folder / "a_0000.nii.gz")
+    write_scan(folder / "b.nii.gz")
+    (folder.parent / "link").symlink_to(folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(SetupError, match=r"b\.nii\.gz would overwrite a scan"):
+        run(folder, output=output)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_an_output_folder_that_cannot_be_made_is_an_output_error(folder):

@@ -108,6 +108,14 @@ def test_regions_write_their_class_order_and_keep_the_order_of_the_heads():
     assert spec.mirroring == "none"
 
 
+def test_postprocessing_may_name_a_label_of_a_region_that_is_never_written():
+    dataset = make_dataset({"background": 0, "whole": [1, 2, 3], "core": 3}, regions_class_order=[1, 3])
+    steps = (KeepLargest(labels=(1, 2, 3)),)
+    spec = spec_from_plans(make_plans(), dataset, "3d_fullres", name="m", mirror_axes=None, postprocessing=steps)
+    assert spec.written_values == (1, 3)
+    assert spec.postprocessing == steps
+
+
 def test_labels_are_ordered_by_value_and_not_by_name():
     dataset = make_dataset({"tumor": 2, "background": 0, "liver": 1})
     spec = spec_from_plans(make_plans(), dataset, "3d_fullres", name="m", mirror_axes=())
