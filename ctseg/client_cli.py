@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DEFAULT_REPOSITORY = Path("model_repository")
+_NAMES_TOLD = 20
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -117,10 +118,10 @@ def _told(report: "Report", output: Path) -> int:
     """Print the sum of a run; return the exit code."""
     counts = {status: sum(case.status == status for case in report.cases) for status in ("ok", "skipped", "failed")}
     print(f"{counts['ok']} done, {counts['skipped']} skipped, {counts['failed']} failed: {output / 'report.json'}")
-    for case in report.cases:
-        if case.error is not None:
-            print(f"{case.error.type}: {case.error.message}", file=sys.stderr)
-    return 1 if counts["failed"] else 0
+    if failed := [case.case for case in report.cases if case.status == "failed"]:  # why has been logged
+        more = f" and {len(failed) - _NAMES_TOLD} more" if len(failed) > _NAMES_TOLD else ""
+        print(f"failed: {', '.join(failed[:_NAMES_TOLD])}{more}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def _server(args: argparse.Namespace, stack: ExitStack) -> tuple[list[str], "ClientOptions"]:
