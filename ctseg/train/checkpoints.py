@@ -15,6 +15,8 @@ import torch
 from ctseg.errors import CheckpointError, OutputError
 from ctseg.train.options import RECORD_KEY, TrainingOptions
 
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a full disk, a used-up quota, and a file beyond what is allowed."""
 FINAL, LATEST, BEST = "checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth"
 
 _SCALAR, _RECONSTRUCT = np.float64(0).__reduce__()[0], np.zeros(1).__reduce__()[0]
@@ -79,7 +81,7 @@ def write_checkpoint(
 
 def _why_not_written(path: Path, error: Exception) -> str:
     kept = f"; the former {path.name} is intact: continue with --c" if path.is_file() else ""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if isinstance(error, OSError) and error.errno in NO_SPACE:
         free_mb = shutil.disk_usage(path.parent).free / 2**20
         return f"{path}: no space left for the checkpoint ({free_mb:.0f} MiB free): make room{kept}"
     return f"{path}: the checkpoint could not be written ({error}){kept}"

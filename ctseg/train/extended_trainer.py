@@ -57,9 +57,30 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.requested = False
+        self._at_once: str | None = None
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self.requested = True
+        if self._at_once is not None:
+            raise TrainingStopped(self._at_once)
+
+    @contextlib.contextmanager
+    def at_once(self, message: str) -> Iterator[None]:
+        """Do not wait for a step, of which there are none in a validation.
+
+        Args:
+            message: What the :class:`TrainingStopped` says.
+
+        Raises:
+            TrainingStopped: The signal comes, or has come already.
+        """
+        self._at_once = message
+        try:
+            if self.requested:
+                raise TrainingStopped(message)
+            yield
+        finally:
+            self._at_once = None
 
     @contextlib.contextmanager
     def on_sigterm(self) -> Iterator[None]:

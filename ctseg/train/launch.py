@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,13 +13,14 @@ from typing import Any
 import torch
 import torch.distributed
 
-from ctseg.errors import CheckpointError, SetupError, TrainingError
+from ctseg.errors import CheckpointError, OutputError, SetupError, TrainingError
 from ctseg.folds import Fold
-from ctseg.train.checkpoints import BEST, FINAL, LATEST, TrainingState, training_state
+from ctseg.train.checkpoints import BEST, FINAL, LATEST, NO_SPACE, TrainingState, training_state
 from ctseg.train.extended_trainer import Placement, StopRequest, extended, seed_everything, unwrapped
 from ctseg.train.options import TrainingOptions
 from ctseg.train.paths import NnunetPaths, trainer_folders
 from ctseg.train.pretrained import load_pretrained
+from ctseg.train.worker_processes import end_workers_with_this_process
 
 SWIN_TRAINER = "nnUNetTrainerSwinUNETR"
 SWIN_PLANS = "nnUNetSwinUNETRPlans"
@@ -148,7 +150,7 @@ def train(training: Training, paths: NnunetPaths, placement: Placement) -> None:
         SetupError: Plans, configuration, preprocessed cases or batch do not fit.
         CheckpointError: There is nothing to continue, or a checkpoint is unreadable.
         TrainingError: There is a training already, or the memory does not suffice.
-        OutputError: A checkpoint could not be written.
+        OutputError: A checkpoint could not be written, or the disk is full.
         TrainingStopped: SIGTERM came; the state is saved.
     """
     trainer_class = find_trainer(training.trainer)
@@ -161,10 +163,11 @@ def train(training: Training, paths: NnunetPaths, placement: Placement) -> None:
     if placement.distributed:
         # nobody begins, and writes, while another still looks at what is there
         torch.distributed.barrier()
+    end_workers_with_this_process()
     stop = StopRequest()
     with stop.on_sigterm():
         for fold in training.folds:
-            with _memory_advice(training, plans):
+            with _memory_advice(training, plans), _full_disk_told(folder):
                 _train_fold(training, fold, trainer_class, plans, dataset, states[fold], placement, stop, folder)
 
 
@@ -256,6 +259,8 @@ def _train_fold(
     if training.overwrite and not training.resume and not training.validation_only and placement.rank == 0:
         for name in (FINAL, LATEST, BEST):
             (folder / f"fold_{fold}" / name).unlink(missing_ok=True)
+        # or find-best would take it for that of the new training
+        shutil.rmtree(folder / f"fold_{fold}" / "validation", ignore_errors=True)
     if options.seed is not None:
         seed_everything(options.seed)
     cls = extended(trainer_class, options, placement, stop)
@@ -288,7 +293,9 @@ def _train_fold(
                 raise
         elif not (folder / f"fold_{fold}" / FINAL).is_file():
             trainer.on_train_end()
-    trainer.perform_actual_validation(training.save_probabilities)
+    # nothing is left to be saved
+    with stop.at_once(f"stopped in the validation of fold {fold}: the weights are saved; --c or --val validates again"):
+        trainer.perform_actual_validation(training.save_probabilities)
 
 
 @contextlib.contextmanager
@@ -298,6 +305,21 @@ def _memory_advice(training: Training, plans: dict[str, Any]) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise TrainingError(f"{_shortage(training, plans)} ({error})") from error
+
+
+@contextlib.contextmanager
+def _full_disk_told(folder: Path) -> Iterator[None]:
+    """Turn a full disk, met by any of the files that nnU-Net writes, into a message."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+        free_mb = shutil.disk_usage(folder.parents[1]).free / 2**20
+        raise OutputError(
+            f"{error.filename or folder}: no space left ({error.strerror}, {free_mb:.0f} MiB free): make room; "
+            "what was saved is intact: continue with --c"
+        ) from error
 
 
 def _shortage(training: Training, plans: dict[str, Any]) -> str:

@@ -14,13 +14,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 
 from ctseg.best import Best
 from ctseg.cli import main
 from ctseg.train.checkpoints import read_checkpoint
 from ctseg.train.options import RECORD_KEY
 from ctseg.train.paths import TRAINERS_FOLDER
+from ctseg.train.swin_unetr import SwinUNETR
 from tests.train.test_distributed import torchrun
+from tests.train.test_pretrained import published_encoder
 from tests.train.tiny import TinyNnunet
 
 UNET, SWIN = "nnUNetTrainer__nnUNetPlans__3d_fullres", "nnUNetTrainerSwinUNETR__nnUNetSwinUNETRPlans__3d_fullres"
@@ -96,6 +99,52 @@ def test_the_notes_training_line_with_every_option_until_sigterm(tiny: TinyNnune
     assert {key: record[key] for key in ("batch_size", "lr", "epochs", "amp", "gradient_accumulation_steps")} == {
         "batch_size": 2, "lr": 1e-4, "epochs": 500, "amp": True, "gradient_accumulation_steps": 4,
     }  # fmt: skip
+
+    # `--c`, with the values of the checkpoint except those that are given
+    done = tiny.run(
+        "ctseg", "train", "301", "3d_fullres", "0", "-tr", "nnUNetTrainerSwinUNETR", "--c", "-device", "cpu",
+        "--epochs", "2",
+    )  # fmt: skip
+    assert "checkpoint_latest.pth: 1 epochs are done" in done.stdout
+    assert "continued with other values: epochs: 500 so far, 2 from here on" in done.stdout
+    assert [line.split()[1] for line in done.stdout.splitlines() if line.startswith("epoch ")] == ["2/2"]
+    final = read_checkpoint(tiny.results / SWIN / "fold_0" / "checkpoint_final.pth")
+    assert final["current_epoch"] == 2
+    assert final["logging"]["train_losses"][0] == checkpoint["logging"]["train_losses"][0]
+    assert final["logging"]["train_losses"][1] < checkpoint["logging"]["train_losses"][0] + 0.5
+    assert {**record, "epochs": 2} == final[RECORD_KEY]
+    assert next(iter(final["optimizer_state"]["state"].values()))["step"] == 2
+    assert len(list((tiny.results / SWIN / "fold_0" / "validation").glob("*.nii.gz"))) == 1
+
+
+@pytest.mark.full
+def test_pretrained_weights_are_what_the_training_begins_with(tiny: TinyNnunet, tmp_path: Path) -> None:
+    plans = json.loads((tiny.root / "preprocessed" / tiny.dataset / "nnUNetSwinUNETRPlans.json").read_text())
+    network = SwinUNETR(1, 2, **plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"])
+    weights = published_encoder(network)
+    torch.save({"state_dict": weights}, tmp_path / "ssl.pt")
+    # the rate is so small that the weights stay what they were
+    done = tiny.run(
+        "ctseg", "train", "301", "3d_fullres", "0", "-tr", "nnUNetTrainerSwinUNETR", *SHORT, "--lr", "1e-12",
+        "--pretrained_weights", str(tmp_path / "ssl.pt"),
+    )  # fmt: skip
+    loaded = len(network.swinViT.state_dict())
+    assert f"ssl.pt: {loaded} tensors loaded" in done.stdout
+    assert "not loaded: out.conv.conv.weight (not in the file)" in done.stdout
+    assert "not used: module.rotation_head.weight" in done.stdout
+    trained = read_checkpoint(tiny.results / SWIN / "fold_0" / "checkpoint_final.pth")["network_weights"]
+    for name in ("patch_embed.proj.weight", "layers3.0.blocks.0.attn.qkv.weight"):
+        torch.testing.assert_close(trained[f"swinViT.{name}"], weights[f"module.{name}"], rtol=0, atol=1e-9)
+
+    # a file for another network is refused, and no checkpoint is left behind
+    torch.save({"state_dict": {"conv.weight": torch.zeros(3)}}, tmp_path / "other.pt")
+    refused = tiny.run(
+        "ctseg", "train", "301", "3d_fullres", "1", "-tr", "nnUNetTrainerSwinUNETR", *SHORT,
+        "--pretrained_weights", str(tmp_path / "other.pt"), check=False,
+    )  # fmt: skip
+    assert refused.returncode == 2
+    assert "none of its 1 tensors fits this network" in refused.stderr
+    assert not list((tiny.results / SWIN / "fold_1").glob("checkpoint*"))
 
 
 def test_torchrun_with_two_processes_trains_and_validates(tiny: TinyNnunet) -> None:

@@ -1,7 +1,13 @@
 """Killed, stopped and starved trainings: what was learnt is still there."""
 
+import contextlib
+import errno
+import os
 import resource
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +17,7 @@ import torch
 from ctseg.cli import main
 from ctseg.errors import CheckpointError, OutputError, TrainingError
 from ctseg.train.checkpoints import read_checkpoint, training_state, write_checkpoint
-from ctseg.train.launch import Training, _memory_advice
+from ctseg.train.launch import Training, _full_disk_told, _memory_advice
 from ctseg.train.options import TrainingOptions
 from tests.nnunet_reference import make_plans, swin_architecture
 from tests.train.tiny import TinyNnunet
@@ -71,6 +77,65 @@ def test_sigterm_saves_and_leaves_with_143(tiny: TinyNnunet) -> None:
 
 
 @pytest.mark.full
+def test_sigterm_in_the_validation_leaves_at_once(tiny: TinyNnunet) -> None:
+    stopped = tiny.run(
+        *TRAIN, "--epochs", "1", "--iterations_per_epoch", "1", check=False,
+        nnUNet_extTrainer=OUTSIDE, CTSEG_TEST_VALIDATION_SIGNAL="15",
+    )  # fmt: skip
+    assert stopped.returncode == 143, stopped.stderr
+    assert "stopped in the validation of fold 0: the weights are saved" in stopped.stderr
+    summary = fold_folder(tiny) / "validation" / "summary.json"
+    assert (fold_folder(tiny) / "checkpoint_final.pth").is_file()
+    assert not summary.exists()
+    tiny.run(*TRAIN, "--c", nnUNet_extTrainer=OUTSIDE)
+    assert summary.is_file()
+    # a training that begins anew is not credited with the validation of the former one
+    tiny.run(
+        *TRAIN, "--overwrite", "--epochs", "1", "--iterations_per_epoch", "1", check=False,
+        nnUNet_extTrainer=OUTSIDE, CTSEG_TEST_VALIDATION_SIGNAL="15",
+    )  # fmt: skip
+    assert not summary.exists()
+
+
+def living_processes_of_group(group: int) -> list[str]:
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            words = stat.read_text().rpartition(")")[2].split()
+            if words[0] not in "ZX" and int(words[2]) == group:
+                found.append(stat.parent.name)
+    return found
+
+
+@pytest.mark.full
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel of Linux does it")
+@pytest.mark.parametrize("how", ["kill -9", "SIGTERM to the group"])
+def test_a_training_that_ends_leaves_no_worker_processes_behind(tiny: TinyNnunet, tmp_path: Path, how: str) -> None:
+    words = (sys.executable, "-m", "ctseg", *TRAIN[1:], "--epochs", "500", "--iterations_per_epoch", "1")
+    environment = {**tiny.environment, "nnUNet_extTrainer": OUTSIDE, "nnUNet_n_proc_DA": "2"}
+    with (
+        (tmp_path / "said").open("w") as said,
+        subprocess.Popen(words, env=environment, stdout=said, stderr=said, start_new_session=True) as process,
+    ):
+        deadline = time.monotonic() + 200
+        while "epoch 1/500" not in (tmp_path / "said").read_text():
+            assert process.poll() is None, (tmp_path / "said").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert len(living_processes_of_group(process.pid)) > 2
+        if how == "kill -9":
+            process.kill()
+        else:
+            # as systemd and Slurm do; the workers have to stay until the training is saved
+            os.killpg(process.pid, signal.SIGTERM)
+    assert process.returncode == (-9 if how == "kill -9" else 143), (tmp_path / "said").read_text()
+    deadline = time.monotonic() + 20
+    while left := living_processes_of_group(process.pid):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
+
+
+@pytest.mark.full
 def test_a_finished_training_goes_on_with_more_epochs(tiny: TinyNnunet) -> None:
     tiny.run(*TRAIN, "--epochs", "1", "--iterations_per_epoch", "1", nnUNet_extTrainer=OUTSIDE)
     done = tiny.run(*TRAIN, "--c", "--epochs", "2", nnUNet_extTrainer=OUTSIDE)
@@ -124,6 +189,29 @@ def test_a_full_disk_leaves_the_former_checkpoint_and_says_so(tmp_path: Path) ->
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert read_checkpoint(file)["current_epoch"] == 1
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
+
+
+def test_a_disk_that_nnunet_finds_full_is_told(tmp_path: Path) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "progress.png"))
+    with (
+        pytest.raises(OutputError, match=r"progress\.png: no space left .*continue with --c"),
+        _full_disk_told(tmp_path),
+    ):
+        raise full
+    with pytest.raises(PermissionError), _full_disk_told(tmp_path):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+
+@pytest.mark.full
+def test_a_training_on_a_full_disk_ends_with_a_message(tiny: TinyNnunet) -> None:
+    # the limit takes logs, and no checkpoint
+    words = " ".join((sys.executable, "-m", *TRAIN, *SHORT))
+    stopped = tiny.run("bash", "-c", f"ulimit -f 64; exec {words}", check=False, nnUNet_extTrainer=OUTSIDE)
+    assert stopped.returncode == 2, stopped.stderr
+    assert "OutputError: " in stopped.stderr
+    assert "no space left" in stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    assert not list(fold_folder(tiny).glob("checkpoint*"))
 
 
 def test_an_interrupted_write_leaves_the_former_checkpoint(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A trainer outside nnU-Net's tree that something befalls in the middle of its second epoch.
 
-``CTSEG_TEST_SIGNAL`` is a signal that it sends to itself, ``CTSEG_TEST_FAIL_RANK`` a rank that raises.
+``CTSEG_TEST_SIGNAL`` is a signal that it sends to itself, ``CTSEG_TEST_FAIL_RANK`` a rank that raises;
+``CTSEG_TEST_VALIDATION_SIGNAL`` is a signal that it sends to itself when its validation begins.
 """
 
 import os
@@ -24,3 +25,8 @@ class nnUNetTrainerInterrupted(nnUNetTrainer):
             if os.environ.get("CTSEG_TEST_FAIL_RANK") == str(self.local_rank):
                 raise RuntimeError("this rank fell over")
         return result
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        if "CTSEG_TEST_VALIDATION_SIGNAL" in os.environ:
+            os.kill(os.getpid(), int(os.environ["CTSEG_TEST_VALIDATION_SIGNAL"]))
+        super().perform_actual_validation(save_probabilities)
