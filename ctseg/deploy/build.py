@@ -362,7 +362,9 @@ def _build_tensorrt(job: _Job) -> Entry:
     job.report(f"{name}: TensorRT {compiler.version} builds for {gpu.name} ({gpu.compute_capability})")
     plan = compiler.build(job.model_file, plan_options)
     network, types = compiler.load(plan.data, job.spec)
-    require_precision(types, precision, source=f"{name}: the plan built from {job.model_file}")
+    proofs = require_precision(
+        types, precision, network_types=plan.network_types, source=f"{name}: the plan built from {job.model_file}"
+    )
     what = f"plan of {job.source.file} in TensorRT {compiler.version} on {gpu.name}"
     check = check_network(
         network, job.data, job.spec, what=what, precision=precision, sha256=hashlib.sha256(plan.data).hexdigest()
@@ -385,6 +387,7 @@ def _build_tensorrt(job: _Job) -> Entry:
             identity = {**_identity(job), "created": _now(), "ctseg": version("ctseg")}
             number = entry.newest.version
             done = add_plan(
+        "precision_proven_by": proofs,
                 job.repository,
                 name,
                 number,
@@ -460,7 +463,7 @@ def build_plan_file(
         source, spec = _typed_graph(onnx_file, precision, Path(temporary), plan.max_batch)
         built = compiler.build(source, plan)
         network, types = compiler.load(built.data, spec)
-        require_precision(types, precision, source=str(onnx_file))
+        proofs = require_precision(types, precision, network_types=built.network_types, source=str(onnx_file))
         patches = np.random.default_rng(0).standard_normal((1, len(spec.channels), *spec.patch_size)).astype(np.float32)
         reference = onnxruntime_network(onnx_file)(patches)
         comparison = compare("random patches", reference, network(patches), spec, precision, with_labels=False)
@@ -488,6 +491,7 @@ def build_plan_file(
             unfinished = path.with_name(f".{path.name}.{os.getpid()}")
             unfinished.write_bytes(data)
             unfinished.replace(path)
+        "precision_proven_by": proofs,
     except OSError as error:
         raise OutputError(f"{output}: cannot be written: {error}") from error
     return output

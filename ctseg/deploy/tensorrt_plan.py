@@ -1,7 +1,8 @@
 """TensorRT plans from ONNX, by TensorRT's Python builder: 10.x, 11.x, and TensorRT-RTX as a check without a GPU.
 
 Networks are strongly typed: precision stands in the ONNX graph, and nothing else changes it. What an
-engine really has is read back by the engine inspector, whose words changed in TensorRT 11.
+engine really has is read back by the engine inspector, whose words changed in TensorRT 11; what it
+leaves open, as it does for dynamic shapes, the parsed network proves.
 """
 
 import ctypes
@@ -13,8 +14,8 @@ import re
 import subprocess
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,6 +36,9 @@ _INSTALL = "in the serving image, or by `pip install tensorrt-cu13==<the server'
 _FP16_NAMES = ("fp16", "half", "khalf", "float16")
 _BF16_NAMES = ("bf16", "bfloat16", "kbf16")
 _FP32_NAMES = ("fp32", "float", "kfloat", "float32")
+FLOAT_TYPES = ("fp32", "fp16", "bf16")
+_OTHER_TYPE = re.compile(r"\b(u?int\d+|bool|u?fp[48]\w*|int4|e\dm\d)\b", re.IGNORECASE)
+_FP16_TACTIC = re.compile(r"(?<!b)f16f16|(?:^|_)(?:hmma|h884|h1688|h16816|fp16)", re.IGNORECASE)
 _TYPE = re.compile("|".join(rf"\b{name}\b" for name in (*_BF16_NAMES, *_FP16_NAMES, *_FP32_NAMES)), re.IGNORECASE)
 
 
@@ -124,8 +128,9 @@ def build_plan(onnx_file: Path, options: PlanOptions, *, trt: Any, gpu_name: str
         SetupError: The build failed for want of a GPU or memory, or for another reason; with TensorRT's words.
     """
     start = time.monotonic()
-    errors: list[str] = []
-    logger = _logger(trt, errors)
+    logger = _logger(trt)
+    errors = logger.errors
+    errors.clear()
     trt.init_libnvinfer_plugins(logger, "")
     builder = trt.Builder(logger)
     if builder is None or not hasattr(builder, "create_network"):
@@ -159,22 +164,29 @@ def build_plan(onnx_file: Path, options: PlanOptions, *, trt: Any, gpu_name: str
     return Plan(bytes(plan), str(trt.__version__), _types_of(trt, network), time.monotonic() - start)
 
 
-def _logger(trt: Any, errors: list[str]) -> Any:
+_loggers: dict[str, Any] = {}
+"""By module. TensorRT's plugin library keeps a pointer to the first one that it is given: they live as long as we."""
+
+
+def _logger(trt: Any) -> Any:
     class Logger(trt.ILogger):  # type: ignore[misc]
         """Keeps TensorRT's errors for the exception."""
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
+            self.errors: deque[str] = deque(maxlen=20)
 
         def log(self, severity: Any, message: str) -> None:
             if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                errors.append(message)
+                self.errors.append(message)
 
-    return Logger()
+    if trt.__name__ not in _loggers:
+        _loggers[trt.__name__] = Logger()
+    return _loggers[trt.__name__]
 
 
-def _last(errors: Sequence[str]) -> str:
-    return " | ".join(errors[-3:]) or "it does not say why"
+def _last(errors: Iterable[str]) -> str:
+    return " | ".join(list(errors)[-3:]) or "it does not say why"
 
 
 def _parser_errors(parser: Any) -> Iterator[str]:
@@ -248,16 +260,20 @@ def _types_of(trt: Any, network: Any) -> dict[str, int]:
 
 
 def types_of_engine(information: str) -> dict[str, int]:
-    """Count the layers of an engine by the float types that they touch, from the inspector's JSON.
+    """Count the layers of an engine by the float types that its inspector names.
 
     A layer with FP16 and FP32 tensors counts in both. TensorRT 10 writes ``Format/Datatype`` in one
-    field, 11 writes them in two; both are understood.
+    field, 11 writes them in two; both are understood. Of an engine with dynamic shapes the inspector
+    writes ``N/A due to dynamic shapes`` in place of a type, in some versions even with an execution
+    context: such layers count as ``unknown``, which is evidence of nothing.
 
     Args:
         information: What ``EngineInspector.get_engine_information`` gives.
 
     Returns:
-        Counts under ``layers``, ``fp32``, ``fp16`` and ``bf16``.
+        ``layers``; by their tensors, ``fp32``, ``fp16``, ``bf16`` and ``unknown``; by their weights,
+        ``weights_fp32`` and so on; ``tactics_fp16``, layers whose kernel has FP16 in its name. Only
+        counts that are not 0, but for ``layers``.
 
     Raises:
         SpecError: It is not JSON, or has names only, for want of detailed profiling verbosity.
@@ -271,11 +287,16 @@ def types_of_engine(information: str) -> dict[str, int]:
         if not isinstance(item, dict):
             raise SpecError("the engine was built without detailed profiling verbosity: its precision cannot be proven")
         described = [*item.get("Inputs", ()), *item.get("Outputs", ())]
-        counts.update({kind for description in described for kind in _float_types(description)})
+        counts.update({kind for description in described for kind in _types_in(description) if kind != "other"})
+        weights = {kind for name in ("Weights", "Bias") for kind in _types_in(item.get(name))}
+        counts.update(f"weights_{kind}" for kind in weights & set(FLOAT_TYPES))
+        if _FP16_TACTIC.search(str(item.get("TacticName", ""))):
+            counts["tactics_fp16"] += 1
     return dict(counts)
 
 
-def _float_types(description: Any) -> set[str]:
+def _types_in(description: Any) -> set[str]:
+    """Return what a tensor's or a weight's description says: float types, ``other``, or else ``unknown``."""
     if not isinstance(description, dict):
         return set()
     texts = [str(value) for key, value in description.items() if re.search("type|format", key, re.IGNORECASE)]
@@ -284,22 +305,53 @@ def _float_types(description: Any) -> set[str]:
         for found in _TYPE.findall(text):
             word = found.lower()
             kinds.add("bf16" if word in _BF16_NAMES else "fp16" if word in _FP16_NAMES else "fp32")
+    if not kinds:
+        kinds.add("other" if any(_OTHER_TYPE.search(text) for text in texts) else "unknown")
     return kinds
 
 
-def require_precision(types: Mapping[str, int], precision: Precision, *, source: str) -> None:
+def require_precision(
+    types: Mapping[str, int], precision: Precision, *, network_types: Mapping[str, int], source: str
+) -> tuple[str, ...]:
     """Refuse an engine that has not the precision that it is said to have.
 
+    In a strongly typed network nothing but the graph decides about types, so that the parsed network
+    proves what the inspector leaves open; what the inspector does name must not contradict it.
+
+    Args:
+        types: Of the engine, see :func:`types_of_engine`.
+        precision: What was asked for.
+        network_types: Of the parsed network, see :class:`Plan`.
+        source: For the message.
+
+    Returns:
+        What proves it, for people: which sources name the precision, and for how many layers.
+
     Raises:
-        SpecError: An FP32 engine has half-precision layers, or an FP16 engine has none.
+        SpecError: A part of an FP32 engine is half-precision, no part of an FP16 engine is, or nothing names a type.
     """
-    half = types.get("fp16", 0) + types.get("bf16", 0)
-    if precision == "fp32" and half:
-        raise SpecError(f"{source}: expected an FP32 engine, found {half} layers with half-precision tensors")
-    if precision != "fp32" and not types.get(precision, 0):
-        raise SpecError(
-            f"{source}: expected a {precision} engine, found no layer with {precision} tensors: {dict(types)}"
-        )
+    named = {
+        "parsed network": {kind: network_types.get(kind, 0) for kind in FLOAT_TYPES},
+        "engine's tensors": {kind: types.get(kind, 0) for kind in FLOAT_TYPES},
+        "engine's weights": {kind: types.get(f"weights_{kind}", 0) for kind in FLOAT_TYPES},
+    }
+    proofs = []
+    for what, counts in named.items():
+        half = counts["fp16"] + counts["bf16"]
+        if precision == "fp32" and half:
+            raise SpecError(f"{source}: expected an FP32 engine, found {half} layers of half precision in the {what}")
+        is_whole = what != "engine's tensors" or not types.get("unknown", 0)
+        if is_whole and any(counts.values()) and not counts[precision]:
+            raise SpecError(f"{source}: expected a {precision} engine, found no {precision} in the {what}: {counts}")
+        if counts[precision]:
+            proofs.append(f"{what}: {counts[precision]} layers")
+    if not proofs:
+        raise SpecError(f"{source}: expected a {precision} engine, but neither network nor inspector names a type")
+    if precision == "fp16" and (tactics := types.get("tactics_fp16", 0)):
+        proofs.append(f"names of kernels: {tactics} layers")
+    if unknown := types.get("unknown", 0):
+        proofs.append(f"(the inspector leaves the tensors of {unknown} layers open)")
+    return tuple(proofs)
 
 
 class PlanNetwork:
@@ -317,9 +369,11 @@ class PlanNetwork:
     """
 
     def __init__(self, plan: bytes, spec: ModelSpec, *, trt: Any, driver: CudaDriver) -> None:
-        self._errors: list[str] = []
+        logger = _logger(trt)
+        self._errors = logger.errors
+        self._errors.clear()
         self._trt, self._driver, self._spec = trt, driver, spec
-        self._runtime = trt.Runtime(_logger(trt, self._errors))
+        self._runtime = trt.Runtime(logger)
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise SetupError(
@@ -335,8 +389,11 @@ class PlanNetwork:
             raise SetupError(f"{spec.name}: no GPU memory to run the plan: {_last(self._errors)}")
 
     def information(self) -> str:
-        """Return the engine inspector's JSON."""
+        """Return the engine inspector's JSON, for the shape that the plan is tuned for."""
         inspector = self._engine.create_engine_inspector()
+        _, tuned, _ = self._engine.get_tensor_profile_shape(self._spec.input.name, 0)
+        if self._context.set_input_shape(self._spec.input.name, tuned):  # without a shape it names no type
+            inspector.execution_context = self._context
         return str(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
 
     def __call__(self, patches: Array) -> Array:

@@ -49,13 +49,17 @@ class OnnxAsPlan:
 
     def build(self, onnx_file: Path, options: PlanOptions) -> Plan:
         self.builds.append(options)
-        return Plan(onnx_file.read_bytes(), self.version, {"fp32": 3}, 1.5)
+        plan = onnx_file.read_bytes()
+        return Plan(plan, self.version, {"fp32": 3, **({"fp16": 6} if _is_half(plan) else {})}, 1.5)
 
     def load(self, plan: bytes, spec: ModelSpec) -> tuple[object, Mapping[str, int]]:
         network = onnxruntime_network(plan)
-        half = any(item.data_type == onnx.TensorProto.FLOAT16 for item in onnx.load_from_string(plan).graph.initializer)
-        types = self._types if self._types is not None else {"fp32": 2, **({"fp16": 5} if half else {})}
+        types = self._types if self._types is not None else {"fp32": 2, **({"fp16": 5} if _is_half(plan) else {})}
         return (lambda patches: network(patches) * self._scale), types
+
+
+def _is_half(plan: bytes) -> bool:
+    return any(item.data_type == onnx.TensorProto.FLOAT16 for item in onnx.load_from_string(plan).graph.initializer)
 
 
 def build_json(folder: Path, name: str = "build.json") -> dict[str, object]:
@@ -200,6 +204,7 @@ def test_plan_is_built_proven_and_described(bundle: Bundle, tmp_path: Path) -> N
     assert info["gpu"] == "Test GPU 8.9"
     assert info["profile"] == [1, 3, 3]
     assert info["engine_layers"] == {"fp32": 2, "fp16": 5}
+    assert info["precision_proven_by"] == ["parsed network: 6 layers", "engine's tensors: 5 layers"]
     config = config_from_text((tmp_path / "plan" / "config.pbtxt").read_text(), source="config")
     assert dict(config.cc_model_filenames) == {"8.9": "model_sm89.plan"}
     assert read_entry(tmp_path / "plan").newest.spec.parity.state == "proven"
@@ -230,7 +235,7 @@ def test_plan_for_another_gpu_joins_the_same_version(bundle: Bundle, tmp_path: P
 
 
 def test_plan_without_the_precision_that_was_asked_for_is_refused(bundle: Bundle, tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match=r"expected a fp16 engine, found no layer"):
+    with pytest.raises(SpecError, match=r"expected a fp16 engine, found no fp16 in the engine"):
         tensorrt(bundle, tmp_path / "r", OnnxAsPlan(types={"fp32": 9}))
     assert not (tmp_path / "r").exists()
 

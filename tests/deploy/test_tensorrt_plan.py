@@ -1,11 +1,13 @@
 """TensorRT: names that exist in the real bindings, plans that the real compiler builds, precision that is read back."""
 
 import ast
+import gc
 import json
 import re
 import shutil
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -133,6 +135,7 @@ def test_the_list_of_names_is_not_empty() -> None:
     assert {"Builder", "OnnxParser", "MemoryPoolType.WORKSPACE", "BuilderFlag.TF32", "DataType.HALF"} <= names
     assert {"IBuilderConfig.set_memory_pool_limit", "IOptimizationProfile.set_shape"} <= names
     assert {"ICudaEngine.create_engine_inspector", "IExecutionContext.execute_async_v3"} <= names
+    assert {"EngineInspector.execution_context", "ICudaEngine.get_tensor_profile_shape"} <= names
     assert len(names) > 45
 
 
@@ -299,13 +302,153 @@ def test_inspector_without_details_proves_nothing() -> None:
         types_of_engine("{}")
 
 
-def test_engine_of_another_precision_is_refused() -> None:
-    require_precision({"fp32": 9}, "fp32", source="x")
-    require_precision({"fp32": 2, "fp16": 9}, "fp16", source="x")
-    with pytest.raises(SpecError, match=r"expected a fp16 engine, found no layer"):
-        require_precision({"fp32": 9}, "fp16", source="x")
-    with pytest.raises(SpecError, match=r"expected an FP32 engine, found 1 layers"):
-        require_precision({"fp32": 9, "bf16": 1}, "fp32", source="x")
+OPEN = {
+    "Name": "x",
+    "Location": "Device",
+    "Dimensions": [-1, 2, 96, 96, 96],
+    "Format/Datatype": "N/A due to dynamic shapes",
+}
+"""What the inspector writes about a tensor of an engine that is dynamic in the batch."""
+
+
+def inspected(*weights: str, tensors: str = OPEN["Format/Datatype"], tactic: str = "") -> dict[str, int]:
+    """Types of an engine with one layer for each type of weights, as the inspector describes it."""
+    tensor = {**OPEN, "Format/Datatype": tensors}
+    return types_of_engine(
+        json.dumps(
+            {
+                "Layers": [
+                    {
+                        "Name": "conv",
+                        "LayerType": "CaskConvolution",
+                        "Inputs": [tensor],
+                        "Outputs": [tensor],
+                        "Weights": {"Type": kind, "Count": 9408},
+                        "Bias": {"Type": "Float", "Count": 64},
+                        "TacticName": tactic,
+                    }
+                    for kind in weights
+                ],
+                "Bindings": ["x"],
+            }
+        )
+    )
+
+
+HALF_TACTIC = "sm80_xmma_fprop_implicit_gemm_indexed_f16f16_f16f32_f32_nhwckrsc_nhwc_tilesize128x64x32"
+
+
+def test_type_that_the_inspector_leaves_open_is_evidence_of_nothing() -> None:
+    assert inspected("Half", "Float", tactic=HALF_TACTIC) == {
+        "layers": 2, "unknown": 2, "weights_fp16": 1, "weights_fp32": 2, "tactics_fp16": 2,
+    }  # fmt: skip
+    indices = {**OPEN, "Format/Datatype": "Row major linear INT32"}
+    assert types_of_engine(json.dumps({"Layers": [{"Inputs": [indices], "Outputs": []}]})) == {"layers": 1}
+    assert "tactics_fp16" not in inspected("Float", tactic="sm80_xmma_fprop_implicit_gemm_bf16bf16_bf16f32_f32_nhwc")
+
+
+def test_engine_of_dynamic_shapes_is_proven_by_the_parsed_network() -> None:
+    proofs = require_precision(inspected("Float"), "fp32", network_types={"fp32": 30}, source="x")
+    assert proofs == (
+        "parsed network: 30 layers",
+        "engine's weights: 1 layers",
+        "(the inspector leaves the tensors of 1 layers open)",
+    )
+    proofs = require_precision(
+        inspected("Half", tactic=HALF_TACTIC), "fp16", network_types={"fp32": 8, "fp16": 30}, source="x"
+    )
+    assert "parsed network: 30 layers" in proofs
+    assert "names of kernels: 1 layers" in proofs
+    assert require_precision({"layers": 9, "unknown": 9}, "fp16", network_types={"fp16": 30}, source="x")
+
+
+@pytest.mark.parametrize(
+    ("types", "precision", "network_types", "words"),
+    [
+        (inspected("Half"), "fp32", {"fp32": 30}, "found 1 layers of half precision in the engine's weights"),
+        (inspected("Float", tensors="Half"), "fp32", {"fp32": 30}, "half precision in the engine's tensors"),
+        ({"fp32": 9, "bf16": 1}, "fp32", {"fp32": 30}, "half precision in the engine's tensors"),
+        (inspected("Float"), "fp32", {"fp32": 29, "fp16": 1}, "half precision in the parsed network"),
+        (inspected("Half"), "fp16", {"fp32": 30}, "found no fp16 in the parsed network"),
+        (inspected("Float"), "fp16", {"fp32": 8, "fp16": 30}, "found no fp16 in the engine's weights"),
+        ({"fp32": 9}, "fp16", {"fp32": 8, "fp16": 30}, "found no fp16 in the engine's tensors"),
+        ({"layers": 9, "unknown": 9}, "fp32", {}, "neither network nor inspector names a type"),
+        ({"layers": 9, "unknown": 9}, "fp16", {}, "neither network nor inspector names a type"),
+    ],
+)
+def test_engine_of_another_precision_is_refused(
+    types: dict[str, int], precision: str, network_types: dict[str, int], words: str
+) -> None:
+    with pytest.raises(SpecError, match=words):
+        require_precision(types, precision, network_types=network_types, source="x")  # type: ignore[arg-type]
+
+
+def test_engine_whose_types_are_named_needs_no_other_proof() -> None:
+    assert require_precision({"fp32": 9}, "fp32", network_types={}, source="x") == ("engine's tensors: 9 layers",)
+    assert require_precision({"fp32": 2, "fp16": 9}, "fp16", network_types={}, source="x")
+
+
+class Inspected:
+    """An engine and its context, and a module of TensorRT that loads them: types are named for a known shape only."""
+
+    def __init__(self) -> None:
+        self.shape: tuple[int, ...] | None = None
+        self.execution_context: Inspected | None = None
+        self.__name__ = "inspected_tensorrt"
+        self.DataType = SimpleNamespace(FLOAT=1, HALF=2, BF16=3)
+        self.LayerInformationFormat = SimpleNamespace(JSON="json")
+        self.ILogger = object
+
+    def Runtime(self, logger: object) -> "Inspected":
+        return self
+
+    def deserialize_cuda_engine(self, plan: bytes) -> "Inspected":
+        return self
+
+    create_execution_context = create_engine_inspector = lambda self: self
+
+    def get_tensor_dtype(self, name: str) -> int:
+        return 1
+
+    def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
+        return [(size, 1, 8, 8) for size in (1, 2, 3)]
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self.shape = tuple(shape)
+        return True
+
+    def get_engine_information(self, kind: str) -> str:
+        is_known = self.execution_context is self and self.shape == (2, 1, 8, 8)
+        tensor = {**OPEN, "Format/Datatype": "Row major linear FP32" if is_known else OPEN["Format/Datatype"]}
+        return json.dumps({"Layers": [{"Inputs": [tensor], "Outputs": [tensor]}]})
+
+
+def test_inspector_is_given_the_shape_that_the_plan_is_tuned_for() -> None:
+    tensor = SimpleNamespace(name="x", dtype="FP32")
+    spec = SimpleNamespace(name="m", input=tensor, output=tensor)
+    _, types = tensorrt_plan.plan_network(b"", spec, trt=Inspected(), driver=None)  # type: ignore[arg-type]
+    assert types == {"layers": 1, "fp32": 1}
+
+
+def test_logger_outlives_the_build_for_the_plugin_library_keeps_it() -> None:
+    class Logger:
+        ERROR = INTERNAL_ERROR = "error"
+
+        def __init__(self) -> None: ...
+
+    given: list[weakref.ref[object]] = []
+    trt = SimpleNamespace(
+        __name__="a_tensorrt",
+        ILogger=Logger,
+        init_libnvinfer_plugins=lambda logger, namespace: given.append(weakref.ref(logger)),
+        Builder=lambda logger: logger.log("error", f"error {len(given)}"),
+    )
+    for i in (1, 2):  # each build tells its own errors only
+        with pytest.raises(SetupError, match=f"cannot start here: error {i}$"):
+            build_plan(Path("x.onnx"), PlanOptions(), trt=trt)
+    gc.collect()
+    assert given[0]() is not None
+    assert given[0]() is given[1]()
 
 
 def test_plan_of_another_tensorrt_than_the_servers_is_refused() -> None:
