@@ -260,7 +260,9 @@ class _Extension(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net publishes no t
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         self._stop_if_asked()
         if self.device.type == "cuda":
-            return super().validation_step(batch)  # type: ignore[no-any-return]
+            # nnU-Net enters autocast here whatever was asked for
+            with contextlib.nullcontext() if self.amp else _without_autocast(self.network, "cuda"):
+                return super().validation_step(batch)  # type: ignore[no-any-return]
         with self._autocast():
             return super().validation_step(batch)  # type: ignore[no-any-return]
 
@@ -335,7 +337,10 @@ class _Extension(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net publishes no t
         )
 
     def record(self) -> dict[str, Any]:
-        """Return the values that this training runs with, none of them left open."""
+        """Return what this training runs with; what hangs on the device is left open unless it was asked for.
+
+        A training may go on elsewhere, where another ``amp`` is the default.
+        """
         return {
             **replace(
                 self.options,
@@ -344,10 +349,10 @@ class _Extension(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net publishes no t
                 epochs=self.num_epochs,
                 iterations_per_epoch=self.num_iterations_per_epoch,
                 gradient_accumulation_steps=self.accumulation_steps,
-                amp=self.amp,
             ).record(),
             "world_size": self.placement.world_size,
             "device": str(self.device),
+            "mixed_precision": self.amp,
         }
 
     def load_checkpoint(self, filename_or_checkpoint: Any) -> None:
@@ -405,7 +410,9 @@ def extended(
     if clip_norm is None and needs_own_step:
         raise SetupError(
             f"{trainer_class.__name__} has a training step of its own ({owner.__name__}), which knows neither "
-            "gradient accumulation nor --amp: leave --gradient_accumulation_steps and --amp out"
+            "gradient accumulation nor --amp: leave --gradient_accumulation_steps and --amp out; where a training "
+            "goes on that had them, give --gradient_accumulation_steps 1 and "
+            f"{'--amp' if default_amp else '--no-amp'}"
         )
     members = {
         "__module__": trainer_class.__module__,
@@ -434,6 +441,28 @@ def seed_everything(seed: int, *, epoch: int = 0, rank: int = 0) -> None:
     random.seed(mixed)
     np.random.seed(mixed)  # noqa: NPY002 (nnU-Net draws from the global generator)
     torch.manual_seed(mixed)
+
+
+@contextlib.contextmanager
+def _without_autocast(network: torch.nn.Module, device_type: str) -> Iterator[None]:
+    """Let passes of a network leave the autocast that is entered around them."""
+    left = contextlib.ExitStack()
+
+    def leave(*_: Any) -> None:
+        left.enter_context(torch.autocast(device_type, enabled=False))
+
+    def come_back(*_: Any) -> None:
+        left.close()
+
+    hooks = (
+        network.register_forward_pre_hook(leave, prepend=True),
+        network.register_forward_hook(come_back, always_call=True),
+    )
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _onto(data: Any, device: torch.device) -> Any:

@@ -19,7 +19,7 @@ class TrainingOptions:
         iterations_per_epoch: Optimizer steps in an epoch; validation takes a fifth of them, as in nnU-Net.
         gradient_accumulation_steps: Batches that make one optimizer step.
         amp: Mixed precision: float16 with loss scaling on CUDA (nnU-Net's default there),
-            bfloat16 on the CPU (off by default).
+            bfloat16 on the CPU (off by default). Recorded only where it was chosen.
         seed: Seeds every epoch; reproducible where ``nnUNet_n_proc_DA`` is 0.
     """
 

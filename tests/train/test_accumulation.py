@@ -121,11 +121,57 @@ def test_amp_on_the_cpu_computes_in_bfloat16(tiny: TinyNnunet) -> None:
     assert losses == pytest.approx(expected, rel=0.02)
 
 
-def test_a_trainer_with_its_own_step_refuses_what_it_cannot_do(tiny: TinyNnunet) -> None:
-    class OwnStep(nnUNetTrainer):
-        def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-            return super().train_step(batch)
+class OwnStep(nnUNetTrainer):
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return super().train_step(batch)
 
+
+@pytest.mark.parametrize("asked", [None, True])
+def test_mixed_precision_goes_to_another_device_only_where_it_was_asked_for(
+    tiny: TinyNnunet, monkeypatch: pytest.MonkeyPatch, asked: bool | None
+) -> None:
+    trainer = make_trainer(tiny, TrainingOptions(amp=asked))
+    # as on a GPU, where it is on unless told
+    monkeypatch.setattr(trainer, "amp", True)
+    assert trainer.record()["mixed_precision"] is True
+    options, changes = TrainingOptions().continued_from(TrainingOptions.from_record(trainer.record()))
+    assert (options.amp, changes) == (asked, [])
+    if asked is None:
+        assert make_trainer(tiny, options, cls=OwnStep).amp is False
+    else:
+        with pytest.raises(SetupError, match=r"where a training goes on that had them.*--no-amp"):
+            make_trainer(tiny, options, cls=OwnStep)
+        options, _ = TrainingOptions(amp=False).continued_from(options)
+        assert make_trainer(tiny, options, cls=OwnStep).amp is False
+
+
+@pytest.mark.parametrize("amp", [None, False])
+def test_validation_after_an_epoch_leaves_autocast_where_there_is_no_amp(
+    tiny: TinyNnunet, monkeypatch: pytest.MonkeyPatch, amp: bool | None
+) -> None:
+    class AsOnCuda(nnUNetTrainer):
+        # what nnU-Net does on CUDA, where no CUDA is needed to do it
+        def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+            torch.set_autocast_enabled("cuda", True)
+            try:
+                self.network(batch["data"])
+                seen.append(torch.is_autocast_enabled("cuda"))
+            finally:
+                torch.set_autocast_enabled("cuda", False)
+            return {}
+
+    seen: list[bool] = []
+    trainer = make_trainer(tiny, TrainingOptions(), cls=AsOnCuda)
+    trainer.network.register_forward_hook(lambda *_: seen.append(torch.is_autocast_enabled("cuda")))
+    monkeypatch.setattr(trainer, "device", torch.device("cuda"))
+    monkeypatch.setattr(trainer, "amp", amp is not False)
+    trainer.validation_step(make_batches(trainer, steps=1, size=1)[0])
+    # in the network, and after it: the loss stays where nnU-Net has it
+    assert seen == [amp is not False, True]
+    assert not trainer.network._forward_pre_hooks
+
+
+def test_a_trainer_with_its_own_step_refuses_what_it_cannot_do(tiny: TinyNnunet) -> None:
     with pytest.raises(
         SetupError, match=r"OwnStep has a training step of its own.*leave --gradient_accumulation_steps"
     ):

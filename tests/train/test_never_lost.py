@@ -69,7 +69,7 @@ def test_sigterm_saves_and_leaves_with_143(tiny: TinyNnunet) -> None:
     assert state is not None
     assert (state.file.name, state.epochs_done) == ("checkpoint_latest.pth", 1)
     assert state.options == TrainingOptions(
-        batch_size=2, lr=0.01, epochs=3, iterations_per_epoch=2, gradient_accumulation_steps=1, amp=False, seed=1
+        batch_size=2, lr=0.01, epochs=3, iterations_per_epoch=2, gradient_accumulation_steps=1, seed=1
     )
     options, changes = TrainingOptions(epochs=4, lr=0.01).continued_from(state.options)
     assert changes == ["epochs: 3 so far, 4 from here on"]
