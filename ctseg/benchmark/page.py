@@ -82,7 +82,12 @@ def _reading(result: BenchmarkResult) -> list[str]:
         )
     lines += [
         f"- {row.model}: a folder takes {row.ratio:.2f} x the time of its bare windows"
-        + (f", the server sleeping {_busy(row):.0%} of it." if row.sleep_ms is not None else ".")
+        + (
+            f", the server sleeping {_busy(row):.0%} of it."
+            if row.sleep_ms is not None
+            else f"; the client's own {row.client_cpu_s_per_megavoxel * row.megavoxels:.1f} CPU s on the network's "
+            f"CPUs ({result.machine.cpus}) would be {_crowding(row, result.machine.cpus):.0%} of that time."
+        )
         for row in result.floor
     ]
     lines += [
@@ -99,6 +104,11 @@ def _reading(result: BenchmarkResult) -> list[str]:
 
 def _times(faster: float) -> str:
     return f"{faster:.1f} x faster" if faster >= 1 else f"{1 / faster:.1f} x slower"
+
+
+def _crowding(row: Floor, cpus: int) -> float:
+    """What the client's CPU seconds take of the machine, against the time of the bare windows."""
+    return row.client_cpu_s_per_megavoxel * row.megavoxels / cpus / row.replay_s
 
 
 def _busy(row: Floor) -> float:
@@ -212,7 +222,9 @@ def _traces(traces: Sequence[Trace]) -> list[str]:
     lines = ["## How busy the server is", ""]
     lines += [
         "One more run of each folder, with a clock around the client's stages and around the model's computing in the "
-        f"server; the spans stand in the JSON. A thread takes a whole case, three at a time. ![trace]({TRACE_NAME})",
+        "server; the spans stand in the JSON. A thread takes a whole case, three at a time.",
+        "",
+        f"![Stages of each case above the server's computing]({TRACE_NAME})",
         "",
     ]
     return lines + _table(

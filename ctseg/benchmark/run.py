@@ -101,6 +101,7 @@ class Sizes:
         more_scans: Make scans from those given, see :func:`collect_scans`.
         startup_repeats: Runs of each command on the scan of one window.
         sleeps_ms: Milliseconds a window, with how often the small scans are repeated in the folder.
+        real_copies: How often they are repeated for the real networks.
         ways: See :class:`ReplayJob`.
         probe_windows: See :class:`ReplayJob`.
         floor_repeats: Replays and folders of each model.
@@ -117,6 +118,7 @@ class Sizes:
     more_scans: bool
     startup_repeats: int
     sleeps_ms: tuple[tuple[float, int], ...]
+    real_copies: int
     ways: tuple[tuple[int, int], ...]
     probe_windows: int
     floor_repeats: int
@@ -143,6 +145,7 @@ SIZES: dict[Mode, Sizes] = {
         more_scans=False,
         startup_repeats=1,
         sleeps_ms=((5.0, 1),),
+        real_copies=1,
         ways=((2, 0),),
         probe_windows=2,
         floor_repeats=1,
@@ -159,6 +162,7 @@ SIZES: dict[Mode, Sizes] = {
         more_scans=False,
         startup_repeats=1,
         sleeps_ms=((350.0, 2), (100.0, 8), (25.0, 8)),
+        real_copies=1,
         ways=((2, 0), (4, 0), (2, 1)),
         probe_windows=8,
         floor_repeats=1,
@@ -185,6 +189,7 @@ SIZES: dict[Mode, Sizes] = {
         more_scans=True,
         startup_repeats=1,
         sleeps_ms=((350.0, 2), (100.0, 8), (25.0, 8)),
+        real_copies=3,
         ways=((2, 0), (4, 0), (2, 1)),
         probe_windows=8,
         floor_repeats=2,
@@ -204,6 +209,7 @@ SIZES: dict[Mode, Sizes] = {
         more_scans=True,
         startup_repeats=3,
         sleeps_ms=((350.0, 8), (100.0, 12), (25.0, 16)),
+        real_copies=3,
         ways=((1, 0), (2, 0), (3, 0), (4, 0), (2, 1), (4, 1)),
         probe_windows=16,
         floor_repeats=3,
@@ -297,6 +303,9 @@ class _Benchmark:
         tiny = write_tiny_scan(scan_file(small[0], scans), root / "tiny")
         for name in ("nnUNet_raw", "nnUNet_preprocessed"):
             (root / name).mkdir()
+        if large is None and any(row.large for row in sizes.rows):
+            message = "left out: a CT of a whole chest is named by --large"
+            self._found.problems.append(Problem(step="chest and long scan", message=message, is_failure=False))
         if self._machine.load_average > 0.5:
             self._report(f"WARNING: the machine is not idle (load {self._machine.load_average:.1f})")
         self._step("start-up", self._measure_startup)
@@ -311,7 +320,9 @@ class _Benchmark:
                 name = f"floor, {sleep_ms:g} ms a window"
                 self._step(name, partial(self._sleeping, ready[-1], sleep_ms, given, copies))
         for network in list(ready):
-            self._step(f"floor, {network.name}", partial(self._floor, network.name, given, None))
+            self._step(
+                f"floor, {network.name}", partial(self._floor, network.name, given, None, copies=sizes.real_copies)
+            )
         if ready and sizes.trace_sleep_ms is not None:
             self._step("trace", partial(self._trace, list(ready), sizes.trace_sleep_ms, given))
         for row in sizes.rows[2:]:
