@@ -214,13 +214,15 @@ def crop(case: str, start: Sequence[int], shape: Sequence[int]) -> tuple[Any, An
 
 def make_data(folder: Path) -> None:
     """Write six small pieces of real CT to train on, and one to segment."""
-    for part in ("images", "labels", "scans", "bundles", "models"):
+    for part in ("images", "labels", "scans", "nnunet_scans", "nnunet", "bundles", "models"):
         (folder / part).mkdir(parents=True)
     for i, case in enumerate(("008", "025", "042") * 2):
         image, labels = crop(case, (40 + 4 * (i // 3), 42, 10 + 2 * (i // 3)), (56, 56, 24))
         nibabel.save(image, folder / "images" / f"piece{i}.nii.gz")
         nibabel.save(labels, folder / "labels" / f"piece{i}.nii.gz")
-    nibabel.save(crop("042", (30, 40, 8), (72, 80, 30))[0], folder / "scans" / "chest.nii.gz")
+    scan = crop("042", (30, 40, 8), (72, 80, 30))[0]
+    for name in ("scans/chest.nii.gz", "nnunet_scans/chest_0000.nii.gz"):
+        nibabel.save(scan, folder / name)
 
 
 def give_to(folder: Path, user: str) -> None:
@@ -257,11 +259,28 @@ def train_and_export(machine: Machine, data: Path) -> None:
     claim("a training without network, on a read-only root, leaves its checkpoint", final is not None, log[-2000:])
     owners = {path.stat().st_uid for path in results.rglob("*")}
     claim("files belong to the caller, whose id has no account", owners == {12345}, owners)
+    compile_in_training(machine, road)
+    in_training = [*common, "--shm-size", "1g", *mounts]
+    step("torchrun: a fold on two processes")
+    log = machine.podman(
+        "run", "--rm", *in_training, "localhost/ci/train", "torchrun", "--nproc_per_node=2", "-m", "ctseg", "train",
+        "101", "3d_fullres", "1", "-device", "cpu", "--distributed=ddp", "--epochs", "1", "--iterations_per_epoch", "1",
+    )  # fmt: skip
+    finals = sorted(path.parent.name for path in results.rglob("checkpoint_final.pth"))
+    claim(
+        "two processes under torchrun leave one checkpoint", finals == ["fold_0", "fold_1"], f"{finals} {log[-2000:]}"
+    )
+    step("nnUNetv2_predict, nnU-Net's own command")
+    machine.podman(
+        "run", "--rm", *in_training, "-v", f"{data / 'nnunet_scans'}:/scans:ro", "-v", f"{data / 'nnunet'}:/labels",
+        "localhost/ci/train", "nnUNetv2_predict", "-i", "/scans", "-o", "/labels", "-d", "101", "-c", "3d_fullres",
+        "-f", "0", "-device", "cpu", "--disable_tta", "-npp", "1", "-nps", "1",
+    )  # fmt: skip
     step("scripts/export_and_build.sh: export, build")
     (data / "bundles").chmod(0o755)
     give_to(data / "models", TRAINER_USER)
     machine.run(
-        "scripts/export_and_build.sh", "101", "3d_fullres", MODEL, MODELS=str(data / "models"),
+        "scripts/export_and_build.sh", "101", "3d_fullres", MODEL, "-f", "0", MODELS=str(data / "models"),
         BACKEND="python", BUILD="--runtime onnxruntime", **road,
     )  # fmt: skip
     state = json.loads((data / "models" / MODEL / "ctseg.json").read_text())["parity"]["state"]
@@ -277,6 +296,21 @@ def train_and_export(machine: Machine, data: Path) -> None:
     claim("nnU-Net itself finds the Swin UNETR trainer", trainer.endswith("nnUNetTrainerSwinUNETR"), trainer)
 
 
+def compile_in_training(machine: Machine, road: dict[str, str]) -> None:
+    """Compile in a container as train.sh starts it, at a second call, which plans nothing."""
+    step("scripts/train.sh: torch.compile in its container")
+    engine = machine.scratch / "engine"  # train.sh's own flags, another program
+    program = "import torch; print(float(torch.compile(lambda x: (2 * x + 1).relu().sum())(torch.ones(1000))))"
+    engine.write_text(
+        '#!/bin/bash\nwhile [[ $1 != "$TRAIN_IMAGE" ]]; do words+=("$1"); shift; done\n'
+        f'echo "asked: $2"\nexec podman "${{words[@]}}" "$TRAIN_IMAGE" python -c {shlex.quote(program)}\n'
+    )
+    engine.chmod(0o755)
+    said = machine.run("scripts/train.sh", "101", "3d_fullres", "0", ENGINE=str(engine), **road).stdout
+    claim("a second call of train.sh plans nothing anew", "asked: train" in said and "asked: plan" not in said, said)
+    claim("torch.compile works where a training runs", "3000.0" in said, said[-2000:])
+
+
 def embedded_labels(machine: Machine, data: Path) -> np.ndarray:
     """Segment the scan with a server of ctseg's own, outside any container."""
     step("the embedded run on the host")
@@ -286,7 +320,12 @@ def embedded_labels(machine: Machine, data: Path) -> np.ndarray:
         *ctseg, "predict", "-i", data / "scans", "-o", data / "embedded", "-m", MODEL, "--repository", data / "own",
         "--disable_tta",
     )  # fmt: skip
-    return np.asarray(nibabel.load(data / "embedded" / "chest.nii.gz").dataobj)
+    labels = np.asarray(nibabel.load(data / "embedded" / "chest.nii.gz").dataobj)
+    nnunet = np.asarray(nibabel.load(data / "nnunet" / "chest.nii.gz").dataobj)
+    equal = float(np.mean(labels == nnunet))  # stock nnU-Net rounds its logits to float16
+    claim(f"{100 * equal:.3f} % of the voxels are those of nnU-Net in the training image", equal >= 0.999, equal)
+    claim("which finds something", 0 < np.mean(nnunet) < 1, np.mean(nnunet))
+    return labels
 
 
 def free_ports(count: int) -> list[str]:
