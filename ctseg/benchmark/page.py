@@ -15,7 +15,8 @@ from ctseg.benchmark.results import (
     scans_text,
 )
 
-IDLE_LOAD = 0.5
+IDLE_CPUS = 0.2
+"""More than that taken by others, and the times are not to be trusted."""
 
 
 def page_of(result: BenchmarkResult) -> str:
@@ -25,7 +26,8 @@ def page_of(result: BenchmarkResult) -> str:
         f"# Benchmark of {result.started[:10]} ({result.mode})",
         "",
         f"{machine.processor}, {machine.cpus} CPUs, {machine.memory_gb:.0f} GB, {machine.system}, "
-        f"Python {machine.python}; load {machine.load_average:.1f} at the start; {result.seconds / 60:.0f} minutes.",
+        f"Python {machine.python}; {machine.busy_cpus:.2f} CPUs busy before the start; "
+        f"{result.seconds / 60:.0f} minutes.",
         "",
         ", ".join(f"{name} {version}" for name, version in result.versions.items()) + ".",
         "",
@@ -62,7 +64,7 @@ def _warnings(result: BenchmarkResult) -> list[str]:
     lines = []
     if result.mode == "tiny":
         lines += ["**A check that the benchmark runs; these figures mean nothing.**", ""]
-    elif result.machine.load_average > IDLE_LOAD:
+    elif result.machine.busy_cpus > IDLE_CPUS:
         lines += ["**The machine was not idle when this began: do not trust the times.**", ""]
     return lines
 

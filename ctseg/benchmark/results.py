@@ -20,15 +20,15 @@ class _Strict(BaseModel):
 class Machine(_Strict):
     """Where it was measured.
 
-    ``load_average`` is that of the minute before the benchmark: more than about 0.5 means that the
-    machine was not idle, and no time below means much.
+    ``busy_cpus`` is what other processes took in the seconds before the benchmark: more than a small
+    part of one CPU means that the machine was not idle, and no time below means much.
     """
 
     system: str
     processor: str
     cpus: int
     memory_gb: float
-    load_average: float
+    busy_cpus: float
     python: str
 
 

@@ -33,7 +33,7 @@ from ctseg.benchmark.models import (
     write_recorder,
     write_sleeper,
 )
-from ctseg.benchmark.page import page_of
+from ctseg.benchmark.page import IDLE_CPUS, page_of
 from ctseg.benchmark.replay import ReplayJob, ReplayResult
 from ctseg.benchmark.results import (
     JSON_NAME,
@@ -67,6 +67,7 @@ Mode = Literal["tiny", "quick", "standard", "full"]
 NNUNET_EXPORT_S_PER_CLASS_VOXEL = 8e-8
 """On two cores; decides only how large a volume nnU-Net's export is asked to take."""
 NNUNET_EXPORT_BYTES_PER_CLASS_VOXEL = 10
+IDLE_WATCH_S = 3.0
 _SERVER_READY = "tritonserver ("
 _CLIENT_MODULES = "ctseg.cli, ctseg.client_cli, ctseg.batch, ctseg.cases, ctseg.triton"
 _VERSIONS = (
@@ -299,6 +300,7 @@ class _Benchmark:
         sizes, root = self._sizes, self._root
         scans = root / "scans"
         small, big = collect_scans(folder, scans, large, more=sizes.more_scans)
+        big = [scan for scan in big if any(scan.case in row.large for row in sizes.rows)]
         self._scans = [*small, *big]
         tiny = write_tiny_scan(scan_file(small[0], scans), root / "tiny")
         for name in ("nnUNet_raw", "nnUNet_preprocessed"):
@@ -306,8 +308,8 @@ class _Benchmark:
         if large is None and any(row.large for row in sizes.rows):
             message = "left out: a CT of a whole chest is named by --large"
             self._found.problems.append(Problem(step="chest and long scan", message=message, is_failure=False))
-        if self._machine.load_average > 0.5:
-            self._report(f"WARNING: the machine is not idle (load {self._machine.load_average:.1f})")
+        if self._machine.busy_cpus > IDLE_CPUS:
+            self._report(f"WARNING: the machine is not idle: {self._machine.busy_cpus:.1f} CPUs are busy")
         self._step("start-up", self._measure_startup)
         ready: list[Network] = []
         first = sizes.rows[:2]
@@ -754,7 +756,7 @@ def _machine() -> Machine:
         processor=", ".join(sorted(names)) or platform.machine(),
         cpus=len(os.sched_getaffinity(0)),
         memory_gb=psutil.virtual_memory().total / 1e9,
-        load_average=os.getloadavg()[0],
+        busy_cpus=psutil.cpu_percent(interval=IDLE_WATCH_S) / 100 * (psutil.cpu_count() or 1),
         python=platform.python_version(),
     )
 
