@@ -376,6 +376,7 @@ def _build_tensorrt(job: _Job) -> Entry:
         "driver": gpu.driver,
         "network_layers": dict(plan.network_types),
         "engine_layers": dict(types),
+        "precision_proven_by": proofs,
         "seconds": round(plan.seconds, 1),
         "seconds_per_patch": round(seconds_per_patch(network, job.spec), 5),
         "plan_bytes": len(plan.data),
@@ -387,7 +388,6 @@ def _build_tensorrt(job: _Job) -> Entry:
             identity = {**_identity(job), "created": _now(), "ctseg": version("ctseg")}
             number = entry.newest.version
             done = add_plan(
-        "precision_proven_by": proofs,
                 job.repository,
                 name,
                 number,
@@ -481,6 +481,7 @@ def build_plan_file(
         "precision": precision,
         "network_layers": dict(built.network_types),
         "engine_layers": dict(types),
+        "precision_proven_by": proofs,
         "relative_l2_random_patches": comparison.relative_l2,
         "seconds": round(built.seconds, 1),
         "created": _now(),
@@ -491,7 +492,6 @@ def build_plan_file(
             unfinished = path.with_name(f".{path.name}.{os.getpid()}")
             unfinished.write_bytes(data)
             unfinished.replace(path)
-        "precision_proven_by": proofs,
     except OSError as error:
         raise OutputError(f"{output}: cannot be written: {error}") from error
     return output
