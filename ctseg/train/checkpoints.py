@@ -1,10 +1,11 @@
 """nnU-Net's checkpoints: written whole or not at all, read without running what is in them."""
 
+import contextlib
 import errno
 import os
 import pickle
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -120,6 +121,42 @@ class TrainingState:
     file: Path
     epochs_done: int
     options: TrainingOptions | None
+
+
+@contextlib.contextmanager
+def replacing(fold_folder: Path) -> Iterator[None]:
+    """Keep the training in a fold until the one that begins inside has saved a checkpoint.
+
+    The fold is moved aside, and comes back where the new training does not get that far.
+    """
+    settle(fold_folder)
+    if fold_folder.exists():
+        fold_folder.rename(_aside(fold_folder))
+    try:
+        yield
+    finally:
+        settle(fold_folder)
+
+
+def settle(fold_folder: Path) -> None:
+    """Decide between a fold and the former one beside it: a fold with a checkpoint stays, one without goes.
+
+    Nothing happens where no former one lies aside.
+    """
+    former = _aside(fold_folder)
+    if not former.exists():
+        return
+    if any((fold_folder / name).is_file() for name in (FINAL, LATEST, BEST)):
+        shutil.rmtree(former, ignore_errors=True)
+        return
+    if fold_folder.exists():
+        shutil.rmtree(fold_folder)
+    former.rename(fold_folder)
+
+
+def _aside(fold_folder: Path) -> Path:
+    # nnU-Net takes every folder whose name begins with fold_ for a fold
+    return fold_folder.with_name(f"replaced_{fold_folder.name}")
 
 
 def training_state(fold_folder: Path) -> TrainingState | None:

@@ -25,7 +25,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from ctseg.errors import SetupError
-from ctseg.train.checkpoints import LATEST, read_checkpoint, write_checkpoint
+from ctseg.train.checkpoints import LATEST, read_checkpoint, settle, write_checkpoint
 from ctseg.train.options import RECORD_KEY, TrainingOptions
 
 GRADIENT_NORM_LIMITS = {"nnUNetTrainer": 12.0, "AbstractPrimus": 1.0}
@@ -61,8 +61,10 @@ class StopRequest:
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self.requested = True
-        if self._at_once is not None:
-            raise TrainingStopped(self._at_once)
+        # once: a second signal must not disturb what the first one has to clean up
+        message, self._at_once = self._at_once, None
+        if message is not None:
+            raise TrainingStopped(message)
 
     @contextlib.contextmanager
     def at_once(self, message: str) -> Iterator[None]:
@@ -335,6 +337,7 @@ class _Extension(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net publishes no t
                 RECORD_KEY: self.record(),
             },
         )
+        settle(path.parent)
 
     def record(self) -> dict[str, Any]:
         """Return what this training runs with; what hangs on the device is left open unless it was asked for.

@@ -15,12 +15,12 @@ import torch.distributed
 
 from ctseg.errors import CheckpointError, OutputError, SetupError, TrainingError
 from ctseg.folds import Fold
-from ctseg.train.checkpoints import BEST, FINAL, LATEST, NO_SPACE, TrainingState, training_state
+from ctseg.train.checkpoints import FINAL, NO_SPACE, TrainingState, replacing, settle, training_state
 from ctseg.train.extended_trainer import Placement, StopRequest, extended, seed_everything, unwrapped
 from ctseg.train.options import TrainingOptions
 from ctseg.train.paths import NnunetPaths, trainer_folders
-from ctseg.train.pretrained import load_pretrained
-from ctseg.train.worker_processes import end_workers_with_this_process
+from ctseg.train.pretrained import load_pretrained, weights_in
+from ctseg.train.worker_processes import end_workers_with_this_process, no_workers_left
 
 SWIN_TRAINER = "nnUNetTrainerSwinUNETR"
 SWIN_PLANS = "nnUNetSwinUNETRPlans"
@@ -158,6 +158,13 @@ def train(training: Training, paths: NnunetPaths, placement: Placement) -> None:
     if paths.results is None:
         raise SetupError("nnUNet_results is not set")
     folder = paths.results / training.dataset / f"{training.trainer}__{training.plans}__{training.configuration}"
+    if training.pretrained_weights is not None:
+        weights_in(training.pretrained_weights)
+    if placement.rank == 0:
+        for fold in training.folds:
+            settle(folder / f"fold_{fold}")
+    if placement.distributed:
+        torch.distributed.barrier()
     states = _states(training, folder)
     _require_batch_shared(training, plans, states, placement)
     if placement.distributed:
@@ -167,7 +174,11 @@ def train(training: Training, paths: NnunetPaths, placement: Placement) -> None:
     stop = StopRequest()
     with stop.on_sigterm():
         for fold in training.folds:
-            with _memory_advice(training, plans), _full_disk_told(folder):
+            with (
+                _memory_advice(training, plans),
+                _full_disk_told(folder),
+                _former_kept(training, folder, fold, placement),
+            ):
                 _train_fold(training, fold, trainer_class, plans, dataset, states[fold], placement, stop, folder)
 
 
@@ -256,11 +267,6 @@ def _train_fold(
     resumed = state if training.resume else None
     if resumed is not None and resumed.options is not None:
         options, changes = options.continued_from(resumed.options)
-    if training.overwrite and not training.resume and not training.validation_only and placement.rank == 0:
-        for name in (FINAL, LATEST, BEST):
-            (folder / f"fold_{fold}" / name).unlink(missing_ok=True)
-        # or find-best would take it for that of the new training
-        shutil.rmtree(folder / f"fold_{fold}" / "validation", ignore_errors=True)
     if options.seed is not None:
         seed_everything(options.seed)
     cls = extended(trainer_class, options, placement, stop)
@@ -286,16 +292,27 @@ def _train_fold(
                 "order unless nnUNet_n_proc_DA=0"
             )
         if trainer.current_epoch < trainer.num_epochs:
-            try:
-                trainer.run_training()
-            except BaseException:
-                trainer.finish_dataloaders()
-                raise
+            with no_workers_left():
+                try:
+                    trainer.run_training()
+                except BaseException:
+                    trainer.finish_dataloaders()
+                    raise
         elif not (folder / f"fold_{fold}" / FINAL).is_file():
             trainer.on_train_end()
     # nothing is left to be saved
     with stop.at_once(f"stopped in the validation of fold {fold}: the weights are saved; --c or --val validates again"):
         trainer.perform_actual_validation(training.save_probabilities)
+
+
+@contextlib.contextmanager
+def _former_kept(training: Training, folder: Path, fold: Fold, placement: Placement) -> Iterator[None]:
+    """Where a training begins anew, keep the former one until the new one has saved something."""
+    anew = training.overwrite and not training.resume and not training.validation_only
+    with replacing(folder / f"fold_{fold}") if anew and placement.rank == 0 else contextlib.nullcontext():
+        if anew and placement.distributed:
+            torch.distributed.barrier()
+        yield
 
 
 @contextlib.contextmanager

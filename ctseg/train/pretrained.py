@@ -65,7 +65,7 @@ def load_pretrained(network: torch.nn.Module, path: Path) -> PretrainedReport:
     Source:
         MONAI's ``SwinUNETR.load_from`` for the names of the self-supervised encoder.
     """
-    weights = _weights_in(path)
+    weights = weights_in(path)
     own = network.state_dict()
     loaded, kept, used = {}, {}, set()
     by_name = {_name_in(own, key): key for key in weights}
@@ -95,7 +95,12 @@ def load_pretrained(network: torch.nn.Module, path: Path) -> PretrainedReport:
     )
 
 
-def _weights_in(path: Path) -> dict[str, torch.Tensor]:
+def weights_in(path: Path) -> dict[str, torch.Tensor]:
+    """Read the weights in a file, by the names that they have there.
+
+    Raises:
+        CheckpointError: The file is unreadable, or there are no weights in it.
+    """
     found: object = read_checkpoint(path)
     for holder in _HOLDERS:
         if isinstance(found, Mapping) and isinstance(found.get(holder), Mapping):

@@ -1,10 +1,12 @@
 """The worker processes that nnU-Net starts: how many, and that none outlives the training."""
 
+import contextlib
 import ctypes
+import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping
 from functools import cache
 
 _PR_SET_PDEATHSIG = 1
@@ -32,3 +34,19 @@ def end_workers_with_this_process() -> None:
         return
     prctl = ctypes.CDLL(None).prctl
     os.register_at_fork(after_in_child=lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGKILL))
+
+
+@contextlib.contextmanager
+def no_workers_left() -> Iterator[None]:
+    """End the processes that were started inside and are still there.
+
+    Where a batch cannot be prepared, nnU-Net leaves loaders behind that nobody holds. They took over how this
+    process takes SIGTERM, so that Python's own way of ending them would wait for ever.
+    """
+    before = set(multiprocessing.active_children())
+    try:
+        yield
+    finally:
+        for process in set(multiprocessing.active_children()) - before:
+            process.kill()
+            process.join()

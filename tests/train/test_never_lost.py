@@ -2,8 +2,10 @@
 
 import contextlib
 import errno
+import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,10 +18,12 @@ import torch
 
 from ctseg.cli import main
 from ctseg.errors import CheckpointError, OutputError, TrainingError
-from ctseg.train.checkpoints import read_checkpoint, training_state, write_checkpoint
+from ctseg.train.checkpoints import read_checkpoint, replacing, settle, training_state, write_checkpoint
+from ctseg.train.extended_trainer import StopRequest, TrainingStopped
 from ctseg.train.launch import Training, _full_disk_told, _memory_advice
 from ctseg.train.options import TrainingOptions
 from tests.nnunet_reference import make_plans, swin_architecture
+from tests.train.test_accumulation import make_trainer
 from tests.train.tiny import TinyNnunet
 
 TRAINER = "nnUNetTrainerInterrupted"
@@ -107,9 +111,15 @@ def living_processes_of_group(group: int) -> list[str]:
     return found
 
 
-@pytest.mark.full
+def assert_nothing_is_left_of_group(group: int) -> None:
+    deadline = time.monotonic() + 20
+    while left := living_processes_of_group(group):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel of Linux does it")
-@pytest.mark.parametrize("how", ["kill -9", "SIGTERM to the group"])
+@pytest.mark.parametrize("how", [pytest.param("kill -9", marks=pytest.mark.full), "SIGTERM to the group"])
 def test_a_training_that_ends_leaves_no_worker_processes_behind(tiny: TinyNnunet, tmp_path: Path, how: str) -> None:
     words = (sys.executable, "-m", "ctseg", *TRAIN[1:], "--epochs", "500", "--iterations_per_epoch", "1")
     environment = {**tiny.environment, "nnUNet_extTrainer": OUTSIDE, "nnUNet_n_proc_DA": "2"}
@@ -129,10 +139,40 @@ def test_a_training_that_ends_leaves_no_worker_processes_behind(tiny: TinyNnunet
             # as systemd and Slurm do; the workers have to stay until the training is saved
             os.killpg(process.pid, signal.SIGTERM)
     assert process.returncode == (-9 if how == "kill -9" else 143), (tmp_path / "said").read_text()
-    deadline = time.monotonic() + 20
-    while left := living_processes_of_group(process.pid):
-        assert time.monotonic() < deadline, left
-        time.sleep(0.1)
+    state = training_state(fold_folder(tiny))
+    assert state is not None
+    assert state.file.name == "checkpoint_latest.pth"
+    assert state.epochs_done >= 1
+    assert_nothing_is_left_of_group(process.pid)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.parametrize("where", [pytest.param("a step", marks=pytest.mark.full), "a loader's process"])
+def test_a_training_that_fails_ends_its_worker_processes(tiny: TinyNnunet, tmp_path: Path, where: str) -> None:
+    words = (sys.executable, "-m", "ctseg", *TRAIN[1:], "--epochs", "2", "--iterations_per_epoch", "1")
+    environment = {**tiny.environment, "nnUNet_extTrainer": OUTSIDE, "nnUNet_n_proc_DA": "2"}
+    if where == "a step":
+        environment["CTSEG_TEST_FAIL_RANK"] = "0"
+    else:
+        # the only validation case of this fold cannot be read, when the loaders of the training run already
+        preprocessed = tiny.root / "damaged"
+        shutil.copytree(tiny.root / "preprocessed", preprocessed)
+        (preprocessed / tiny.dataset / "nnUNetPlans_3d_fullres" / "tiny0.pkl").unlink()
+        splits = [{"train": [f"tiny{i}" for i in range(1, 5)], "val": ["tiny0"]}]
+        (preprocessed / tiny.dataset / "splits_final.json").write_text(json.dumps(splits))
+        environment["nnUNet_preprocessed"] = str(preprocessed)
+    with (
+        (tmp_path / "said").open("w") as said,
+        subprocess.Popen(words, env=environment, stdout=said, stderr=said, start_new_session=True) as process,
+    ):
+        try:
+            code = process.wait(timeout=200)
+        finally:
+            process.kill()
+    assert code == 1, (tmp_path / "said").read_text()
+    message = "this rank fell over" if where == "a step" else "background workers are no longer alive"
+    assert message in (tmp_path / "said").read_text()
+    assert_nothing_is_left_of_group(process.pid)
 
 
 @pytest.mark.full
@@ -165,6 +205,80 @@ def test_a_training_is_not_begun_anew_by_accident(tiny: TinyNnunet, capsys: pyte
     assert run_here("0") == 2
     assert "holds 7 epochs already: --c continues it, --overwrite begins anew" in capsys.readouterr().err
     assert (folder / "checkpoint_latest.pth").is_file()
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"), [("conv.weight", "none of its 1 tensors fits this network"), (None, "no weights found")]
+)
+def test_overwriting_keeps_the_former_training_where_the_new_one_cannot_start(
+    tiny: TinyNnunet, tmp_path: Path, capsys: pytest.CaptureFixture[str], weights: str | None, message: str
+) -> None:
+    folder = tiny.results / "nnUNetTrainer__nnUNetPlans__3d_fullres" / "fold_0"
+    write_state(folder, "checkpoint_final.pth", 7)
+    (folder / "validation").mkdir()
+    (folder / "validation" / "summary.json").write_text("{}")
+    torch.save({} if weights is None else {weights: torch.zeros(3)}, tmp_path / "weights.pt")
+    assert run_here("0", "--overwrite", "--pretrained_weights", str(tmp_path / "weights.pt")) == 2
+    assert message in capsys.readouterr().err
+    assert sorted(path.name for path in folder.rglob("*")) == ["checkpoint_final.pth", "summary.json", "validation"]
+    assert [path.name for path in folder.parent.iterdir()] == ["fold_0"]
+
+
+def test_overwriting_removes_the_former_training_with_the_first_checkpoint(tmp_path: Path) -> None:
+    fold = tmp_path / "fold_0"
+    write_state(fold, "checkpoint_final.pth", 7)
+    with replacing(fold):
+        assert not fold.exists()
+        settle(fold.parent / "fold_1")
+        assert [path.name for path in tmp_path.iterdir()] == ["replaced_fold_0"]
+        write_state(fold, "checkpoint_best.pth", 1)
+        settle(fold)
+        assert [path.name for path in tmp_path.iterdir()] == ["fold_0"]
+    assert [path.name for path in fold.iterdir()] == ["checkpoint_best.pth"]
+
+
+def test_the_first_saved_checkpoint_settles_the_matter(tiny: TinyNnunet) -> None:
+    fold = tiny.results / "nnUNetTrainer__nnUNetPlans__3d_fullres" / "fold_0"
+    write_state(fold, "checkpoint_final.pth", 7)
+    with replacing(fold):
+        trainer = make_trainer(tiny, TrainingOptions())
+        assert (fold.parent / "replaced_fold_0").is_dir()
+        trainer.save_latest()
+        assert not (fold.parent / "replaced_fold_0").exists()
+    assert [path.name for path in fold.glob("*.pth")] == ["checkpoint_latest.pth"]
+
+
+def test_what_a_killed_overwriting_left_aside_comes_back(tiny: TinyNnunet, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tiny.results / "nnUNetTrainer__nnUNetPlans__3d_fullres"
+    write_state(folder / "replaced_fold_0", "checkpoint_latest.pth", 7)
+    (folder / "fold_0").mkdir()
+    (folder / "fold_0" / "training_log.txt").write_text("killed before its first checkpoint")
+    assert run_here("0") == 2
+    assert "holds 7 epochs already" in capsys.readouterr().err
+    assert [str(path.relative_to(folder)) for path in folder.rglob("*.*")] == ["fold_0/checkpoint_latest.pth"]
+
+
+def test_a_second_signal_does_not_disturb_the_end_of_a_validation() -> None:
+    stop, cleaned_up = StopRequest(), False
+
+    def validate() -> None:
+        nonlocal cleaned_up
+        with stop.at_once("stopped in the validation"):
+            try:
+                signal.raise_signal(signal.SIGTERM)
+            finally:
+                signal.raise_signal(signal.SIGTERM)
+                cleaned_up = True
+
+    with stop.on_sigterm():
+        with pytest.raises(TrainingStopped, match="stopped in the validation"):
+            validate()
+        assert cleaned_up
+        cleaned_up = False
+        # nor does the validation of the next fold begin
+        with pytest.raises(TrainingStopped):
+            validate()
+        assert not cleaned_up
 
 
 def test_the_most_advanced_checkpoint_is_continued(tmp_path: Path) -> None:
