@@ -64,7 +64,7 @@ class BuildOptions:
         max_queue_delay_us: How long Triton may hold a request to join it with others.
         threads: CPU threads of an instance of the python backend; 0 shares the CPUs.
         warmup: Let Triton run one batch before the model is ready.
-        if_needed: Build only if what is there was built from other input, by another tool or for another machine.
+        if_needed: Build only if no version was built from this input, by these tools, for this machine.
         accept_unproven: Write an entry that failed the gate, marked as unproven.
         prove_live: Before the entry is written, start a server on a copy of it and compare its answers too.
         plan: How a TensorRT plan is compiled; its batches are the request's.
@@ -141,7 +141,8 @@ def build_entry(
         compiler: TensorRT and GPU; None takes this machine's.
 
     Returns:
-        The entry, the new version with it. The entry as it was, where ``if_needed`` found nothing to do.
+        The entry, the new version with it. Where ``if_needed`` found nothing to do: the entry up to the version
+        that was built for this machine; newer ones are then the same network, built for others.
 
     Raises:
         SpecError: The bundle is broken or lacks the precision, or the repository has another model of that name.
@@ -248,14 +249,24 @@ def _is_same(built: Mapping[str, Any], expected: Mapping[str, Any]) -> bool:
 
 
 def _up_to_date(job: _Job, expected: Mapping[str, Any]) -> Entry | None:
-    """Return the entry if its newest version was built from this input, by these tools, for this machine."""
+    """Return the entry up to a version that was built from this input, by these tools, for this machine.
+
+    Newer versions of the same input do not matter: they are for other machines that share the repository.
+    """
     entry = _entry_on_disk(job) if job.options.if_needed else None
-    if entry is None or not _is_same(entry.newest.build, {**_identity(job), **expected}):
+    if entry is None:
         return None
-    if entry.newest.spec.parity.state != "proven" and not job.options.accept_unproven:
-        return None
-    job.report(f"{job.spec.name}: version {entry.newest.version} is up to date")
-    return entry
+    for count in range(len(entry.versions), 0, -1):
+        found = replace(entry, versions=entry.versions[:count])
+        builds = _plan_builds(found) if found.backend == "tensorrt" else {"": found.newest.build}
+        here = builds.get(str(expected.get("compute_capability", "")), {})
+        is_proven = found.newest.spec.parity.state == "proven" or job.options.accept_unproven
+        if _is_same(here, {**_identity(job), **expected}) and is_proven:
+            job.report(f"{job.spec.name}: version {found.newest.version} is up to date")
+            return found
+        if not _is_same(found.newest.build, _identity(job)):
+            return None
+    return None
 
 
 # --- python: ONNX Runtime or OpenVINO on the CPU ------------------------------------------------
@@ -354,11 +365,8 @@ def _build_tensorrt(job: _Job) -> Entry:
     }
     entry = _entry_on_disk(job)
     built = None if entry is None else _plan_builds(entry)
-    if entry is not None and built is not None and job.options.if_needed:
-        here = built.get(gpu.compute_capability, {})
-        if _is_same(here, {**_identity(job), **tools}):
-            job.report(f"{name}: version {entry.newest.version} has a fresh plan for {gpu.name}")
-            return entry
+    if same := _up_to_date(job, tools):
+        return same
     job.report(f"{name}: TensorRT {compiler.version} builds for {gpu.name} ({gpu.compute_capability})")
     plan = compiler.build(job.model_file, plan_options)
     network, types = compiler.load(plan.data, job.spec)

@@ -9,11 +9,14 @@ import json
 import os
 import re
 import shutil
+import signal
 import tempfile
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from types import FrameType
+from typing import Any, Literal, NoReturn
 
 from filelock import FileLock, Timeout
 
@@ -239,6 +242,38 @@ def add_plan(
     return read_entry(folder)
 
 
+def remove_versions(repository: Path, name: str, versions: Collection[int]) -> None:
+    """Remove versions of a model: their folders at once, then what the configuration says of them.
+
+    Raises:
+        ValueError: No version would be left.
+        SetupError: Another writer holds the repository.
+        OutputError: The repository cannot be written.
+    """
+    folder = repository / name
+    with _writing(repository, name):
+        config = _read_config(folder)
+        if not set(_versions_on_disk(folder)) - set(versions):
+            raise ValueError(f"{name}: versions {sorted(versions)} are all that there are")
+        with _staging(repository) as staging:
+            for number in versions:
+                (folder / str(number)).rename(staging / str(number))
+                for key in (spec_parameter(number), f"ctseg_runtime.{number}", f"ctseg_precision_hint.{number}"):
+                    config.parameters.pop(key, None)
+            _write_head(folder, config, read_entry(folder).newest.spec)
+
+
+def remove_leftovers(repository: Path) -> None:
+    """Remove what killed writers have left.
+
+    Raises:
+        SetupError: Another writer holds the repository.
+        OutputError: The repository cannot be written.
+    """
+    with _writing(repository, "leftovers"), _staging(repository):
+        pass
+
+
 def read_entry(folder: Path) -> Entry:
     """Read and check one model of a repository.
 
@@ -458,12 +493,30 @@ def _staging(repository: Path) -> Iterator[Path]:
     prefix = f".ctseg-staging-{repository.name}-"
     for stale in parent.glob(f"{prefix}*"):  # a killed writer's: this one holds the lock
         shutil.rmtree(stale, ignore_errors=True)
-    staging = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+    with _sigterm_as_exit():
+        staging = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        try:
+            staging.chmod(0o755)
+            yield staging
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _sigterm_as_exit() -> Iterator[None]:
+    """Let SIGTERM end this process as an exception does; only here, for a compiler at work would not let it through."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001 (the signature of a handler)
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, stop)
     try:
-        staging.chmod(0o755)
-        yield staging
+        yield
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _can_rename_between(parent: Path, repository: Path) -> bool:

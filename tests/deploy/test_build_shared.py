@@ -1,0 +1,41 @@
+"""Machines that share a repository find each its own version, and none builds what it has built before."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from ctseg.deploy.build import BuildOptions, build_entry
+from ctseg.deploy.bundle import Bundle
+from ctseg.deploy.cuda_driver import Gpu
+from ctseg.deploy.repository import read_entry
+from tests.deploy.test_build import ONNXRUNTIME, OnnxAsPlan
+
+
+def test_two_gpus_of_one_compute_capability_share_a_repository(bundle: Bundle, tmp_path: Path) -> None:
+    compilers = {}
+    for name in ("L4", "RTX 4090"):
+        compilers[name] = OnnxAsPlan()
+        compilers[name].gpu = Gpu(name, "8.9", 1 << 30, "13.4")
+    options = BuildOptions(backend="tensorrt", precision="fp16", if_needed=True)
+    for _ in range(2):
+        served = {
+            name: build_entry(bundle.folder, tmp_path, options, compiler=compiler).newest.version
+            for name, compiler in compilers.items()
+        }
+        assert served == {"L4": 1, "RTX 4090": 2}
+    assert [len(compiler.builds) for compiler in compilers.values()] == [1, 1]
+    assert len(read_entry(tmp_path / "unet").versions) == 2
+
+
+def test_a_version_for_this_machine_is_found_behind_those_for_others_but_not_behind_another_network(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    for _ in range(2):
+        build_entry(bundle.folder, tmp_path, ONNXRUNTIME)
+    needed = replace(ONNXRUNTIME, if_needed=True)
+    file = tmp_path / "unet" / "2" / "build.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({**content, "machine": {"cpus": 9999}}))
+    assert build_entry(bundle.folder, tmp_path, needed).newest.version == 1
+    file.write_text(json.dumps({**content, "onnx_sha256": "0" * 64}))
+    assert build_entry(bundle.folder, tmp_path, needed).newest.version == 3
