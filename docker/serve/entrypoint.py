@@ -3,7 +3,7 @@
 Without words, or with flags of tritonserver only, it serves:
 
 1. every bundle under ``CTSEG_BUNDLES`` goes through ``ctseg build --if-needed``, under a lock that
-   servers with the same repository share;
+   servers with the same repository share; versions that nobody serves any more are removed;
 2. everything that would make a start end badly is checked and told: no model, no GPU for a plan,
    shared memory, rights, certificates;
 3. ``readiness.py`` is started, and this process becomes ``tritonserver`` (signals reach it directly).
@@ -11,6 +11,9 @@ Without words, or with flags of tritonserver only, it serves:
 Any other first word is a program, which is run, or else a command of ctseg: ``docker run IMAGE doctor``.
 """
 
+import contextlib
+import fcntl
+import itertools
 import json
 import os
 import re
@@ -21,16 +24,24 @@ import signal
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from filelock import FileLock, Timeout
 
 from ctseg.deploy.bundle import SPEC_NAME
-from ctseg.deploy.repository import CONFIG_NAME, Entry, list_entries
+from ctseg.deploy.repository import (
+    BUILD_NAME,
+    CONFIG_NAME,
+    Entry,
+    EntryVersion,
+    list_entries,
+    remove_leftovers,
+    remove_versions,
+)
 from ctseg.errors import CtsegError, SetupError
 from ctseg.triton import config_from_text
 
@@ -40,6 +51,9 @@ CLOSED = ("model-repository", "trace", "logging", "shared-memory")
 GRPC_PORT, METRICS_PORT, READY_PORT, LOCAL_HTTP_PORT = 8001, 8002, 8003, 8000
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (where Linux keeps POSIX shared memory)
 VIEW = Path("/tmp/ctseg/models")  # noqa: S108 (the container's own; its root file system is read-only)
+
+CHILD_TIMEOUT_S = 20.0
+"""What a build may take to clean up when the container is stopped."""
 
 _TLS_MODES = ("off", "server", "mutual")
 _LOCK_NAME = ".ctseg-start.lock"
@@ -183,12 +197,12 @@ def require_writable(folder: Path) -> None:
         )
 
 
-def build_entries(settings: Settings, bundles: Sequence[Path]) -> None:
-    """Let ``ctseg build --if-needed`` make each bundle's entry fresh; one server at a time.
+@contextlib.contextmanager
+def turn(settings: Settings) -> Iterator[None]:
+    """Hold the lock that servers with the same repository share.
 
     Raises:
         SetupError: The repository cannot be written, or another server builds for too long.
-        SystemExit: A build failed; it has told why.
     """
     require_writable(settings.models)
     lock = FileLock(settings.models / _LOCK_NAME)
@@ -204,32 +218,134 @@ def build_entries(settings: Settings, bundles: Sequence[Path]) -> None:
                 "log, or raise CTSEG_LOCK_TIMEOUT_S"
             ) from error
     try:
-        for bundle in bundles:
-            say(f"{bundle}: {settings.backend}, {settings.precision}")
-            words = ["build", str(bundle), "--repository", str(settings.models), "--if-needed"]
-            words += ["--backend", settings.backend, "--precision", settings.precision, *settings.build_options]
-            status = _run_child([*_ctseg(), *words])
-            if status:
-                say(f"{bundle}: `ctseg build` failed with status {status}: nothing is served")
-                raise SystemExit(2)
+        yield
     finally:
         lock.release()
 
 
-def _run_child(command: Sequence[str]) -> int:
-    """Run a program and pass SIGTERM on: the first process of a container gets no default handlers."""
-    child = subprocess.Popen(command)
+def build_entries(settings: Settings, bundles: Sequence[Path]) -> dict[str, int]:
+    """Let ``ctseg build --if-needed`` make each bundle's entry fresh.
+
+    Returns:
+        The version that was built for this machine, by the model's name.
+
+    Raises:
+        SystemExit: A build failed; it has told why.
+    """
+    fitting = {}
+    for bundle in bundles:
+        say(f"{bundle}: {settings.backend}, {settings.precision}")
+        words = ["build", str(bundle), "--repository", str(settings.models), "--if-needed"]
+        words += ["--backend", settings.backend, "--precision", settings.precision, *settings.build_options]
+        status, last_line = run_child([sys.executable, "-I", "-u", "-m", "ctseg", *words], keep_last_line=True)
+        if status:
+            say(f"{bundle}: `ctseg build` failed with status {status}: nothing is served")
+            raise SystemExit(2)
+        folder = Path(last_line.partition(": ")[0])  # <repository>/<name>/<version>: …
+        fitting[folder.parent.name] = int(folder.name)
+    return fitting
+
+
+def run_child(command: Sequence[str], *, keep_last_line: bool = False) -> tuple[int, str]:
+    """Run a program; it ends with this process.
+
+    Returns:
+        Its status, and the last line that it printed.
+    """
+    last_line = ""
+    with subprocess.Popen(command, stdout=subprocess.PIPE if keep_last_line else None, text=True) as child:
+        try:
+            for line in child.stdout or ():
+                print(line, end="", flush=True)
+                last_line = line.rstrip("\n")
+            status = child.wait()
+            return status if status >= 0 else 128 - status, last_line
+        finally:
+            if child.poll() is None:
+                child.terminate()  # it removes what it has half-written
+                try:
+                    child.wait(CHILD_TIMEOUT_S)
+                except subprocess.TimeoutExpired:
+                    child.kill()
+
+
+def end_by_signals() -> None:
+    """Let SIGTERM and SIGINT end this process: the first process of a container has no default handlers."""
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001 (the signature of a handler)
-        child.terminate()
         raise SystemExit(128 + number)
 
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+
+
+def builds_of(version: EntryVersion) -> list[Mapping[str, Any]]:
+    """Return what is recorded of each build in a version: one, or one for each GPU type."""
+    others = sorted(version.folder.glob("build_sm*.json"))
+    return [version.build, *(json.loads(file.read_text(encoding="utf-8")) for file in others)]
+
+
+def served_versions(entry: Entry, fitting: int | None) -> list[EntryVersion]:
+    """Return the versions that a server may load, oldest first: the one for its machine, and the one before.
+
+    Of a model of TensorRT the one before counts only if it has plans of the same TensorRT for the same GPUs: a plan
+    that does not load keeps the whole server from starting.
+
+    Args:
+        entry: A model of the repository.
+        fitting: The version that was built for this machine; None takes the newest.
+    """
+    versions = [item for item in entry.versions if fitting is None or item.version <= fitting][-2:]
+    if entry.backend != "tensorrt":
+        return versions
+    plans = [{(build.get("tensorrt"), build.get("gpu")) for build in builds_of(item)} for item in versions]
+    return [item for item, its_plans in zip(versions, plans, strict=True) if its_plans >= plans[-1]]
+
+
+def hold(versions: Iterable[EntryVersion]) -> None:
+    """Mark versions as served, until this process, which becomes tritonserver, ends."""
+    for version in versions:
+        file = os.open(version.folder / BUILD_NAME, os.O_RDONLY)
+        with contextlib.suppress(OSError):  # a file system without locks: there nothing is removed either
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        os.set_inheritable(file, True)
+
+
+def is_held(version: EntryVersion) -> bool:
+    """Whether a server serves a version, or may do so."""
     try:
-        return child.wait()
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        with (version.folder / BUILD_NAME).open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    return False
+
+
+def superseded(entry: Entry) -> list[EntryVersion]:
+    """Return the versions for whose machines there are two newer ones each."""
+    machines = [{str(build.get("gpu") or build.get("machine")) for build in builds_of(item)} for item in entry.versions]
+    return [
+        item
+        for i, item in enumerate(entry.versions)
+        if all(sum(machine in newer for newer in machines[i + 1 :]) >= 2 for machine in machines[i])
+    ]
+
+
+def tidy(settings: Settings, entries: Sequence[Entry]) -> None:
+    """Remove what killed builds have left, and superseded versions that are older than all that servers hold.
+
+    Newer ones than those may have been loaded while a server runs.
+    """
+    try:
+        remove_leftovers(settings.models)
+        for entry in entries:
+            free = itertools.takewhile(lambda version: not is_held(version), entry.versions)
+            old = [version.version for version in free if version in superseded(entry)]
+            if old:
+                say(f"{entry.name}: versions {', '.join(map(str, old))} are superseded and removed")
+                remove_versions(settings.models, entry.name, old)
+    except CtsegError as error:
+        say(f"what is old stays: {error}")
 
 
 def shared_memory_needed(entry: Entry, instances: int) -> int:
@@ -265,22 +381,31 @@ def require_shared_memory(entries: Sequence[Entry], folder: Path = SHARED_MEMORY
         )
 
 
-def served_view(entries: Sequence[Entry], view: Path) -> Path:
+def served_view(entries: Sequence[Entry], view: Path, fitting: Mapping[str, int], *, grows: bool = False) -> Path:
     """Make the repository that this server sees: links to the models, with what it can load.
 
-    Of a model of TensorRT only the newest version is served: older ones may have been built by another
-    TensorRT or for another GPU, and a plan that does not load keeps the whole server from starting.
+    Whatever else lies in the repository, it does not see.
 
     Args:
         entries: What the repository holds.
         view: An empty or missing folder.
+        fitting: See :func:`build_entries`.
+        grows: Let later versions be seen too, where all that Triton would take now can be loaded.
     """
     shutil.rmtree(view, ignore_errors=True)
+    view.mkdir(parents=True)
     for entry in entries:
         folder = view / entry.name
-        folder.mkdir(parents=True)
+        versions = served_versions(entry, fitting.get(entry.name))
+        hidden = [str(item.version) for item in entry.versions[-2:] if item not in versions]
+        if hidden:
+            say(f"{entry.name}: versions {', '.join(hidden)} are for other machines or of another TensorRT: hidden")
+        if grows and not hidden:
+            folder.symlink_to(entry.folder, target_is_directory=True)
+            continue
+        folder.mkdir()
         (folder / CONFIG_NAME).symlink_to(entry.folder / CONFIG_NAME)
-        for version in entry.versions if entry.backend != "tensorrt" else (entry.newest,):
+        for version in versions:
             (folder / str(version.version)).symlink_to(version.folder, target_is_directory=True)
     return view
 
@@ -297,7 +422,8 @@ def server_flags(settings: Settings, repository: Path, entries: Sequence[Entry],
     closed = f"{','.join(CLOSED)}:{ADMIN_HEADER}={settings.admin_key}"
     flags = [
         f"--model-repository={repository}",
-        *(["--model-control-mode=explicit", "--load-model=*"] if settings.explicit else ["--model-control-mode=none"]),
+        f"--model-control-mode={'explicit' if settings.explicit else 'none'}",
+        *(f"--load-model={entry.name}" for entry in entries if settings.explicit),  # `*` also takes what is no model
         "--disable-auto-complete-config",
         "--strict-readiness=true",
         "--exit-on-error=true",
@@ -333,26 +459,23 @@ def serve(extra_flags: Sequence[str]) -> NoReturn:
     Raises:
         SetupError: It cannot be served.
     """
+    end_by_signals()
     os.umask(0o022)
     settings = Settings.from_environment(os.environ)
     bundles = find_bundles(settings.bundles)
-    if bundles:
-        build_entries(settings, bundles)
-    try:
-        entries = list_entries(settings.models)
-    except PermissionError as error:
-        raise SetupError(f"{error.filename}: cannot be read by user {os.getuid()}: make it readable") from error
-    except SetupError as error:
-        raise SetupError(
-            f"nothing to serve: no bundle in {settings.bundles} and no model in {settings.models}: mount a folder of "
-            f"`ctseg export` at {settings.bundles}, or a model repository at {settings.models}"
-        ) from error
+    with turn(settings) if bundles else contextlib.nullcontext():
+        fitting = build_entries(settings, bundles)
+        entries = entries_of(settings)
+        hold(version for entry in entries for version in served_versions(entry, fitting.get(entry.name)))
+        if bundles:
+            tidy(settings, entries)
+            entries = entries_of(settings)
     require_shared_memory(entries)
     server = shutil.which("tritonserver")
     if server is None:
         raise SetupError("tritonserver is not on the PATH: the base of this image is not NVIDIA's Triton image")
     known = subprocess.run([server, "--help"], capture_output=True, text=True, check=False, timeout=120)
-    repository = settings.models if settings.explicit else served_view(entries, VIEW)
+    repository = served_view(entries, VIEW, fitting, grows=settings.explicit)
     flags = server_flags(settings, repository, entries, known.stdout + known.stderr)
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONNOUSERSITE": "1"}
     if any(entry.backend == "python" for entry in entries):
@@ -366,6 +489,23 @@ def serve(extra_flags: Sequence[str]) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os.execve(server, [server, *flags, *extra_flags], environment)  # noqa: S606 (an argument list, no shell)
+
+
+def entries_of(settings: Settings) -> list[Entry]:
+    """Return the models of the repository.
+
+    Raises:
+        SetupError: There is none, or it cannot be read.
+    """
+    try:
+        return list_entries(settings.models)
+    except PermissionError as error:
+        raise SetupError(f"{error.filename}: cannot be read by user {os.getuid()}: make it readable") from error
+    except SetupError as error:
+        raise SetupError(
+            f"nothing to serve: no bundle in {settings.bundles} and no model in {settings.models}: mount a folder of "
+            f"`ctseg export` at {settings.bundles}, or a model repository at {settings.models}"
+        ) from error
 
 
 def _start_readiness(settings: Settings) -> None:
@@ -396,6 +536,9 @@ def main(words: Sequence[str]) -> int:
     if words and not words[0].startswith("-"):
         program = shutil.which(words[0])
         command = list(words) if program else [*_ctseg(), *words]
+        if program is None and os.getpid() == 1:  # which could not be ended: ctseg has no handler of its own
+            end_by_signals()
+            return run_child(command)[0]
         os.execv(program or sys.executable, command)  # noqa: S606 (an argument list, no shell)
     try:
         serve(words)

@@ -605,7 +605,10 @@ def check_refusals(machine: Machine, data: Path) -> None:
 
 def serve_mounted(machine: Machine, data: Path, expected: np.ndarray) -> None:
     """A server with the bundles mounted, whose models can be controlled with a key."""
+    left = data / "models" / ".ctseg-staging-models-killed" / "2"  # of a build that was killed
+    left.mkdir(parents=True)
     give_to(data / "models", SERVER_USER)
+    (data / "models" / "lost+found").mkdir(mode=0o700)  # as on a disk of its own: root's
     key_file = data / "admin_key"
     key_file.write_text(KEY)
     give_to(key_file, SERVER_USER)
@@ -613,6 +616,7 @@ def serve_mounted(machine: Machine, data: Path, expected: np.ndarray) -> None:
     step("scripts/serve.sh: bundles mounted, model control with a key")
     with serving(machine, data, "mounted", CONTROL="explicit", ADMIN_KEY=str(key_file)) as server:
         claim("what was built before is not built again", "is up to date" in server.logs(), server.logs())
+        claim("what a killed build has left is removed, and lost+found is no model", not left.exists())
         check_lock_down(server, machine)
         compare_labels(machine, server, data, expected)
         check_control(server)
