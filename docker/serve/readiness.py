@@ -4,6 +4,7 @@ Triton calls a model ready when it is loaded; one that answers nothing, or NaN, 
 version counts as ready when a real inference has given finite logits of the right size: once at the start,
 again after it was loaded anew, after requests to it failed, and now and then while nobody else asks it. The
 probe only reads the result, so that it costs nothing, and answers 503 when this process has stopped looking.
+Live means that the server answers at all, however long its models take.
 
 Speaks Triton's HTTP protocol on the loopback interface, with the standard library and numpy. Usage: one JSON
 object on standard input: server (URL), headers (for the closed protocols), port.
@@ -19,7 +20,7 @@ import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -30,7 +31,9 @@ REPEAT_S = 300.0
 """A version that nobody has asked for so long is asked again."""
 REQUEST_TIMEOUT_S = 10.0
 INFERENCE_TIMEOUT_S = 120.0
-STALE_S = 15.0 + INFERENCE_TIMEOUT_S
+STALE_S = 4 * REQUEST_TIMEOUT_S + INFERENCE_TIMEOUT_S
+"""More than asking one model may take; after each the state counts as new."""
+LIVE_STALE_S = PERIOD_S + 2 * REQUEST_TIMEOUT_S
 
 _PR_SET_PDEATHSIG = 1
 _NUMPY_TYPES: Mapping[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "FP16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
@@ -72,7 +75,7 @@ class State:
     """What the probe is told.
 
     Attributes:
-        live: Whether the server answers at all.
+        live: Whether the server answered.
         models: Problem of each model by its name; empty for a model that is ready.
         at_s: When this was found, on the monotonic clock.
     """
@@ -85,6 +88,14 @@ class State:
     def ready(self) -> bool:
         """Whether every model answers."""
         return self.live and bool(self.models) and not any(self.models.values())
+
+
+@dataclass(frozen=True)
+class Pulse:
+    """Whether the server answers at all, and when this was found, on the monotonic clock."""
+
+    live: bool = False
+    at_s: float = 0.0
 
 
 class Server:
@@ -220,6 +231,22 @@ class Watch:
         self._now_s = now_s
         self._proofs: dict[tuple[str, str], Proof] = {}
         self.state = State()
+        self.pulse = Pulse()
+
+    def feel(self) -> None:
+        """See whether the server answers at all; from a thread of its own, for models may take their time."""
+        live = self._server.is_live()
+        self.pulse = Pulse(live, self._now_s())
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the server answers."""
+        return self.pulse.live and self._now_s() - self.pulse.at_s < LIVE_STALE_S
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether every model answers."""
+        return self.is_live and self.state.ready and self._now_s() - self.state.at_s < STALE_S
 
     def look(self) -> State:
         """Look once; return what the probe is told from now on."""
@@ -252,7 +279,11 @@ class Watch:
         models = {}
         for name, reasons in problems.items():
             versions = loaded.get(name, [])
-            bad = [found for version in versions if (found := self._problem(name, version, counters))]
+            bad = []
+            for version in versions:
+                if problem := self._problem(name, version, counters):
+                    bad.append(problem)
+                self.state = replace(self.state, at_s=self._now_s())
             models[name] = "; ".join(bad) if versions else "; ".join(["not loaded", *reasons])
         return models
 
@@ -289,11 +320,10 @@ def handler(watch: Watch) -> type[BaseHTTPRequestHandler]:
     class Probe(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             """Answer ``/ready`` and ``/live``."""
-            state = watch.state
-            fresh = time.monotonic() - state.at_s < STALE_S
-            good = {"/ready": state.ready and fresh, "/live": state.live and fresh}.get(self.path)
-            models = {name: problem or "ready" for name, problem in state.models.items()}
-            body = json.dumps({"ready": state.ready and fresh, "models": models})
+            ready = watch.is_ready
+            good = {"/ready": ready, "/live": watch.is_live}.get(self.path)
+            models = {name: problem or "ready" for name, problem in watch.state.models.items()}
+            body = json.dumps({"ready": ready, "models": models})
             self.send_response(404 if good is None else 200 if good else 503)
             self.send_header("Content-Type", "application/json")
             self.end_headers()
@@ -313,6 +343,13 @@ def main() -> None:
     watch = Watch(Server(job["server"], job["headers"]))
     probe = ThreadingHTTPServer(("0.0.0.0", job["port"]), handler(watch))  # noqa: S104 (the orchestrator asks from outside)
     threading.Thread(target=probe.serve_forever, daemon=True).start()
+
+    def feel() -> None:
+        while True:
+            watch.feel()
+            time.sleep(PERIOD_S)
+
+    threading.Thread(target=feel, daemon=True).start()
     while True:
         watch.look()
         time.sleep(PERIOD_S)

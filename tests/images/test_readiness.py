@@ -191,6 +191,38 @@ def test_a_server_that_is_gone_is_neither_live_nor_ready(triton: FakeTriton) -> 
     assert not state.ready
 
 
+class SlowModels:
+    """A live server with three models, each of which takes its time to answer; time passes nowhere else."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock, self.cost_s, self.failures, self.seen = clock, 0.0, 0, []
+        self.watch = readiness.Watch(self, clock)
+
+    def is_live(self) -> bool:
+        return True
+
+    def counters(self) -> dict:
+        return {(name, "1"): readiness.Counters(5, self.failures) for name in "abc"}
+
+    def index(self) -> list[dict]:
+        return [{"name": name, "version": "1", "state": "READY"} for name in "abc"]
+
+    def infer(self, name: str, version: str) -> None:
+        for _ in range(int(self.cost_s)):
+            self.clock.time_s += 1
+            self.watch.feel()  # as the other thread does
+            self.seen.append((self.watch.is_live, self.watch.is_ready))
+
+
+def test_a_server_whose_models_are_slow_to_answer_is_live_and_stays_ready() -> None:
+    server = SlowModels(Clock())
+    server.watch.look()
+    server.cost_s, server.failures = readiness.INFERENCE_TIMEOUT_S, 1  # each is asked again, one after another
+    server.watch.look()
+    assert len(server.seen) == 3 * readiness.INFERENCE_TIMEOUT_S > readiness.STALE_S
+    assert set(server.seen) == {(True, True)}
+
+
 def test_the_probe_answers_by_status_and_goes_bad_when_nobody_looks(triton: FakeTriton) -> None:
     import time
 
@@ -208,8 +240,11 @@ def test_the_probe_answers_by_status_and_goes_bad_when_nobody_looks(triton: Fake
 
     assert (status("/ready"), status("/live")) == (503, 503)
     watch.look()
+    watch.feel()
     assert (status("/ready"), status("/live"), status("/other")) == (200, 200, 404)
     watch.state = readiness.State(live=True, models={"m": ""}, at_s=time.monotonic() - readiness.STALE_S - 1)
+    assert (status("/ready"), status("/live")) == (503, 200)
+    watch.pulse = readiness.Pulse(live=True, at_s=time.monotonic() - readiness.LIVE_STALE_S - 1)
     assert (status("/ready"), status("/live")) == (503, 503)
     server.shutdown()
     server.server_close()
