@@ -27,7 +27,7 @@ check: $(TEST_VENV)/.ready  ## style, types, and what else needs no run
 	$(TEST_VENV)/bin/ruff format --check .
 	$(TEST_VENV)/bin/mypy
 	$(TEST_VENV)/bin/hadolint -c .hadolint.yaml Dockerfile.train Dockerfile.serve tests/images/Dockerfile.triton
-	$(TEST_VENV)/bin/shellcheck scripts/*.sh docker/train/*.sh .ci/run
+	$(TEST_VENV)/bin/shellcheck scripts/*.sh docker/*/*.sh .ci/run
 	$(TEST_VENV)/bin/yamllint -s docs/examples
 	$(TEST_VENV)/bin/docker-compose -f docs/examples/compose.yaml config -q
 	$(TEST_VENV)/bin/kubernetes-validate --strict --quiet docs/examples/kubernetes.yaml

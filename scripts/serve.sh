@@ -27,7 +27,8 @@ fi
   "${mounts[@]}" "${settings[@]}" "${SERVE_IMAGE:-ctseg-serve}" "$@" >/dev/null
 
 ready() { "$engine" exec "$name" /opt/ctseg/venv/bin/python -I -S /opt/ctseg/serve/probe.py >/dev/null 2>&1; }
-for ((waited = 0; waited < ${START_TIMEOUT_S:-1800}; waited++)); do
+limit=${START_TIMEOUT_S:-3600} # as long as the image's health check and the example for Kubernetes allow
+for ((SECONDS = 0; SECONDS < limit; )); do
   if [[ $("$engine" inspect -f '{{.State.Running}}' "$name") != true ]]; then
     "$engine" logs --tail 20 "$name" >&2
     echo "$name ended before it was ready; its log stands above, and whole in: $engine logs $name" >&2
@@ -40,5 +41,5 @@ for ((waited = 0; waited < ${START_TIMEOUT_S:-1800}; waited++)); do
   sleep 1
 done
 "$engine" logs --tail 20 "$name" >&2
-echo "$name was not ready after ${START_TIMEOUT_S:-1800} s" >&2
+echo "$name was not ready after $limit s" >&2
 exit 1

@@ -672,6 +672,9 @@ def walk(machine: Machine, *, keep: bool) -> None:
     for tag in ("train", "serve"):
         user = machine.podman("image", "inspect", "-f", "{{.Config.User}}", f"localhost/ci/{tag}")
         claim(f"the {tag} image is not root's", user == SERVER_USER, user)
+    program = ("python3", "-c", "import os; print(os.environ.get('CTSEG_TEST_BASE'))")
+    said = machine.podman("run", "--rm", "localhost/ci/serve", *program)
+    claim("the entry point of the base goes first", said.endswith("wrapped"), said)
     data = scratch / "data"
     shutil.rmtree(data, ignore_errors=True)
     make_data(data)

@@ -67,3 +67,38 @@ def test_plans_cases_or_configuration_that_are_missing_are_made(engine: Path) ->
     for words in (("101", "2d", "0"), ("102", "3d_fullres", "0"), ("101", "3d_fullres", "0", "-p", "otherPlans")):
         assert commands(calls(engine, "train.sh", *words)) == ["plan", "train"]
     assert commands(calls(engine, "train.sh", "101", "2d", "0", REPLAN="0")) == ["train"]
+
+
+NVIDIAS = """#!/bin/bash
+echo "== a banner =="
+export LD_LIBRARY_PATH=/usr/local/cuda/compat/lib.real
+exec "$@"
+"""
+
+
+@pytest.mark.parametrize("has_nvidias", [False, True])
+def test_the_entry_point_of_the_base_goes_first_and_its_words_are_not_the_commands(
+    tmp_path: Path, has_nvidias: bool
+) -> None:
+    text = (SCRIPTS.parent / "docker" / "serve" / "entrypoint.sh").read_text()
+    python = tmp_path / "ctseg" / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\necho "$LD_LIBRARY_PATH|$*"\nexit 7\n')
+    nvidias = tmp_path / "nvidia" / "nvidia_entrypoint.sh"
+    nvidias.parent.mkdir()
+    nvidias.write_text(NVIDIAS)
+    program = tmp_path / "entrypoint.sh"
+    program.write_text(text.replace("/opt/", f"{tmp_path}/"))
+    for path in (python, program, *([nvidias] if has_nvidias else [])):
+        path.chmod(0o755)
+    done = subprocess.run(
+        [str(program), "two words", "--flag"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PATH": os.environ["PATH"]},
+    )
+    path = "/usr/local/cuda/compat/lib.real" if has_nvidias else ""
+    assert done.stdout == f"{path}|-I {tmp_path}/ctseg/serve/entrypoint.py two words --flag\n"
+    assert done.stderr == ("== a banner ==\n" if has_nvidias else "")
+    assert done.returncode == 7
