@@ -27,6 +27,7 @@ from tests.train.test_pretrained import published_encoder
 from tests.train.tiny import TinyNnunet
 
 UNET, SWIN = "nnUNetTrainer__nnUNetPlans__3d_fullres", "nnUNetTrainerSwinUNETR__nnUNetSwinUNETRPlans__3d_fullres"
+TRAIN_SWIN = ("train", "301", "3d_fullres", "0", "-tr", "nnUNetTrainerSwinUNETR")
 SHORT = ("-device", "cpu", "--epochs", "1", "--iterations_per_epoch", "1")
 
 
@@ -74,15 +75,10 @@ def test_five_folds_then_the_best_then_nnunets_own_prediction(
     assert f"{UNET}: folds 3 are not trained and validated (done: 0, 1, 2, 4)" in capsys.readouterr().err
 
 
-def test_the_notes_training_line_with_every_option_until_sigterm(tiny: TinyNnunet) -> None:
-    # `nnUNetv2_train XXX 3d_fullres 0 -tr nnUNetTrainerSwinUNETR --batch_size 2 --lr 1e-4 --epochs 500 --amp
-    #  --gradient_accumulation_steps 4`, shortened by --iterations_per_epoch and stopped from outside
-    words = (
-        "train", "301", "3d_fullres", "0", "-tr", "nnUNetTrainerSwinUNETR", "--batch_size", "2", "--lr", "1e-4",
-        "--epochs", "500", "--amp", "--gradient_accumulation_steps", "4",
-    )  # fmt: skip
+def train_until_the_first_epoch_is_over(tiny: TinyNnunet, number: signal.Signals, *words: str) -> tuple[int, list[str]]:
+    """Train fold 0 of the Swin UNETR, send a signal after the first epoch, and return exit code and output."""
     with subprocess.Popen(
-        [sys.executable, "-m", "ctseg", *words, "-device", "cpu", "--iterations_per_epoch", "1"],
+        [sys.executable, "-m", "ctseg", *TRAIN_SWIN, *words, "-device", "cpu", "--iterations_per_epoch", "1"],
         env=tiny.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     ) as process:  # fmt: skip
         assert process.stdout is not None
@@ -90,8 +86,18 @@ def test_the_notes_training_line_with_every_option_until_sigterm(tiny: TinyNnune
         for line in process.stdout:
             said.append(line)
             if line.startswith("epoch 1/500"):
-                process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=120) == 143, "".join(said)
+                process.send_signal(number)
+        return process.wait(timeout=120), said
+
+
+def test_the_notes_training_line_with_every_option_until_sigterm(tiny: TinyNnunet) -> None:
+    # `nnUNetv2_train XXX 3d_fullres 0 -tr nnUNetTrainerSwinUNETR --batch_size 2 --lr 1e-4 --epochs 500 --amp
+    #  --gradient_accumulation_steps 4`, shortened by --iterations_per_epoch and stopped from outside
+    code, said = train_until_the_first_epoch_is_over(
+        tiny, signal.SIGTERM, "--batch_size", "2", "--lr", "1e-4", "--epochs", "500", "--amp",
+        "--gradient_accumulation_steps", "4",
+    )  # fmt: skip
+    assert code == 143, "".join(said)
     assert "left" in next(line for line in said if line.startswith("epoch 1/500"))
     checkpoint = read_checkpoint(tiny.results / SWIN / "fold_0" / "checkpoint_latest.pth")
     record = checkpoint[RECORD_KEY]
@@ -100,19 +106,24 @@ def test_the_notes_training_line_with_every_option_until_sigterm(tiny: TinyNnune
         "batch_size": 2, "lr": 1e-4, "epochs": 500, "amp": True, "gradient_accumulation_steps": 4,
     }  # fmt: skip
 
-    # `--c`, with the values of the checkpoint except those that are given
-    done = tiny.run(
-        "ctseg", "train", "301", "3d_fullres", "0", "-tr", "nnUNetTrainerSwinUNETR", "--c", "-device", "cpu",
-        "--epochs", "2",
-    )  # fmt: skip
+
+@pytest.mark.full
+def test_a_killed_training_of_the_swin_unetr_continues(tiny: TinyNnunet) -> None:
+    code, said = train_until_the_first_epoch_is_over(tiny, signal.SIGKILL, "--epochs", "500", "--lr", "2e-4")
+    assert code == -9, "".join(said)
+    checkpoint = read_checkpoint(tiny.results / SWIN / "fold_0" / "checkpoint_latest.pth")
+    # with the values of the checkpoint, except those that are given
+    done = tiny.run("ctseg", *TRAIN_SWIN, "--c", "-device", "cpu", "--epochs", "2")
     assert "checkpoint_latest.pth: 1 epochs are done" in done.stdout
     assert "continued with other values: epochs: 500 so far, 2 from here on" in done.stdout
     assert [line.split()[1] for line in done.stdout.splitlines() if line.startswith("epoch ")] == ["2/2"]
     final = read_checkpoint(tiny.results / SWIN / "fold_0" / "checkpoint_final.pth")
     assert final["current_epoch"] == 2
-    assert final["logging"]["train_losses"][0] == checkpoint["logging"]["train_losses"][0]
-    assert final["logging"]["train_losses"][1] < checkpoint["logging"]["train_losses"][0] + 0.5
-    assert {**record, "epochs": 2} == final[RECORD_KEY]
+    losses = final["logging"]["train_losses"]
+    assert losses[0] == checkpoint["logging"]["train_losses"][0]
+    assert losses[1] < losses[0] + 0.5
+    assert {**checkpoint[RECORD_KEY], "epochs": 2} == final[RECORD_KEY]
+    assert final[RECORD_KEY]["lr"] == 2e-4
     assert next(iter(final["optimizer_state"]["state"].values()))["step"] == 2
     assert len(list((tiny.results / SWIN / "fold_0" / "validation").glob("*.nii.gz"))) == 1
 
@@ -180,7 +191,7 @@ def test_plan_and_preprocess_then_swin_without_p(tiny: TinyNnunet, tmp_path: Pat
     own.run("ctseg", "verify_dataset_integrity", "-d", "301")
     own.run(
         "ctseg", "plan_and_preprocess", "-d", "301", "--verify_dataset_integrity",
-        "-c", "3d_fullres", "--gpu_memory_gb", "3",
+        "-c", "3d_fullres", "--gpu_memory_gb", "1.6",
     )  # fmt: skip
     # `nnUNetv2_train XXX 3d_fullres 0 -tr nnUNetTrainerSwinUNETR`, without -p
     own.run("ctseg", "train", "301", "3d_fullres", "0", "-tr", "nnUNetTrainerSwinUNETR", *SHORT)
