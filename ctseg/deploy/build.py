@@ -29,7 +29,16 @@ from ctseg.deploy.parity import (
     require,
     summary,
 )
-from ctseg.deploy.repository import Backend, Entry, Runtime, add_plan, next_version, read_entry, write_entry
+from ctseg.deploy.repository import (
+    Backend,
+    Entry,
+    Runtime,
+    add_plan,
+    next_version,
+    read_entry,
+    require_writable,
+    write_entry,
+)
 from ctseg.deploy.runtimes import (
     available_runtimes,
     describe_runtime,
@@ -182,7 +191,7 @@ def _finish(job: _Job, *, model_file: Path, check: Check, build_info: Mapping[st
     )
     info = {**build_info, **_identity(job), "created": _now(), "ctseg": version("ctseg")}
 
-    def write(repository: Path, number: int) -> Entry:
+    def write(repository: Path, number: int, checks: tuple[Check, ...]) -> Entry:
         return write_entry(
             repository,
             final,
@@ -193,13 +202,14 @@ def _finish(job: _Job, *, model_file: Path, check: Check, build_info: Mapping[st
             max_queue_delay_us=job.options.max_queue_delay_us,
             warmup=job.options.warmup,
             build_info=info,
+            documents=_reports(job, checks),
             **entry,
         )
 
     checks: tuple[Check, ...] = (check,)
     if job.options.prove_live:  # in a repository of its own: what fails is never seen by a server that watches
         with tempfile.TemporaryDirectory(prefix="ctseg-live-") as temporary:
-            write(Path(temporary), 1)
+            write(Path(temporary), 1, checks)
             live = prove_live(
                 job.bundle.folder,
                 Path(temporary),
@@ -208,12 +218,11 @@ def _finish(job: _Job, *, model_file: Path, check: Check, build_info: Mapping[st
                 report=job.report,
             )
             checks = (check, live)
-    written = write(job.repository, job.options.version or next_version(job.repository, job.spec.name))
-    _write_report(job, checks, written.newest.folder)
-    return written
+    return write(job.repository, job.options.version or next_version(job.repository, job.spec.name), checks)
 
 
-def _write_report(job: _Job, checks: tuple[Check, ...], folder: Path, suffix: str = "") -> None:
+def _reports(job: _Job, checks: tuple[Check, ...], suffix: str = "") -> dict[str, str]:
+    """Return the parity report, for programs and for people, by file name."""
     report = ParityReport(
         model=job.spec.name,
         network_sha256=job.spec.network_sha256,
@@ -221,8 +230,7 @@ def _write_report(job: _Job, checks: tuple[Check, ...], folder: Path, suffix: st
         created=_now(),
         variants=(job.source.model_copy(update={"checks": checks}),),
     )
-    (folder / f"parity{suffix}.json").write_text(report.to_json(), encoding="utf-8")
-    (folder / f"parity{suffix}.md").write_text(report.to_markdown(), encoding="utf-8")
+    return {f"parity{suffix}.json": report.to_json(), f"parity{suffix}.md": report.to_markdown()}
 
 
 def _identity(job: _Job) -> dict[str, Any]:
@@ -284,6 +292,7 @@ def _build_python(job: _Job) -> Entry:
     tools = {"runtimes": sorted(describe_runtime(name) for name in runtimes), "machine": machine()}
     if same := _up_to_date(job, tools):
         return same
+    require_writable(job.repository, job.spec.name)
     candidates = []
     for runtime in runtimes:
         candidate = _try(job, runtime)
@@ -335,6 +344,7 @@ def _build_onnxruntime(job: _Job) -> Entry:
     tools = {"runtimes": [describe_runtime("onnxruntime")]}
     if same := _up_to_date(job, tools):
         return same
+    require_writable(job.repository, job.spec.name)
     check = _try(job, "onnxruntime").check
     job.require(check)
     # Triton's backend brings its own ONNX Runtime: the live check is what proves that one
@@ -350,7 +360,8 @@ def _build_tensorrt(job: _Job) -> Entry:
     name, precision = job.spec.name, job.options.precision
     if precision == "bf16":
         raise SetupError(
-            f"{name}: TensorRT takes its precision from the graph, and ONNX below opset 22 has no bf16: fp16"
+            f"{name}: TensorRT takes its precision from the graph, and the bundle's ONNX has no bf16: "
+            "take --precision fp16"
         )
     compiler = job.compiler or TensorRt(job.options.server_tensorrt)
     gpu = compiler.gpu
@@ -367,6 +378,7 @@ def _build_tensorrt(job: _Job) -> Entry:
     built = None if entry is None else _plan_builds(entry)
     if same := _up_to_date(job, tools):
         return same
+    require_writable(job.repository, name)
     job.report(f"{name}: TensorRT {compiler.version} builds for {gpu.name} ({gpu.compute_capability})")
     plan = compiler.build(job.model_file, plan_options)
     network, types = compiler.load(plan.data, job.spec)
@@ -395,16 +407,15 @@ def _build_tensorrt(job: _Job) -> Entry:
         if entry is not None and built and job.options.version is None and _lacks_only_this_gpu(job, built, tools):
             identity = {**_identity(job), "created": _now(), "ctseg": version("ctseg")}
             number = entry.newest.version
-            done = add_plan(
+            return add_plan(
                 job.repository,
                 name,
                 number,
                 plan=file,
                 compute_capability=gpu.compute_capability,
                 build_info={**info, **identity},
+                documents=_reports(job, (check,), f"_sm{gpu.compute_capability.replace('.', '')}"),
             )
-            _write_report(job, (check,), done.newest.folder, f"_sm{gpu.compute_capability.replace('.', '')}")
-            return done
         return _finish(job, model_file=file, check=check, build_info=info, compute_capability=gpu.compute_capability)
 
 

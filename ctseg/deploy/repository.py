@@ -78,6 +78,17 @@ class Entry:
         return self.versions[-1]
 
 
+def require_writable(repository: Path, name: str) -> None:
+    """Refuse, before any work, a repository that a version cannot be written into; makes nothing.
+
+    Raises:
+        OutputError: It is no folder, or may not be written.
+    """
+    there = next(path for path in (repository, *repository.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise OutputError(f"{name}: cannot write into {repository}: {there} is read-only, or no folder")
+
+
 def next_version(repository: Path, name: str) -> int:
     """Return the number after the newest version of a model, 1 for a model that is not there."""
     return max(_versions_on_disk(repository / name), default=0) + 1
@@ -100,6 +111,7 @@ def write_entry(
     compute_capability: str = "",
     parameters: Mapping[str, str] | None = None,
     build_info: Mapping[str, Any] | None = None,
+    documents: Mapping[str, str] | None = None,
 ) -> Entry:
     """Write a model version into a Triton model repository.
 
@@ -124,6 +136,7 @@ def write_entry(
             and :func:`add_plan` adds those for others.
         parameters: Further ``parameters`` of the configuration.
         build_info: Content of ``build.json``.
+        documents: Further text files of the version's folder, by name.
 
     Returns:
         The entry as it is now on disk.
@@ -191,7 +204,8 @@ def write_entry(
             shutil.copyfile(model_file, version_folder / file_name)
             if backend == "python":
                 shutil.copyfile(PYTHON_MODEL, version_folder / "model.py")
-            _write_json(version_folder / BUILD_NAME, dict(build_info or {}))
+            for document, text in {BUILD_NAME: _pretty(build_info or {}), **(documents or {})}.items():
+                (version_folder / document).write_text(text, encoding="utf-8")
             _sync(version_folder)
             if known is None:
                 _write_head(staging, config, spec)
@@ -204,7 +218,14 @@ def write_entry(
 
 
 def add_plan(
-    repository: Path, name: str, version: int, *, plan: Path, compute_capability: str, build_info: Mapping[str, Any]
+    repository: Path,
+    name: str,
+    version: int,
+    *,
+    plan: Path,
+    compute_capability: str,
+    build_info: Mapping[str, Any],
+    documents: Mapping[str, str] | None = None,
 ) -> Entry:
     """Add the TensorRT plan for another GPU type to a version that was built for one.
 
@@ -215,6 +236,7 @@ def add_plan(
         plan: The plan; copied. One that is there for the same compute capability is replaced.
         compute_capability: The GPU's, such as ``8.9``.
         build_info: Content of ``build_sm89.json`` beside the plan.
+        documents: Further text files of the version's folder, by name.
 
     Returns:
         The entry as it is now on disk.
@@ -232,11 +254,14 @@ def add_plan(
         if not config.cc_model_filenames:
             raise SpecError(f"{name}: {folder} has no plan that is bound to a compute capability: build it again")
         plan_name = _plan_name(compute_capability)
-        version_folder = folder / str(version)
-        temporary = version_folder / f".{plan_name}.{os.getpid()}"
-        shutil.copyfile(plan, temporary)
-        temporary.replace(version_folder / plan_name)
-        _write_json(version_folder / plan_name.replace("model", "build").replace(".plan", ".json"), dict(build_info))
+        build_name = plan_name.replace("model", "build").replace(".plan", ".json")
+        with _staging(repository) as staging:
+            shutil.copyfile(plan, staging / plan_name)
+            for document, text in {build_name: _pretty(build_info), **(documents or {})}.items():
+                (staging / document).write_text(text, encoding="utf-8")
+            _sync(staging)
+            for path in sorted(staging.iterdir()):
+                path.replace(folder / str(version) / path.name)
         config.cc_model_filenames[compute_capability] = plan_name
         _write_head(folder, config, entry.newest.spec)
     return read_entry(folder)
@@ -448,10 +473,6 @@ def _write_head(folder: Path, config: Any, newest: ModelSpec) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(folder / name)
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(_pretty(content), encoding="utf-8")
 
 
 def _pretty(content: Mapping[str, Any]) -> str:

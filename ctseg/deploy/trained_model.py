@@ -338,7 +338,9 @@ def _load_checkpoint(path: Path, *, trust: bool) -> dict[str, Any]:
             f"{path}: holds more than weights and numbers, which could be code: {_first_line(error)}; {_TRUST_HINT}"
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read as a checkpoint: {_first_line(error)}") from error
+        raise CheckpointError(
+            f"{path}: cannot be read as a checkpoint, it is damaged or was not copied whole: {_first_line(error)}"
+        ) from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: expected nnU-Net's dictionary, found {type(content).__name__}")
     return content

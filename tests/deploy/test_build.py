@@ -4,7 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,13 +17,13 @@ from ctseg.cli import main
 from ctseg.deploy.build import BuildOptions, build_entry, build_plan_file, check_live
 from ctseg.deploy.bundle import Bundle
 from ctseg.deploy.cuda_driver import Gpu
-from ctseg.deploy.export import ExportOptions, export_model
+from ctseg.deploy.export import ExportOptions, export_model, mirror_subsets, onnx_graph_of
 from ctseg.deploy.parity import ParityReport
 from ctseg.deploy.repository import read_entry
-from ctseg.deploy.runtimes import onnxruntime_network
+from ctseg.deploy.runtimes import onnxruntime_network, sha256_of
 from ctseg.deploy.tensorrt_plan import Plan, PlanOptions
 from ctseg.deploy.trained_model import load_trained_model
-from ctseg.errors import ParityError, SetupError, SpecError
+from ctseg.errors import OutputError, ParityError, SetupError, SpecError
 from ctseg.model_spec import ModelSpec
 from ctseg.triton import config_from_text
 
@@ -114,32 +114,93 @@ def test_unproven_bundle_is_refused_and_marked_when_accepted(trained_unet: Path,
     assert not (tmp_path / "r").exists()
     entry = build_entry(bundle.folder, tmp_path / "r", replace(ONNXRUNTIME, accept_unproven=True))
     assert entry.newest.spec.parity.state == "unproven"
+    report = ParityReport.read(entry.newest.folder / "parity.json")
+    assert not report.variants[0].proven
+    assert "**UNPROVEN**" in (entry.newest.folder / "parity.md").read_text()
 
 
-def broken_copy(bundle: Bundle, folder: Path) -> Path:
+@pytest.mark.live
+def test_every_run_with_an_unproven_model_warns(
+    trained_unet: Path, ct_piece: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = export_model(
+        load_trained_model(trained_unet, folds=(0,)), tmp_path / "b", ExportOptions(name="unet", accept_unproven=True)
+    )
+    build_entry(bundle.folder, tmp_path / "r", replace(ONNXRUNTIME, accept_unproven=True))
+    words = ["predict", "-i", str(ct_piece), "-o", str(tmp_path / "out"), "-m", "unet", "--disable_tta"]
+    for _ in range(2):  # the second run has nothing left to do, and warns all the same
+        assert main([*words, "--repository", str(tmp_path / "r"), "--c"]) == 0
+        assert "unet is unproven: nobody has shown that it gives the labels" in capsys.readouterr().err
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["parity"] == "unproven"
+
+
+def broken_copy(bundle: Bundle, folder: Path, change: Callable[[onnx.ModelProto], None]) -> Path:
     """A bundle whose network was changed, with a report that names the new file: only the gate can tell."""
     shutil.copytree(bundle.folder, folder)
     graph = onnx.load(folder / "model.onnx")
-    item = next(item for item in graph.graph.initializer if len(item.dims) == 5 and item.dims[1] > 1)
-    values = numpy_helper.to_array(item).copy()
-    values[:, 0] *= 1.1
-    item.CopyFrom(numpy_helper.from_array(values, item.name))
+    change(graph)
     old = bundle.variant("fp32").sha256
     onnx.save(graph, folder / "model.onnx")
-    from ctseg.deploy.runtimes import sha256_of
-
     report = folder / "parity.json"
     report.write_text(report.read_text().replace(old, sha256_of(folder / "model.onnx")))
     return folder
 
 
+def scale_one_tensor(graph: onnx.ModelProto) -> None:
+    item = next(item for item in graph.graph.initializer if len(item.dims) == 5 and item.dims[1] > 1)
+    values = numpy_helper.to_array(item).copy()
+    values[:, 0] *= 1.1  # one input channel: a norm behind it undoes a factor of all
+    item.CopyFrom(numpy_helper.from_array(values, item.name))
+
+
+def swap_label_channels(graph: onnx.ModelProto) -> None:
+    last = next(node for node in graph.graph.node if graph.graph.output[0].name in node.output)
+    for item in [item for item in graph.graph.initializer if item.name in last.input]:
+        item.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(numpy_helper.to_array(item)[::-1]), item.name))
+
+
 @pytest.mark.parametrize("backend", ["python", "onnxruntime", "tensorrt"])
-def test_changed_network_is_refused_by_every_backend(bundle: Bundle, tmp_path: Path, backend: str) -> None:
-    broken = broken_copy(bundle, tmp_path / "b")
+@pytest.mark.parametrize("change", [scale_one_tensor, swap_label_channels])
+def test_changed_network_is_refused_by_every_backend(
+    bundle: Bundle, tmp_path: Path, backend: str, change: Callable[[onnx.ModelProto], None]
+) -> None:
+    broken = broken_copy(bundle, tmp_path / "b", change)
     options = BuildOptions(backend=backend, runtime="onnxruntime")  # type: ignore[arg-type]
-    with pytest.raises(ParityError, match=r"does not give PyTorch's labels"):
+    with pytest.raises(ParityError, match=r"does not give PyTorch's labels: patches: .*; case: "):
         build_entry(broken, tmp_path / "r", options, compiler=OnnxAsPlan())  # type: ignore[arg-type]
     assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.full  # two exports of eight flips; the gate at the export is tested always
+def test_graph_that_lacks_one_flip_of_eight_is_not_built(
+    trained_unet: Path, export: Callable[..., Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = export(trained_unet, mirroring="graph", max_batch_size=2)
+    monkeypatch.setattr("ctseg.deploy.export.mirror_subsets", lambda axes: mirror_subsets(axes)[:-1])
+    model = load_trained_model(trained_unet, folds=(0,))
+    fewer = onnx_graph_of(model, whole.spec)
+    broken = broken_copy(whole, tmp_path / "b", lambda graph: graph.CopyFrom(fewer))
+    with pytest.raises(ParityError, match=r"does not give PyTorch's labels: patches: .*; case: relative L2"):
+        build_entry(broken, tmp_path / "r", ONNXRUNTIME)
+    assert not (tmp_path / "r").exists()
+    assert build_entry(whole.folder, tmp_path / "r", ONNXRUNTIME).newest.spec.parity.state == "proven"
+
+
+def test_plan_that_overflows_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    compiler = OnnxAsPlan(scale=np.inf)
+    with pytest.raises(ParityError, match=r"the logits are NaN or infinite \(an overflow of fp16\?\)"):
+        tensorrt(bundle, tmp_path / "r", compiler)
+    assert not (tmp_path / "r").exists()
+
+
+def test_repository_that_cannot_be_written_is_told_before_the_proof(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    lines: list[str] = []
+    for backend in ("python", "onnxruntime", "tensorrt"):
+        options = BuildOptions(backend=backend)  # type: ignore[arg-type]
+        with pytest.raises(OutputError, match=r"unet: cannot write into .*file is read-only, or no folder"):
+            build_entry(bundle.folder, tmp_path / "file" / "r", options, report=lines.append, compiler=OnnxAsPlan())  # type: ignore[arg-type]
+    assert not lines
 
 
 def test_onnxruntime_entry_is_for_tritons_own_backend(bundle: Bundle, tmp_path: Path) -> None:

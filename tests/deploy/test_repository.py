@@ -3,12 +3,21 @@
 import json
 import multiprocessing
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from ctseg.deploy import repository as repository_module
-from ctseg.deploy.repository import add_plan, list_entries, list_models, next_version, read_entry, write_entry
+from ctseg.deploy.repository import (
+    add_plan,
+    list_entries,
+    list_models,
+    next_version,
+    read_entry,
+    write_entry,
+)
 from ctseg.errors import OutputError, SetupError, SpecError
 from ctseg.model_spec import KeepLargest, Label, ModelSpec
 from ctseg.triton import config_from_text
@@ -160,6 +169,44 @@ def test_a_failed_write_leaves_nothing_where_a_server_looks(root: Path, monkeypa
     with pytest.raises(OutputError, match=r"toy: cannot write into .*No space left"):
         write_toy_entry(root)
     assert list_models(root) == ["other"]
+    assert not list(root.parent.glob(".ctseg-staging-*"))
+
+
+WRITER_THAT_STOPS = """
+import sys, time
+from pathlib import Path
+from ctseg.deploy import repository
+from tests.toy_models import toy_spec
+
+def stop(folder):
+    print("half-written", flush=True)
+    time.sleep(600)
+
+where, network, moment = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+setattr(repository, moment, stop if moment == "_sync" else lambda *_: stop(None))
+repository.write_entry(where, toy_spec(), int(sys.argv[4]), backend="python", model_file=network)
+"""
+
+
+@pytest.mark.parametrize("moment", ["_sync", "_write_head"])
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_writer_that_is_killed_leaves_nothing_where_a_server_looks(
+    root: Path, tmp_path: Path, moment: str, version: int
+) -> None:
+    write_toy_entry(root, toy_spec("other"))
+    if version == 2:
+        write_toy_entry(root)
+    known = sorted(root.rglob("*"))
+    network = save_toy_network(tmp_path / "toy.onnx")
+    command = [sys.executable, "-c", WRITER_THAT_STOPS, str(root), str(network), moment, str(version)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "half-written\n"
+        assert list(root.parent.glob(".ctseg-staging-*"))
+        writer.kill()
+    assert sorted(root.rglob("*")) == known
+    write_toy_entry(root, version=version)  # the lock has gone with its holder
+    assert [item.version for item in list_entries(root)[-1].versions] == list(range(1, version + 1))
     assert not list(root.parent.glob(".ctseg-staging-*"))
 
 
