@@ -282,7 +282,10 @@ def _add_doctor(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     parser.add_argument("--repository", type=Path, help="Triton's model repository")
     parser.add_argument("--url", nargs="+", default=[], metavar="HOST:PORT", help="running Triton servers")
     parser.add_argument(
-        "--bundle", type=Path, help="compare what the servers answer with PyTorch's logits in this bundle"
+        "--bundle",
+        type=Path,
+        help="compare PyTorch's logits in this bundle with what the servers answer; without --url, one started on "
+        "--repository",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=_run_doctor)

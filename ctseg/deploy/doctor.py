@@ -4,7 +4,7 @@ import importlib.metadata
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -49,7 +49,8 @@ def examine(*, repository: Path | None = None, urls: Sequence[str] = (), bundle:
     Args:
         repository: A model repository to look into.
         urls: Running servers to ask.
-        bundle: What a model on the servers was built from: its answers are compared with PyTorch's.
+        bundle: What a model was built from: the servers' answers, or without ``urls`` those of a server that
+            is started on ``repository``, are compared with PyTorch's.
 
     Returns:
         The findings, in the order in which they were made.
@@ -61,6 +62,8 @@ def examine(*, repository: Path | None = None, urls: Sequence[str] = (), bundle:
         findings += _running_server(url, repository)
         if bundle is not None:
             findings += _live_parity(url, bundle)
+    if bundle is not None and not urls:
+        findings += _embedded_parity(repository, bundle)
     return findings
 
 
@@ -268,19 +271,55 @@ def _running_server(url: str, repository: Path | None) -> Iterator[Finding]:
             yield Finding(f"{subject}, {name}", "ok" if same else "problem", found, advice)
 
 
-def _live_parity(url: str, bundle_folder: Path) -> Iterator[Finding]:
+def _live_parity(
+    url: str, bundle_folder: Path, name: str = "", headers: Mapping[str, str] | None = None
+) -> Iterator[Finding]:
     from ctseg.deploy.build import check_live
     from ctseg.deploy.bundle import read_bundle
     from ctseg.deploy.parity import summary
-    from ctseg.triton import connect
+    from ctseg.triton import ClientOptions, connect
 
     subject = f"server {url}, parity"
     try:
         bundle = read_bundle(bundle_folder)
-        with connect([url], bundle.spec.name) as predictor:
+        with connect([url], name or bundle.spec.name, options=ClientOptions(headers=headers or {})) as predictor:
             check = check_live(predictor, bundle, predictor.spec.precision)
     except CtsegError as error:
         yield Finding(subject, "problem", str(error), "see the server's log; name the bundle that it was built from")
         return
     advice = "" if check.passed else "do not use this server's results: build the entry again on it"
     yield Finding(subject, "ok" if check.passed else "problem", summary([check]).strip(), advice)
+
+
+def _embedded_parity(repository: Path | None, bundle_folder: Path) -> Iterator[Finding]:
+    """Compare the models that were built from a bundle, served here for the time of the comparison."""
+    from ctseg.deploy.bundle import read_bundle
+    from ctseg.deploy.repository import list_entries
+    from ctseg.deploy.server import embedded_server
+
+    subject = f"bundle {bundle_folder}"
+    try:
+        network = read_bundle(bundle_folder).spec.network_sha256
+        entries = [] if repository is None else list_entries(repository)
+    except CtsegError as error:
+        yield Finding(subject, "problem", str(error), "name a bundle, and a repository that `ctseg build` wrote")
+        return
+    built = [entry for entry in entries if entry.newest.spec.network_sha256 == network]
+    if not built:
+        yield Finding(
+            subject,
+            "problem",
+            "no server (--url) and no entry (--repository) of its network to compare",
+            "name what serves it, or build it: `ctseg build`",
+        )
+    for entry in built:
+        if entry.backend != "python":
+            yield Finding(
+                subject, "note", f"the server here has no {entry.backend} backend", "compare a running server by --url"
+            )
+            continue
+        try:
+            with embedded_server(entry.folder.parent, [entry.name]) as server:
+                yield from _live_parity(server.url, bundle_folder, entry.name, server.headers)
+        except CtsegError as error:
+            yield Finding(f"{subject}, {entry.name}", "problem", str(error), "build the entry again")

@@ -90,3 +90,18 @@ def test_command_prints_json_and_says_by_its_code_whether_all_is_well(
     assert {"subject", "level", "found", "advice"} == set(findings[0])
     assert main(["doctor", "--repository", str(tmp_path)]) == 1
     assert "-> ctseg build BUNDLE --repository DIR" in capsys.readouterr().out
+
+
+@pytest.mark.live
+def test_entry_is_compared_with_its_bundle_by_a_server_of_its_own(
+    repository: Path, bundle: Bundle, tmp_path: Path
+) -> None:
+    (finding,) = [item for item in examine(repository=repository, bundle=bundle.folder) if "parity" in item.subject]
+    assert finding.level == "ok"
+    assert "live server, unet, case: relative L2" in finding.found
+
+
+def test_bundle_without_anything_to_compare_is_a_problem(repository: Path, bundle: Bundle, tmp_path: Path) -> None:
+    subject = f"bundle {bundle.folder}"
+    assert "no server (--url) and no entry" in about(examine(bundle=bundle.folder), subject).found
+    assert about(examine(repository=repository, bundle=tmp_path), f"bundle {tmp_path}").level == "problem"
