@@ -155,6 +155,7 @@ def _add_plan(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     parser.add_argument("--verify_dataset_integrity", action="store_true", help="check the data set first")
     parser.add_argument("--no_pp", action="store_true", help="plan only, do not preprocess")
     parser.add_argument("--clean", action="store_true", help="extract the fingerprint anew")
+    parser.add_argument("--overwrite", action="store_true", help="change what a training goes on with, too")
     _paths_arguments(parser)
     parser.set_defaults(run=_run_plan)
 
@@ -178,6 +179,7 @@ def _run_plan(args: argparse.Namespace) -> int:
             preprocess=not args.no_pp,
             clean=args.clean,
             verify=args.verify_dataset_integrity,
+            overwrite=args.overwrite,
         )
     except InputError as error:
         print(f"InputError: {error}", file=sys.stderr)

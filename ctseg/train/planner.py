@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 
-from ctseg.errors import InputError, SetupError
+from ctseg.errors import InputError, SetupError, TrainingError
 from ctseg.train.launch import STOCK_PLANS, SWIN_PLANS
 from ctseg.train.paths import NnunetPaths, dataset_id
 from ctseg.train.swin_unetr import SIDE_MULTIPLE, SwinUNETR, padded_sides
@@ -329,8 +330,11 @@ def plan_dataset(
     preprocess: bool = True,
     clean: bool = False,
     verify: bool = False,
+    overwrite: bool = False,
 ) -> list[Path]:
     """Extract the fingerprint, plan with each planner, and preprocess what the plans ask for, once.
+
+    Plans and preprocessed cases that a training in ``paths.results`` goes on with stay as they are.
 
     Args:
         name: ``DatasetXXX_Name``.
@@ -343,6 +347,7 @@ def plan_dataset(
         preprocess: Also write the preprocessed cases.
         clean: Extract the fingerprint anew.
         verify: Check the data set first.
+        overwrite: Plan and preprocess anew what a training goes on with.
 
     Returns:
         The plans files.
@@ -350,6 +355,7 @@ def plan_dataset(
     Raises:
         InputError: ``verify``, and the data set has problems.
         SetupError: A planner is unknown, or the memory does not suffice.
+        TrainingError: Not ``overwrite``, and plans or cases that a training goes on with would become others.
     """
     if paths.raw is None or paths.preprocessed is None:
         raise SetupError("planning needs nnUNet_raw and nnUNet_preprocessed")
@@ -363,24 +369,151 @@ def plan_dataset(
         report = verify_dataset(paths.raw / name)
         if report.problems:
             raise InputError(f"{name}: {len(report.problems)} problems in the data set:\n{report}")
+    trained = Trained({}, {}) if overwrite else _trained(name, paths.preprocessed / name, paths.results)
+    if trained.plans:
+        problems = _changes_of_data_set(paths.raw / name, paths.preprocessed / name, trained)
+        if clean:
+            problems.append("--clean extracts the fingerprint anew, from which the plans are made")
+        _require_nothing_changed(name, trained, problems)
     from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
     from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprint_dataset
 
     extract_fingerprint_dataset(
         dataset_id(name), DatasetFingerprintExtractor, workers, clean=clean, verbose=False, show_progress_bar=False
     )
-    written = []
-    done: set[str] = set()
+    planned = []
     for planner, cls in zip(planners, classes, strict=True):
         memory = _memory_for(planner, gpu_memory_gb, alone=len(planners) == 1)
-        instance = cls(name, **({} if memory is None else {"gpu_memory_target_in_gb": memory}))
+        instance = _holding(cls)(name, **({} if memory is None else {"gpu_memory_target_in_gb": memory}))
         with _some_augmentation_workers():
             instance.plan_experiment()
-        file = paths.preprocessed / name / f"{instance.plans_identifier}.json"
+        planned.append(instance)
+    folder = paths.preprocessed / name
+    kept = {instance.plans_identifier for instance in planned} & set(trained.plans)
+    _require_nothing_changed(
+        name,
+        trained,
+        [change for instance in planned if instance.plans_identifier in kept for change in _changes(folder, instance)],
+    )
+    done = {identifier for identifier in trained.data if (folder / identifier).is_dir()}
+    for identifier in sorted(done):
+        print(f"{identifier}: nothing to do, {trained.data[identifier]} was trained on these cases")
+    written = []
+    for instance in planned:
+        file = folder / f"{instance.plans_identifier}.json"
+        if instance.plans_identifier in kept:
+            print(f"{instance.plans_identifier}: nothing to do, the plans are those of {trained.plans[file.stem]}")
+        else:
+            instance.save()
         written.append(file)
         if preprocess:
             _preprocess(name, paths, file, configurations, workers, done)
     return written
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What the trainings of a data set go on with.
+
+    Attributes:
+        plans: The folder of a trained model, by the name of its plans.
+        data: The folder of a trained model, by the data identifier of its preprocessed cases.
+    """
+
+    plans: dict[str, str]
+    data: dict[str, str]
+
+
+def _trained(name: str, folder: Path, results: Path | None) -> Trained:
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    trained = Trained({}, {})
+    for model in sorted((results / name).glob("*__*__*")) if results is not None else ():
+        parts = model.name.split("__")
+        if len(parts) != 3 or not any(model.glob("fold_*/checkpoint_*.pth")):
+            continue
+        file = folder / f"{parts[1]}.json"
+        if not file.is_file():
+            continue
+        trained.plans[parts[1]] = model.name
+        manager = PlansManager(json.loads(file.read_text()))
+        if parts[2] in manager.available_configurations:
+            trained.data[manager.get_configuration(parts[2]).data_identifier] = model.name
+    return trained
+
+
+def _changes_of_data_set(raw: Path, folder: Path, trained: Trained) -> list[str]:
+    """Return what has become of the raw data set since the cases of a training were made from it."""
+    from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+
+    dataset = json.loads((raw / "dataset.json").read_text())
+    if (folder / "dataset.json").is_file() and json.loads((folder / "dataset.json").read_text()) != dataset:
+        return [f"dataset.json of {raw} is not that in {folder}"]
+    problems = []
+    cases = get_filenames_of_train_images_and_targets(str(raw), dataset)
+    for identifier in sorted(trained.data):
+        if not (folder / identifier).is_dir():
+            continue
+        # nnU-Net writes it last
+        made = {file.stem: file.stat().st_mtime for file in (folder / identifier).glob("*.pkl")}
+        if missing := sorted(set(cases) - set(made)):
+            problems.append(f"{identifier} has no {', '.join(missing[:5])} ({len(missing)} cases of {raw})")
+        newer = [
+            case
+            for case, files in cases.items()
+            if case in made
+            and max(Path(file).stat().st_mtime for file in (*files["images"], files["label"])) > made[case]
+        ]
+        if newer:
+            problems.append(f"{identifier} is older than the files of {', '.join(newer[:5])} ({len(newer)} cases)")
+    return problems
+
+
+def _changes(folder: Path, planner: Any) -> list[str]:
+    """Return what a planner would change in the plans that are there."""
+    before = json.loads((folder / f"{planner.plans_identifier}.json").read_text())
+    now = json.loads(json.dumps(planner.held))
+    changes = []
+    for what, former, found in (
+        ("", before, {**now, "configurations": before["configurations"]}),
+        *((c, before["configurations"].get(c, {}), found) for c, found in now["configurations"].items()),
+    ):
+        # the estimate names the memory that was asked for, which changes nothing by itself
+        keys = sorted(key for key in {*former, *found} - {ESTIMATE_KEY} if former.get(key) != found.get(key))
+        changes += [
+            f"{planner.plans_identifier} {what}: {key} {former.get(key)} -> {found.get(key)}"
+            if len(str(former.get(key))) < 40
+            else f"{planner.plans_identifier} {what}: another {key}"
+            for key in keys
+        ]
+    return changes
+
+
+def _require_nothing_changed(name: str, trained: Trained, changes: Sequence[str]) -> None:
+    if changes:
+        models = sorted({*trained.plans.values(), *trained.data.values()})
+        raise TrainingError(
+            f"{name}: {', '.join(models)} could not go on with what would change: {'; '.join(changes)}. "
+            "Nothing was changed. --overwrite plans and preprocesses anew all the same: train again then"
+        )
+
+
+class _Holding(ExperimentPlanner):  # type: ignore[misc]
+    """What is put in front of a planner class so that it plans, and saves when it is told to."""
+
+    held: dict[str, Any]
+
+    def save_plans(self, plans: dict[str, Any]) -> None:
+        recursive_fix_for_json_export(plans)
+        self.held = plans
+
+    def save(self) -> None:
+        super().save_plans(self.held)
+
+
+def _holding(planner: type[ExperimentPlanner]) -> type[Any]:
+    # the plans name the class that made them
+    return type(planner.__name__, (_Holding, planner), {"__module__": planner.__module__})
 
 
 @contextlib.contextmanager

@@ -1,11 +1,15 @@
 """What the Swin UNETR is planned with, from data and memory."""
 
 import json
+import os
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from ctseg.cli import main
 from ctseg.errors import SetupError
 from ctseg.train.planner import ESTIMATE_KEY, SWIN_PLANNER, estimate_memory, find_planner, plan_swin, summary
 from ctseg.train.swin_unetr import SwinUNETR, padded_sides
@@ -102,6 +106,119 @@ def test_both_plans_are_written_and_the_network_is_described(tiny: TinyNnunet) -
     assert fullres[ESTIMATE_KEY]["measured"] is False
     assert fullres[ESTIMATE_KEY]["gb"] <= 16
     assert "estimated, not measured on a GPU" in said
+
+
+@pytest.fixture(scope="module")
+def planned(tiny_prepared: TinyNnunet, tmp_path_factory: pytest.TempPathFactory) -> TinyNnunet:
+    """A copy whose plans are nnU-Net's, not the small ones of the other tests."""
+    planned = TinyNnunet(tmp_path_factory.mktemp("planned"))
+    (planned.root / "results").mkdir()
+    for name in ("raw", "preprocessed"):
+        shutil.copytree(tiny_prepared.root / name, planned.root / name)
+    planned.run("ctseg", "plan", "-d", "301", "-pl", "ExperimentPlanner", "--no_pp")
+    return planned
+
+
+@pytest.fixture
+def own(planned: TinyNnunet, tiny: TinyNnunet) -> TinyNnunet:
+    """A copy of that, with a training of ``nnUNetPlans``."""
+    for name in ("raw", "preprocessed"):
+        (tiny.root / name).unlink()
+        shutil.copytree(planned.root / name, tiny.root / name)
+    fold = tiny.results / "nnUNetTrainer__nnUNetPlans__3d_fullres" / "fold_1"
+    fold.mkdir(parents=True)
+    (fold / "checkpoint_latest.pth").touch()
+    return tiny
+
+
+def replan(*words: str) -> int:
+    return main(["plan", "-d", "301", "-c", "3d_fullres", "-np", "1", *words])
+
+
+def files_of(tiny: TinyNnunet) -> dict[str, int]:
+    root = tiny.root / "preprocessed" / tiny.dataset
+    ignored = ("dataset.json",)
+    return {str(f): f.stat().st_mtime_ns for f in root.rglob("*") if f.is_file() and f.name not in ignored}
+
+
+def test_planning_the_same_again_leaves_what_a_training_reads(
+    own: TinyNnunet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = files_of(own)
+    assert replan("-pl", "ExperimentPlanner") == 0
+    said = capsys.readouterr().out
+    assert "nnUNetPlans: nothing to do, the plans are those of nnUNetTrainer__nnUNetPlans__3d_fullres" in said
+    assert "nnUNetPlans_3d_fullres: nothing to do" in said
+    assert files_of(own) == before
+
+
+@pytest.mark.full
+def test_other_plans_that_share_the_cases_may_change(own: TinyNnunet) -> None:
+    before = files_of(own)
+    assert replan("-pl", "nnUNetPlannerSwinUNETR", "--gpu_memory_gb", "3") == 0
+    after = files_of(own)
+    changed = {Path(file).name for file in after if after[file] != before.get(file)}
+    assert changed == {"nnUNetSwinUNETRPlans.json"}
+
+
+def add_a_case(own: TinyNnunet) -> None:
+    folder = own.root / "raw" / own.dataset
+    for file in (*(folder / "imagesTr").glob("tiny0*"), *(folder / "labelsTr").glob("tiny0*")):
+        shutil.copy(file, file.with_name(file.name.replace("tiny0", "tiny7")))
+
+
+def correct_a_label_map(own: TinyNnunet) -> None:
+    os.utime(own.root / "raw" / own.dataset / "labelsTr" / "tiny2.nii.gz")
+
+
+def rename_a_label(own: TinyNnunet) -> None:
+    file = own.root / "raw" / own.dataset / "dataset.json"
+    file.write_text(file.read_text().replace("tumor", "lesion"))
+
+
+def change_the_plans(own: TinyNnunet) -> None:
+    file = own.root / "preprocessed" / own.dataset / "nnUNetPlans.json"
+    plans = json.loads(file.read_text())
+    plans["configurations"]["3d_fullres"].update(batch_size=5, patch_size=[24, 32, 32])
+    file.write_text(json.dumps(plans))
+
+
+def nothing(_own: TinyNnunet) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("change", "words", "message"),
+    [
+        (change_the_plans, [], "nnUNetPlans 3d_fullres: patch_size [24, 32, 32] -> [24, 48, 48]"),
+        (nothing, ["--clean"], "--clean extracts the fingerprint anew"),
+        (add_a_case, [], "nnUNetPlans_3d_fullres has no tiny7 (1 cases of "),
+        (correct_a_label_map, [], "nnUNetPlans_3d_fullres is older than the files of tiny2 (1 cases)"),
+        (rename_a_label, ["--no_pp"], "dataset.json of "),
+    ],
+)
+def test_what_a_training_goes_on_with_is_not_changed_by_accident(
+    own: TinyNnunet, capsys: pytest.CaptureFixture[str], change: Any, words: list[str], message: str
+) -> None:
+    change(own)
+    before = files_of(own)
+    assert replan("-pl", "ExperimentPlanner", *words) == 2
+    said = capsys.readouterr().err
+    assert "nnUNetTrainer__nnUNetPlans__3d_fullres could not go on" in said
+    assert message in said
+    assert files_of(own) == before
+
+
+@pytest.mark.full
+def test_overwrite_plans_and_preprocesses_anew(own: TinyNnunet) -> None:
+    change_the_plans(own)
+    before = files_of(own)
+    assert replan("-pl", "ExperimentPlanner", "--overwrite") == 0
+    after = files_of(own)
+    changed = {Path(file).name for file in before if after.get(file) != before[file]}
+    assert {"nnUNetPlans.json", "tiny0.b2nd", "tiny4.pkl"} <= changed
+    plans = json.loads((own.root / "preprocessed" / own.dataset / "nnUNetPlans.json").read_text())
+    assert plans["configurations"]["3d_fullres"]["batch_size"] == 2
 
 
 def test_stock_planners_are_found_by_name() -> None:
