@@ -5,6 +5,7 @@ from statistics import median
 
 from ctseg.benchmark.budgets import met_and_missed
 from ctseg.benchmark.results import (
+    LEAST_VOXELS_OF_A_DICE,
     TRACE_NAME,
     BenchmarkResult,
     EndToEnd,
@@ -159,7 +160,7 @@ def _end_to_end(rows: Sequence[EndToEnd]) -> list[str]:
         lines += [*(f"- {row.model}, {scans_text(row.scans)}, ctseg alone: {row.note}." for row in alone), ""]
     lines += ["Labels of ctseg beside those of stock nnU-Net, which rounds its logits to float16:", ""]
     lines += _table(
-        ["model and scans", "equal voxels", "lowest Dice of a label"],
+        ["model and scans", "equal voxels", f"lowest Dice of a label of {LEAST_VOXELS_OF_A_DICE} voxels"],
         [
             [
                 f"{row.model}: {scans_text(row.scans)}",

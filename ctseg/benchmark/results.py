@@ -10,6 +10,9 @@ JSON_NAME = "benchmark.json"
 PAGE_NAME = "benchmark.md"
 TRACE_NAME = "benchmark_trace.png"
 
+LEAST_VOXELS_OF_A_DICE = 1000
+"""Random weights give labels of a few voxels, of which a Dice says nothing."""
+
 Program = Literal["nnunet", "ctseg"]
 
 
@@ -134,7 +137,7 @@ class Agreement(_Strict):
 
     Attributes:
         equal_share: Of all voxels of all scans.
-        lowest_dice: Over labels and scans; None where no label but the background was found.
+        lowest_dice: Over scans and labels of so many voxels; None where there is none but the background.
     """
 
     equal_share: float

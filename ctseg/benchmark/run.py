@@ -37,6 +37,7 @@ from ctseg.benchmark.page import IDLE_CPUS, page_of
 from ctseg.benchmark.replay import ReplayJob, ReplayResult
 from ctseg.benchmark.results import (
     JSON_NAME,
+    LEAST_VOXELS_OF_A_DICE,
     PAGE_NAME,
     TRACE_NAME,
     Agreement,
@@ -737,7 +738,11 @@ def _agreement(theirs: Path, ours: Path, scans: Sequence[Scan], classes: int) ->
         counts = [np.bincount(labels.astype(np.int64).ravel(), minlength=classes) for labels in both]
         shared = np.bincount(both[0][both[0] == both[1]].astype(np.int64), minlength=classes)
         sums = counts[0] + counts[1]
-        dices += [2 * int(shared[label]) / int(sums[label]) for label in range(1, classes) if sums[label]]
+        dices += [
+            2 * int(shared[label]) / int(sums[label])
+            for label in range(1, classes)
+            if sums[label] >= 2 * LEAST_VOXELS_OF_A_DICE
+        ]
     return Agreement(equal_share=equal / total, lowest_dice=min(dices, default=None))
 
 

@@ -23,16 +23,18 @@ import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
 
 Array = npt.NDArray[Any]
-Network = Callable[[Array], Array]
+Network = Callable[[Array, Array], None]
+"""Takes patches, and fills an array with their logits."""
 
-_NUMPY_TYPES = {"TYPE_FP32": np.dtype(np.float32), "TYPE_FP16": np.dtype(np.float16)}
+_NUMPY_TYPES: dict[str, np.dtype[Any]] = {"TYPE_FP32": np.dtype(np.float32), "TYPE_FP16": np.dtype(np.float16)}
 
 
 def _available_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _onnxruntime_network(path: Path, output: str, threads: int) -> Network:
+def _onnxruntime_network(path: Path, output: str, threads: int) -> tuple[Network, bool]:
+    """Return the network, and whether it runs on a GPU."""
     import onnxruntime
 
     onnxruntime.disable_telemetry_events()  # nothing leaves this machine unasked
@@ -46,11 +48,13 @@ def _onnxruntime_network(path: Path, output: str, threads: int) -> Network:
     session = onnxruntime.InferenceSession(str(path), options, providers=providers)
     (name,) = [tensor.name for tensor in session.get_inputs()]
 
-    def run(array: Array) -> Array:
-        (logits,) = session.run([output], {name: array})
-        return np.asarray(logits)
+    def run(patches: Array, logits: Array) -> None:
+        binding = session.io_binding()  # spares a copy of the logits
+        binding.bind_cpu_input(name, patches)
+        binding.bind_output(output, "cpu", 0, logits.dtype, logits.shape, logits.ctypes.data)
+        session.run_with_iobinding(binding)
 
-    return run if "CUDAExecutionProvider" in session.get_providers() else _one_by_one(run)
+    return run, "CUDAExecutionProvider" in session.get_providers()
 
 
 def _openvino_network(path: Path, output: str, threads: int, precision_hint: str) -> Network:
@@ -64,25 +68,24 @@ def _openvino_network(path: Path, output: str, threads: int, precision_hint: str
     }
     request = core.compile_model(str(path), "CPU", settings).create_infer_request()
 
-    def run(array: Array) -> Array:
-        request.infer([array], share_inputs=True)
-        return np.array(request.get_tensor(output).data)
+    def run(patches: Array, logits: Array) -> None:
+        request.infer([patches], share_inputs=True)
+        answer = request.get_tensor(output).data
+        if answer.shape != logits.shape or answer.dtype != logits.dtype:
+            raise ValueError(
+                f"the network gave {answer.dtype} {answer.shape}, the configuration says {logits.dtype} {logits.shape}"
+            )
+        logits[:] = answer
 
-    return _one_by_one(run)
+    return run
 
 
 def _one_by_one(run: Network) -> Network:
     """Run patch by patch: on a CPU a batch of four takes four times as long as one, and up to four times its memory."""
 
-    def run_all(array: Array) -> Array:
-        first = run(array[:1])
-        if len(array) == 1:
-            return first
-        logits = np.empty((len(array), *first.shape[1:]), first.dtype)
-        logits[:1] = first
-        for index in range(1, len(array)):
-            logits[index : index + 1] = run(array[index : index + 1])
-        return logits
+    def run_all(patches: Array, logits: Array) -> None:
+        for index in range(len(patches)):
+            run(patches[index : index + 1], logits[index : index + 1])
 
     return run_all
 
@@ -111,22 +114,22 @@ class TritonPythonModel:
         path = Path(args["model_repository"]) / version / "model.onnx"
         runtime = parameters.get(f"ctseg_runtime.{version}", "onnxruntime")
         if runtime == "onnxruntime":
-            self._run = _onnxruntime_network(path, self._output["name"], threads)
+            run, self._joins = _onnxruntime_network(path, self._output["name"], threads)
         elif runtime == "openvino":
             hint = parameters.get(f"ctseg_precision_hint.{version}", "f32")
-            self._run = _openvino_network(path, self._output["name"], threads, hint)
+            run, self._joins = _openvino_network(path, self._output["name"], threads, hint), False
         else:
             raise pb_utils.TritonModelException(f"runtime {runtime!r} is neither onnxruntime nor openvino")
+        self._run = run if self._joins else _one_by_one(run)
         pb_utils.Logger.log_info(
             f"{args['model_name']} version {version}: {runtime}, {threads} threads, numpy {np.__version__}"
         )
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Answer the requests of one dynamic batch, joined; alone where the joined run fails."""
+        """Answer the requests of one dynamic batch: joined on a GPU, but alone where the joined run fails."""
         try:
-            arrays = [self._array_of(request) for request in requests]
-            if len(arrays) > 1:
-                return self._answers(arrays)
+            if self._joins and len(requests) > 1:
+                return self._answers([self._array_of(request) for request in requests])
         except Exception as error:
             pb_utils.Logger.log_warn(f"a batch of {len(requests)} requests failed, they run one by one: {error}")
         return [self._answer_alone(request) for request in requests]
@@ -143,10 +146,9 @@ class TritonPythonModel:
 
     def _answers(self, arrays: list[Array]) -> list[Any]:
         joined = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-        logits = np.ascontiguousarray(self._run(joined))
-        expected = (joined.shape[0], *(int(size) for size in self._output["dims"]))
-        if logits.shape != expected or logits.dtype != _NUMPY_TYPES[self._output["data_type"]]:
-            raise ValueError(f"the network gave {logits.dtype} {logits.shape}, the configuration says {expected}")
+        shape = (len(joined), *(int(size) for size in self._output["dims"]))
+        logits: Array = np.empty(shape, dtype=_NUMPY_TYPES[self._output["data_type"]])
+        self._run(joined, logits)
         ends = np.cumsum([len(array) for array in arrays])
         return [
             pb_utils.InferenceResponse([_to_triton(self._output["name"], logits[end - len(array) : end])])
