@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -302,6 +303,20 @@ def test_what_dataset_json_says_is_checked_against_the_files(dataset: Path) -> N
     text = str(report)
     assert "numTraining is 20, found 6 training cases" in text
     assert "labels [2, 4] (node, bone) are in no label map" in text
+
+
+def test_missing_channels_and_files_of_other_names_are_told(dataset: Path) -> None:
+    content = json.loads((dataset / "dataset.json").read_text())
+    (dataset / "dataset.json").write_text(json.dumps({**content, "channel_names": {"0": "CT", "1": "PET"}}))
+    for case in range(1, 6):
+        shutil.copy(dataset / "imagesTr" / f"case{case}_0000.nii.gz", dataset / "imagesTr" / f"case{case}_0001.nii.gz")
+    (dataset / "imagesTr" / "notes.txt").write_text("")
+    (dataset / "labelsTr" / "case1.nrrd").write_bytes(b"")
+    assert [(problem.kind, problem.message) for problem in verify_dataset(dataset).problems] == [
+        ("surplus_file", "imagesTr/notes.txt: expected names like case_0000.nii.gz"),
+        ("surplus_file", "labelsTr/case1.nrrd: expected names like case.nii.gz"),
+        ("missing_channel", "case case0: channels [1] of 2 are missing"),
+    ]
 
 
 def test_spacing_and_direction_are_told_by_how_much(dataset: Path) -> None:
