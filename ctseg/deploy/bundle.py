@@ -127,17 +127,22 @@ def write_bundle(folder: Path, fill: Callable[[Path], None]) -> Bundle:
         else:
             temporary.rename(folder)
     except OSError as error:
-        raise OutputError(f"{folder}: cannot be written: {error}") from error
+        free = shutil.disk_usage(folder.parent).free >> 20
+        raise OutputError(f"{folder}: cannot be written: {error}; {free} MiB are free there") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return read_bundle(folder)
 
 
 def check_replaceable(folder: Path) -> None:
-    """Refuse a folder that is neither missing, empty nor a bundle.
+    """Refuse a folder that is neither missing, empty nor a bundle, or lies where nothing may be written.
 
     Raises:
         SetupError: It holds something else.
+        OutputError: It cannot be written.
     """
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / SPEC_NAME).is_file())):
         raise SetupError(f"{folder}: is there and is no bundle: choose another -o")
+    there = next(path for path in folder.absolute().parents if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise OutputError(f"{folder}: cannot be written: {there} is read-only, or no folder")

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -52,8 +52,8 @@ EXPORTER_OPSET = 18
 """The lowest that torch's exporter writes."""
 MAX_CASE_LOGITS_BYTES = 2 << 30
 """Above this the parity case is cut to its middle planes."""
-MAX_ONE_FILE_BYTES = 2_000_000_000
-"""Protobuf stops at 2 GiB."""
+MAX_ONE_FILE_BYTES = 1_900_000_000
+"""Of weights. Protobuf stops at 2 GiB, and the graph itself and folded constants need room."""
 _FOLDING_LIMIT_BYTES = 1 << 20
 """Constants larger than this stay computed in the graph: Swin's attention masks would grow it fivefold."""
 _PATCHES_FROM_CASE = 3
@@ -122,12 +122,15 @@ def export_model(
         SetupError: ``output`` holds something else.
         OutputError: ``output`` cannot be written.
     """
+    import onnx
+
     check_replaceable(output)
     mirroring = options.mirroring if model.mirror_axes else "none"
     spec = model.spec(
         name=options.name or model.default_name, mirroring=mirroring, max_batch_size=options.max_batch_size
     )
     spec.check_runnable()
+    _check_size(model, spec)
     if not cases and not options.accept_unproven:
         raise ParityError(
             f"{spec.name}: no real scan to prove the graph with: give scans by --cases (nnU-Net's preprocessed data "
@@ -141,7 +144,7 @@ def export_model(
 
     def fill(folder: Path) -> None:
         graph = onnx_graph_of(model, spec, opset=options.opset)
-        save_graph(graph, folder / model_name("fp32"))
+        onnx.save(graph, folder / model_name("fp32"))
         check = _check_file(folder / model_name("fp32"), data, spec)
         report(summary([check]))
         require(check, model=spec.name, accept_unproven=options.accept_unproven, data=data)
@@ -256,8 +259,7 @@ def onnx_graph_of(model: TrainedModel, spec: ModelSpec, *, opset: int = DEFAULT_
         graph = onnxslim.slim(graph, size_threshold=_FOLDING_LIMIT_BYTES)
         if opset == DEFAULT_OPSET:
             graph = lower_to_opset_17(graph)
-        if graph.ByteSize() < MAX_ONE_FILE_BYTES:  # a larger one is refused when it is written
-            onnx.checker.check_model(graph, full_check=True)
+        onnx.checker.check_model(graph, full_check=True)
     except (
         RuntimeError,
         ValueError,
@@ -272,20 +274,15 @@ def onnx_graph_of(model: TrainedModel, spec: ModelSpec, *, opset: int = DEFAULT_
     return graph
 
 
-def save_graph(graph: Any, path: Path) -> None:
-    """Write an ONNX file.
-
-    Raises:
-        SpecError: The graph is too large for one file.
-    """
-    import onnx
-
-    if graph.ByteSize() >= MAX_ONE_FILE_BYTES:
+def _check_size(model: TrainedModel, spec: ModelSpec) -> None:
+    """Refuse, before the minutes that an export takes, weights that one ONNX file cannot hold."""
+    # a state dict names nnU-Net's weights several times, `parameters` each once
+    weights = sum(item.numel() * item.element_size() for network in model.networks for item in network.parameters())
+    if weights >= MAX_ONE_FILE_BYTES:
         raise SpecError(
-            f"{path.name}: the graph has {graph.ByteSize() / 1e9:.1f} GB, one ONNX file holds "
-            f"{MAX_ONE_FILE_BYTES / 1e9:.0f}: export fewer folds (-f)"
+            f"{spec.name}: the weights of {len(model.networks)} folds have {weights / 1e9:.2f} GB, one ONNX file holds "
+            f"{MAX_ONE_FILE_BYTES / 1e9:.1f}: export fewer folds (-f), or a network with fewer features"
         )
-    onnx.save(graph, path)
 
 
 # --- what PyTorch says --------------------------------------------------------------------------
@@ -298,17 +295,18 @@ def torch_network(model: TrainedModel, spec: ModelSpec) -> Network:
     """
     import torch
 
-    subsets = mirror_subsets(spec.mirror_axes) if spec.mirroring == "graph" else [()]
+    mirrored = spec.mirror_axes if spec.mirroring == "graph" else ()
+    choices = list(product((False, True), repeat=len(mirrored)))
 
     def run(patches: Array) -> Array:
         with torch.inference_mode():
             x = torch.from_numpy(np.array(patches))  # a copy: torch wants to own writable memory
             total = torch.zeros((len(x), spec.num_heads, *spec.patch_size))
             for network in model.networks:
-                for subset in subsets:
-                    axes = [axis + 2 for axis in subset]
+                for chosen in choices:
+                    axes = [axis + 2 for axis, is_flipped in zip(mirrored, chosen, strict=True) if is_flipped]
                     total += torch.flip(network(torch.flip(x, axes)), axes)
-            logits: Array = (total / (len(model.networks) * len(subsets))).numpy()
+            logits: Array = (total / (len(model.networks) * len(choices))).numpy()
         return logits
 
     return run
@@ -398,6 +396,8 @@ def _fp16_variant(
     folder: Path, graph: Any, data: ParityData, spec: ModelSpec, options: ExportOptions, report: Callable[[str], None]
 ) -> Variant:
     """Take the most aggressive rung of the ladder that passes."""
+    import onnx
+
     from ctseg.deploy.precision import fp16_ladder
 
     output_dtype: Literal["FP32", "FP16"] = "FP16" if options.fp16_output else "FP32"
@@ -406,10 +406,10 @@ def _fp16_variant(
     for rung in fp16_ladder(
         graph, np.asarray(data.patches if len(data.patches) else data.random), output_dtype=output_dtype
     ):
-        save_graph(rung.mixed, path)
+        onnx.save(rung.mixed, path)
         with tempfile.TemporaryDirectory(prefix="ctseg-fp16-") as temporary:
             simulated = Path(temporary) / "simulated.onnx"
-            save_graph(rung.simulated, simulated)
+            onnx.save(rung.simulated, simulated)
             checks = (
                 check_network(
                     onnxruntime_network(simulated),
@@ -428,5 +428,8 @@ def _fp16_variant(
             return last
     if last is None:
         raise SetupError(f"{spec.name}: the precision ladder is empty")
-    require(last.checks[0], model=spec.name, accept_unproven=options.accept_unproven, data=data)
+    try:
+        require(last.checks[0], model=spec.name, accept_unproven=options.accept_unproven, data=data)
+    except ParityError as error:
+        raise ParityError(f"{error}; without --precision fp16 the FP32 network is written, which passes") from error
     return last

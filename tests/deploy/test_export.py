@@ -11,21 +11,20 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from ctseg.cli import main
-from ctseg.deploy.bundle import Bundle, read_bundle
+from ctseg.deploy.bundle import Bundle, read_bundle, write_bundle
 from ctseg.deploy.export import (
     ExportOptions,
     PreparedCase,
     export_model,
     mirror_subsets,
     onnx_graph_of,
-    save_graph,
     torch_network,
 )
 from ctseg.deploy.opset import lower_to_opset_17
 from ctseg.deploy.parity_cases import preprocessed_cases
 from ctseg.deploy.runtimes import onnxruntime_network
 from ctseg.deploy.trained_model import load_trained_model
-from ctseg.errors import SetupError, SpecError
+from ctseg.errors import OutputError, SetupError, SpecError
 from tests.nnunet_reference import make_dataset, make_plans, make_trained_folder, swin_architecture, unet_architecture
 
 
@@ -137,13 +136,34 @@ def test_later_opsets_can_be_asked_for(trained_unet: Path, opset: int) -> None:
         onnx_graph_of(model, spec, opset=16)
 
 
-def test_graph_that_is_too_large_for_one_file_is_refused(
-    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_weights_that_one_file_cannot_hold_are_refused_before_the_export(
+    trained_unet: Path, real_cases: list[PreparedCase], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ctseg.deploy.export.MAX_ONE_FILE_BYTES", 1000)
-    with pytest.raises(SpecError, match=r"export fewer folds"):
-        save_graph(onnx.load(bundle.folder / "model.onnx"), tmp_path / "m.onnx")
-    assert not (tmp_path / "m.onnx").exists()
+    model = load_trained_model(trained_unet)
+    weights = sum(item.nbytes for network in model.networks for item in network.parameters())
+    monkeypatch.setattr("ctseg.deploy.export.MAX_ONE_FILE_BYTES", weights)
+    lines: list[str] = []
+    with pytest.raises(SpecError, match=r"the weights of 2 folds have .* export fewer folds"):
+        export_model(model, tmp_path / "b", cases=real_cases, report=lines.append)
+    assert not lines
+    one = load_trained_model(trained_unet, folds=(0,))  # has half of the weights
+    assert export_model(one, tmp_path / "b", cases=real_cases).report.variants[0].proven
+
+
+def test_full_disk_is_told_with_what_is_free_and_leaves_nothing(tmp_path: Path) -> None:
+    def fill(folder: Path) -> None:
+        (folder / "half.onnx").write_bytes(b"x")
+        raise OSError("65536 requested and 44000 written")  # numpy's words; they have no number
+
+    with pytest.raises(OutputError, match=r"b: cannot be written: 65536 requested .*; \d+ MiB are free there"):
+        write_bundle(tmp_path / "b", fill)
+    assert not list(tmp_path.iterdir())
+
+
+def test_output_that_cannot_be_written_is_told_before_the_work(trained_unet: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputError, match=r"file is read-only, or no folder"):
+        export_model(load_trained_model(trained_unet, folds=(0,)), tmp_path / "file" / "b")
 
 
 def small_graph(*nodes: onnx.NodeProto, constants: tuple[onnx.TensorProto, ...]) -> onnx.ModelProto:

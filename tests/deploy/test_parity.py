@@ -1,14 +1,18 @@
 """The gate lets through what gives PyTorch's labels, and refuses what does not."""
 
+import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import numpy_helper
 
 from ctseg.deploy.bundle import Bundle, read_bundle
-from ctseg.deploy.export import ExportOptions, export_model, onnx_graph_of, torch_network
+from ctseg.deploy.export import ExportOptions, PreparedCase, export_model, mirror_subsets
 from ctseg.deploy.parity import (
     Check,
     ParityData,
@@ -20,6 +24,7 @@ from ctseg.deploy.parity import (
     require,
     summary,
 )
+from ctseg.deploy.precision import fp16_ladder
 from ctseg.deploy.runtimes import onnxruntime_network
 from ctseg.deploy.trained_model import load_trained_model
 from ctseg.errors import ParityError, SpecError
@@ -83,35 +88,106 @@ def test_swapped_label_channels_are_refused(bundle: Bundle) -> None:
     assert any("have another label" in problem for problem in case.problems)
 
 
-def test_one_missing_flip_is_refused(trained_unet: Path, bundle: Bundle) -> None:
+def test_one_missing_flip_of_eight_is_refused(
+    trained_unet: Path, real_cases: list[PreparedCase], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ctseg.deploy.export.mirror_subsets", lambda axes: mirror_subsets(axes)[:-1])
     model = load_trained_model(trained_unet, folds=(0,))
-    spec = model.spec(name="unet", mirroring="graph", max_batch_size=2)
-    data = bundle.parity_data()
-    patches = np.asarray(data.patches[:2])
-    reference = torch_network(model, spec)
-    mirrored = ParityData(
-        "demo",
-        patches,
-        reference(patches),
-        data.random[:0],
-        data.random_logits[:0],
-        patches[0][:, :0],
-        patches[0][:, :0],
+    options = ExportOptions(mirroring="graph", max_batch_size=1)
+    with pytest.raises(ParityError, match=r"patches: relative L2 error .*; random patches: .*; case: relative L2"):
+        export_model(model, tmp_path / "bundle", options, cases=real_cases)
+    assert not list(tmp_path.iterdir())
+
+
+def folder_with_scaled_weight(source: Path, folder: Path, name: str, factor: float) -> Path:
+    """A trained folder with every copy of one weight of fold 0 scaled."""
+    shutil.copytree(source, folder)
+    file = folder / "fold_0" / "checkpoint_final.pth"
+    checkpoint = torch.load(file, weights_only=True)
+    checkpoint["network_weights"] = {
+        key: value * factor if key.endswith(name) else value for key, value in checkpoint["network_weights"].items()
+    }
+    torch.save(checkpoint, file)
+    return folder
+
+
+def test_overflow_of_fp16_is_refused_and_the_next_rung_taken(
+    trained_unet: Path, export: Callable[..., Bundle], tmp_path: Path
+) -> None:
+    # the norm behind it undoes the factor: harmless in FP32, infinite in FP16
+    scaled = folder_with_scaled_weight(trained_unet, tmp_path / "m", "encoder.stages.1.0.convs.0.conv.weight", 5e4)
+    copied = folder_with_scaled_weight(
+        scaled, tmp_path / "model", "encoder.stages.1.0.convs.0.all_modules.0.weight", 5e4
     )
-    whole = onnxruntime_network(onnx_graph_of(model, spec).SerializeToString())
-    assert check_network(whole, mirrored, spec, what="all flips", precision="fp32").passed
-    fewer = model.spec(name="unet", mirroring="graph", max_batch_size=2).model_copy(update={"mirror_axes": (0, 1)})
-    missing = onnxruntime_network(onnx_graph_of(model, fewer).SerializeToString())
-    assert not check_network(missing, mirrored, spec, what="a flip missing", precision="fp32").passed
+    bundle = export(copied, precisions=("fp32", "fp16"))
+    graph = onnx.load(bundle.folder / "model.onnx")
+    first = next(fp16_ladder(graph, bundle.parity_data().patches))
+    check = check_network(
+        onnxruntime_network(first.simulated.SerializeToString()),
+        bundle.parity_data(),
+        bundle.spec,
+        what="first rung",
+        precision="fp16",
+    )
+    assert "patches: 100.000% of the logits are NaN or infinite (an overflow of fp16?)" in check.problems
+    with pytest.raises(ParityError, match=r"overflow of fp16"):
+        require(check, model="unet", accept_unproven=False, data=bundle.parity_data())
+    variant = bundle.variant("fp16")
+    assert variant.proven
+    assert re.fullmatch(r"InstanceNormalization, \d nodes with large values", variant.kept_fp32)
 
 
-def test_overflow_of_fp16_is_refused(trained_unet: Path, bundle: Bundle) -> None:
-    network = onnxruntime_network(bundle.folder / "model.onnx")
-    logits = network(np.asarray(bundle.parity_data().patches))
-    with np.errstate(over="ignore"):
-        overflown = (logits * np.float32(1e6)).astype(np.float16).astype(np.float32)
-    comparison = compare("patches", logits * np.float32(1e6), overflown, bundle.spec, "fp16")
-    assert "NaN or infinite (an overflow of fp16?)" in comparison.problems[0]
+def test_overflow_that_no_rung_avoids_is_not_exported(
+    trained_unet: Path, real_cases: list[PreparedCase], tmp_path: Path
+) -> None:
+    scaled = folder_with_scaled_weight(trained_unet, tmp_path / "model", "decoder.seg_layers.1.weight", 1e6)
+    options = ExportOptions(precisions=("fp32", "fp16"), fp16_output=True)  # the answer itself does not fit
+    lines: list[str] = []
+    with pytest.raises(
+        ParityError, match=r"model.fp16.onnx.* NaN or infinite.*without --precision fp16 the FP32 network is written"
+    ):
+        export_model(
+            load_trained_model(scaled, folds=(0,)), tmp_path / "b", options, cases=real_cases, report=lines.append
+        )
+    assert sum("kept in FP32" in line for line in lines) == 3
+    assert not (tmp_path / "b").exists()
+
+
+def double_the_slope(graph: onnx.ModelProto) -> None:
+    for node in graph.graph.node:
+        for attribute in node.attribute:
+            if (node.op_type, attribute.name) == ("LeakyRelu", "alpha"):
+                attribute.f *= 2
+
+
+def lose_one_filter(graph: onnx.ModelProto) -> None:
+    item = weights_of(graph)[1]
+    values = numpy_helper.to_array(item).copy()
+    values[0] = 0
+    replace_weight(item, values)
+
+
+def round_the_weights_to_bf16(graph: onnx.ModelProto) -> None:
+    for item in weights_of(graph):
+        bits = numpy_helper.to_array(item).view(np.uint32)
+        replace_weight(item, ((bits + 0x8000) & 0xFFFF0000).view(np.float32))
+
+
+@pytest.mark.parametrize("fault", [double_the_slope, lose_one_filter, round_the_weights_to_bf16])
+def test_small_faults_are_refused(bundle: Bundle, fault: Callable[[onnx.ModelProto], None]) -> None:
+    check = check_of(bundle, changed(bundle, fault))
+    assert any(re.match(r"case: relative L2 error", problem) for problem in check.problems)
+
+
+def test_logits_that_differ_are_refused_though_no_label_does(bundle: Bundle) -> None:
+    # a scan on which the network is sure of one label everywhere: labels alone would prove nothing
+    reference = np.random.default_rng(0).uniform(1, 2, (1, 2, 8, 8, 8)).astype(np.float32)
+    reference[:, 1] *= -1
+    healthy = compare("case", reference, reference * np.float32(1 + 3e-4), bundle.spec, "fp32")
+    faulty = compare("case", reference, reference * np.float32(1 + 2e-3), bundle.spec, "fp32")
+    assert healthy.label_difference_share == faulty.label_difference_share == 0
+    assert healthy.problems == ()
+    assert faulty.problems == ("relative L2 error 2.00e-03, at most 1e-03 is allowed",)
 
 
 def test_a_network_that_fails_on_the_case_only_is_refused(bundle: Bundle) -> None:

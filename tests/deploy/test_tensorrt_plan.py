@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from ctseg.deploy import tensorrt_plan
 from ctseg.deploy.bundle import Bundle
 from ctseg.deploy.cuda_driver import CudaDriver
-from ctseg.deploy.export import PreparedCase, onnx_graph_of, save_graph
+from ctseg.deploy.export import PreparedCase, onnx_graph_of
 from ctseg.deploy.precision import fp16_ladder
 from ctseg.deploy.tensorrt_plan import (
     COMPILED_TARGETS,
@@ -186,8 +186,8 @@ def test_rtx_compiles_every_network_for_every_target(rtx: object, name: str, tmp
     spec = model.spec(name="matrix", mirroring="none", max_batch_size=2)
     graph = onnx_graph_of(model, spec)
     patches = PreparedCase("noise", np.zeros((0, 1, *patch), np.float32)).voxels
-    save_graph(graph, tmp_path / "fp32.onnx")
-    save_graph(next(fp16_ladder(graph, patches)).mixed, tmp_path / "fp16.onnx")
+    onnx.save(graph, tmp_path / "fp32.onnx")
+    onnx.save(next(fp16_ladder(graph, patches)).mixed, tmp_path / "fp16.onnx")
     for precision in ("fp32", "fp16"):
         for target in COMPILED_TARGETS:
             options = PlanOptions(max_batch=2, compute_capability=target)
