@@ -179,23 +179,38 @@ def test_full_trains_on_every_case(tiny: TinyNnunet) -> None:
     assert len(list((tiny.results / UNET / "fold_all" / "validation").glob("*.nii.gz"))) == 5
 
 
-@pytest.mark.full
-def test_plan_and_preprocess_then_swin_without_p(tiny: TinyNnunet, tmp_path: Path) -> None:
-    # a data set of its own: planning replaces the small plans of the others
+@pytest.fixture
+def unplanned(tiny: TinyNnunet, tmp_path: Path) -> TinyNnunet:
+    """The raw data set in folders of its own: planning would replace the small plans of the others."""
     root = tmp_path / "own"
     for name in ("raw", "preprocessed", "results"):
         (root / name).mkdir(parents=True)
-    own = TinyNnunet(root)
     shutil.copytree(tiny.root / "raw" / tiny.dataset, root / "raw" / tiny.dataset)
+    return TinyNnunet(root)
+
+
+@pytest.mark.full
+def test_plan_and_preprocess_then_swin_without_p(unplanned: TinyNnunet) -> None:
     # `nnUNetv2_verify_dataset_integrity -d XXX`, `nnUNetv2_plan_and_preprocess -d XXX --verify_dataset_integrity`
-    own.run("ctseg", "verify_dataset_integrity", "-d", "301")
-    own.run(
+    unplanned.run("ctseg", "verify_dataset_integrity", "-d", "301")
+    unplanned.run(
         "ctseg", "plan_and_preprocess", "-d", "301", "--verify_dataset_integrity",
         "-c", "3d_fullres", "--gpu_memory_gb", "1.6",
     )  # fmt: skip
     # `nnUNetv2_train XXX 3d_fullres 0 -tr nnUNetTrainerSwinUNETR`, without -p
-    own.run("ctseg", "train", "301", "3d_fullres", "0", "-tr", "nnUNetTrainerSwinUNETR", *SHORT)
-    assert (own.results / SWIN / "fold_0" / "checkpoint_final.pth").is_file()
+    unplanned.run("ctseg", "train", "301", "3d_fullres", "0", "-tr", "nnUNetTrainerSwinUNETR", *SHORT)
+    assert (unplanned.results / SWIN / "fold_0" / "checkpoint_final.pth").is_file()
+
+
+@pytest.mark.full
+def test_a_residual_encoder_is_planned_and_trained_by_name(unplanned: TinyNnunet) -> None:
+    plan = ("ctseg", "plan", "-d", "301", "-pl", "nnUNetPlannerResEncM", "-c", "3d_fullres", "--gpu_memory_gb", "1")
+    assert "train with -p nnUNetResEncUNetMPlans" in unplanned.run(*plan).stdout
+    unplanned.run("ctseg", "train", "301", "3d_fullres", "0", "-p", "nnUNetResEncUNetMPlans", *SHORT)
+    fold = unplanned.results / "nnUNetTrainer__nnUNetResEncUNetMPlans__3d_fullres" / "fold_0"
+    weights = read_checkpoint(fold / "checkpoint_final.pth")["network_weights"]
+    assert "encoder.stages.0.blocks.0.conv1.conv.weight" in weights
+    assert (fold / "validation" / "summary.json").is_file()
 
 
 @pytest.mark.full
