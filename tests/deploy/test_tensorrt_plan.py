@@ -143,9 +143,7 @@ def test_the_list_of_names_is_not_empty() -> None:
 def test_every_name_exists_in_the_real_bindings(version: str, wheels: Callable[[str], Path], tmp_path: Path) -> None:
     folder = installed((BINDINGS[version],), wheels(f"tensorrt_{version}"))
     libraries = stub_libraries(tmp_path, version.partition(".")[0])
-    assert missing_names(folder, "tensorrt_bindings", names_used(), libraries) <= {*ONLY_IN_RTX, "__version__"} - {
-        "__version__"
-    }
+    assert missing_names(folder, "tensorrt_bindings", names_used(), libraries) <= ONLY_IN_RTX
 
 
 def test_every_name_exists_in_tensorrt_rtx(rtx: object) -> None:
