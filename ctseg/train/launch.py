@@ -160,13 +160,17 @@ def train(training: Training, paths: NnunetPaths, placement: Placement) -> None:
     folder = paths.results / training.dataset / f"{training.trainer}__{training.plans}__{training.configuration}"
     if training.pretrained_weights is not None:
         weights_in(training.pretrained_weights)
+    if not training.resume:
+        # known without what is there, so nobody has to wait for the others
+        _require_batch_shared(training, plans, {}, placement)
     if placement.rank == 0:
         for fold in training.folds:
             settle(folder / f"fold_{fold}")
     if placement.distributed:
         torch.distributed.barrier()
     states = _states(training, folder)
-    _require_batch_shared(training, plans, states, placement)
+    if training.resume:
+        _require_batch_shared(training, plans, states, placement)
     if placement.distributed:
         # nobody begins, and writes, while another still looks at what is there
         torch.distributed.barrier()
