@@ -171,7 +171,6 @@ def test_changed_network_is_refused_by_every_backend(
     assert not (tmp_path / "r").exists()
 
 
-@pytest.mark.full  # two exports of eight flips; the gate at the export is tested always
 def test_graph_that_lacks_one_flip_of_eight_is_not_built(
     trained_unet: Path, export: Callable[..., Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
