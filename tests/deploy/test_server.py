@@ -86,6 +86,8 @@ def start_script(root: Path, temporary: Path) -> subprocess.Popen:
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "TMPDIR": str(temporary)},
+        # a shell's background jobs ignore Ctrl-C and hand that on to their children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout.readline() == "up\n"
     assert len(processes_of(temporary)) >= 2  # the server and a stub
