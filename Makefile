@@ -39,7 +39,7 @@ format: $(TEST_VENV)/.ready  ## format the code
 	$(TEST_VENV)/bin/ruff format .
 	$(TEST_VENV)/bin/ruff check --fix .
 
-benchmark: $(TEST_VENV)/.ready  ## time ctseg beside nnU-Net on this machine, 45 minutes; writes benchmark_output/
+benchmark: $(TEST_VENV)/.ready  ## time ctseg beside nnU-Net on this machine, half an hour; writes benchmark_output/
 	$(TEST_VENV)/bin/ctseg benchmark --output benchmark_output $(addprefix --large ,$(BENCHMARK_LARGE))
 
 clean:  ## remove the environments and all output
