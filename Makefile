@@ -40,7 +40,7 @@ format: $(TEST_VENV)/.ready  ## format the code
 	$(TEST_VENV)/bin/ruff check --fix .
 
 benchmark: $(TEST_VENV)/.ready  ## time ctseg beside nnU-Net on this machine, half an hour; writes benchmark_output/
-	$(TEST_VENV)/bin/ctseg benchmark --output benchmark_output $(addprefix --large ,$(BENCHMARK_LARGE))
+	$(TEST_VENV)/bin/python -m benchmarks --output benchmark_output $(addprefix --large ,$(BENCHMARK_LARGE))
 
 clean:  ## remove the environments and all output
 	rm -rf $(DEMO_VENV) $(TEST_VENV) demo_output benchmark_output build *.egg-info

@@ -13,14 +13,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ctseg.batch import BatchOptions, segment_cases
-    from ctseg.cases import Case, find_cases
-    from ctseg.deploy.server import embedded_server
-    from ctseg.geometry import Geometry
+    from ctseg.files.cases import Case, find_cases
+    from ctseg.files.geometry import Geometry
+    from ctseg.files.volume import Volume, read_volume, volume_from_array, write_label_map
     from ctseg.model_spec import ModelSpec
-    from ctseg.segment import segment_volume
-    from ctseg.triton import ClientOptions, connect
-    from ctseg.volume import Volume, read_volume, volume_from_array, write_label_map
+    from ctseg.predict.folder import BatchOptions, segment_cases
+    from ctseg.predict.segment import segment_volume
+    from ctseg.serving.server import embedded_server
+    from ctseg.triton.predictor import ClientOptions, connect
 
 __version__ = "0.1.0"
 
@@ -42,20 +42,20 @@ __all__ = [
 ]
 
 _HOMES = {
-    "BatchOptions": "ctseg.batch",
-    "Case": "ctseg.cases",
-    "ClientOptions": "ctseg.triton",
-    "Geometry": "ctseg.geometry",
+    "BatchOptions": "ctseg.predict.folder",
+    "Case": "ctseg.files.cases",
+    "ClientOptions": "ctseg.triton.predictor",
+    "Geometry": "ctseg.files.geometry",
     "ModelSpec": "ctseg.model_spec",
-    "Volume": "ctseg.volume",
-    "connect": "ctseg.triton",
-    "embedded_server": "ctseg.deploy.server",
-    "find_cases": "ctseg.cases",
-    "read_volume": "ctseg.volume",
-    "segment_cases": "ctseg.batch",
-    "segment_volume": "ctseg.segment",
-    "volume_from_array": "ctseg.volume",
-    "write_label_map": "ctseg.volume",
+    "Volume": "ctseg.files.volume",
+    "connect": "ctseg.triton.predictor",
+    "embedded_server": "ctseg.serving.server",
+    "find_cases": "ctseg.files.cases",
+    "read_volume": "ctseg.files.volume",
+    "segment_cases": "ctseg.predict.folder",
+    "segment_volume": "ctseg.predict.segment",
+    "volume_from_array": "ctseg.files.volume",
+    "write_label_map": "ctseg.files.volume",
 }
 
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from ctseg.cli import main
+from ctseg.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

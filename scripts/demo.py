@@ -14,9 +14,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from ctseg.cli import main as ctseg
+from ctseg.cli.main import main as ctseg
 from ctseg.model_spec import ModelSpec
-from ctseg.report import REPORT_NAME, CaseReport, Report
+from ctseg.predict.report import REPORT_NAME, CaseReport, Report
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "examples" / "demo_data"

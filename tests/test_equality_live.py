@@ -8,11 +8,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from ctseg.cli import main as ctseg
-from ctseg.deploy.server import embedded_server
-from ctseg.report import Report
-from tests.nnunet_plans import make_dataset, make_plans, swin_architecture
-from tests.nnunet_reference import make_trained_folder, reference_predictor, reference_segmentation
+from ctseg.cli.main import main as ctseg
+from ctseg.predict.report import Report
+from ctseg.serving.server import embedded_server
+from tests.support.nnunet_plans import make_dataset, make_plans, swin_architecture
+from tests.support.nnunet_reference import make_trained_folder, reference_predictor, reference_segmentation
 
 pytestmark = pytest.mark.live
 

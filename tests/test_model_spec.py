@@ -6,8 +6,8 @@ import pytest
 
 from ctseg.errors import SpecError
 from ctseg.model_spec import MAX_SPEC_BYTES, KeepLargest, ModelSpec, Parity, Provenance
-from ctseg.nnunet_plans import resolve_configuration, spec_from_plans
-from tests.nnunet_plans import make_dataset, make_plans
+from ctseg.nnunet.plans import resolve_configuration, spec_from_plans
+from tests.support.nnunet_plans import make_dataset, make_plans
 
 
 def make_spec(**extra):

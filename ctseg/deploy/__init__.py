@@ -1,1 +1,1 @@
-"""Deployment: export, precision, parity, TensorRT plans, Triton's model repository and servers."""
+"""From a trained nnU-Net to a proven entry of a model repository: export, parity gate, build."""

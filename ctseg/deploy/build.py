@@ -29,16 +29,6 @@ from ctseg.deploy.parity import (
     require,
     summary,
 )
-from ctseg.deploy.repository import (
-    Backend,
-    Entry,
-    Runtime,
-    add_plan,
-    next_version,
-    read_entry,
-    require_writable,
-    write_entry,
-)
 from ctseg.deploy.runtimes import (
     available_runtimes,
     describe_runtime,
@@ -50,7 +40,17 @@ from ctseg.deploy.runtimes import (
 )
 from ctseg.errors import OutputError, ParityError, SetupError, SpecError
 from ctseg.model_spec import ModelSpec, Precision
-from ctseg.predictor import PatchPredictor
+from ctseg.predict.predictor import PatchPredictor
+from ctseg.serving.repository import (
+    Backend,
+    Entry,
+    Runtime,
+    add_plan,
+    next_version,
+    read_entry,
+    require_writable,
+    write_entry,
+)
 
 if TYPE_CHECKING:
     from ctseg.deploy.tensorrt_plan import Compiler, PlanOptions
@@ -612,8 +612,8 @@ def prove_live(
         SetupError: No server can be started here.
         ServerError: The server fails.
     """
-    from ctseg.deploy.server import embedded_server
-    from ctseg.triton import ClientOptions, connect
+    from ctseg.serving.server import embedded_server
+    from ctseg.triton.predictor import ClientOptions, connect
 
     bundle = read_bundle(bundle_folder)
     with contextlib.ExitStack() as stack:

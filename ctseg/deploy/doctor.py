@@ -151,7 +151,7 @@ def _gpu() -> Iterator[Finding]:
 
 
 def _server() -> Iterator[Finding]:
-    from ctseg.deploy.server import find_server
+    from ctseg.serving.server import find_server
 
     try:
         installation = find_server()
@@ -167,7 +167,7 @@ def _server() -> Iterator[Finding]:
 
 
 def _repository(folder: Path) -> Iterator[Finding]:
-    from ctseg.deploy.repository import list_models, read_entry
+    from ctseg.serving.repository import list_models, read_entry
 
     try:
         names = list(list_models(folder))
@@ -200,8 +200,8 @@ def _repository(folder: Path) -> Iterator[Finding]:
 
 
 def _freshness(subject: str, backend: str, folder: Path, build: dict[str, Any]) -> Iterator[Finding]:
-    from ctseg.deploy.repository import MODEL_NAMES
     from ctseg.deploy.runtimes import available_runtimes, describe_runtime, sha256_of
+    from ctseg.serving.repository import MODEL_NAMES
 
     if backend == "tensorrt":
         yield from _plan_freshness(subject, build)
@@ -243,8 +243,8 @@ def _plan_freshness(subject: str, build: dict[str, Any]) -> Iterator[Finding]:
 
 
 def _running_server(url: str, repository: Path | None) -> Iterator[Finding]:
-    from ctseg.deploy.repository import list_models, read_entry
-    from ctseg.triton import ClientOptions, connect, is_ready
+    from ctseg.serving.repository import list_models, read_entry
+    from ctseg.triton.predictor import ClientOptions, connect, is_ready
 
     subject = f"server {url}"
     try:
@@ -277,7 +277,7 @@ def _live_parity(
     from ctseg.deploy.build import check_live
     from ctseg.deploy.bundle import read_bundle
     from ctseg.deploy.parity import summary
-    from ctseg.triton import ClientOptions, connect
+    from ctseg.triton.predictor import ClientOptions, connect
 
     subject = f"server {url}, parity"
     try:
@@ -294,8 +294,8 @@ def _live_parity(
 def _embedded_parity(repository: Path | None, bundle_folder: Path) -> Iterator[Finding]:
     """Compare the models that were built from a bundle, served here for the time of the comparison."""
     from ctseg.deploy.bundle import read_bundle
-    from ctseg.deploy.repository import list_entries
-    from ctseg.deploy.server import embedded_server
+    from ctseg.serving.repository import list_entries
+    from ctseg.serving.server import embedded_server
 
     subject = f"bundle {bundle_folder}"
     try:

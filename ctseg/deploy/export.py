@@ -40,7 +40,7 @@ from ctseg.deploy.runtimes import describe_runtime, onnxruntime_network, sha256_
 from ctseg.deploy.trained_model import TrainedModel
 from ctseg.errors import ParityError, SetupError, SpecError
 from ctseg.model_spec import ModelSpec, Precision
-from ctseg.windows import cut_patches, plan_windows
+from ctseg.numerics.windows import cut_patches, plan_windows
 
 if TYPE_CHECKING:
     import torch

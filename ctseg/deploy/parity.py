@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ctseg.errors import InferenceFailedError, ParityError, SpecError
 from ctseg.model_spec import ModelSpec, Parity, Precision
-from ctseg.windows import SlabBlender, cut_patches, plan_windows
+from ctseg.numerics.windows import SlabBlender, cut_patches, plan_windows
 
 Array = npt.NDArray[np.float32]
 Network = Callable[[Array], Array]

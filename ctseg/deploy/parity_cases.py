@@ -10,7 +10,7 @@ from ctseg.deploy.export import PreparedCase
 from ctseg.deploy.trained_model import TrainedModel
 from ctseg.errors import InputError, SetupError
 from ctseg.model_spec import ModelSpec
-from ctseg.nnunet_plans import resolve_configuration
+from ctseg.nnunet.plans import resolve_configuration
 
 MOST_CASES = 4
 """One whole case, and a patch of each of the others."""
@@ -26,9 +26,9 @@ def prepare_scans(paths: Sequence[Path], spec: ModelSpec) -> list[PreparedCase]:
     Raises:
         InputError: A scan cannot be used.
     """
-    from ctseg.cases import find_cases
-    from ctseg.prepare import prepare
-    from ctseg.volume import read_volume
+    from ctseg.files.cases import find_cases
+    from ctseg.files.volume import read_volume
+    from ctseg.numerics.prepare import prepare
 
     cases = [case for path in paths for case in find_cases(path, channels=len(spec.channels))][:MOST_CASES]
     prepared = []

@@ -26,9 +26,9 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from ctseg.errors import CheckpointError, SetupError
-from ctseg.folds import Fold
 from ctseg.model_spec import KeepLargest, ModelSpec
-from ctseg.nnunet_plans import resolve_configuration, spec_from_plans
+from ctseg.nnunet.folds import Fold
+from ctseg.nnunet.plans import resolve_configuration, spec_from_plans
 from ctseg.train.paths import TRAINERS_FOLDER
 
 if TYPE_CHECKING:

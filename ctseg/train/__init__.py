@@ -1,1 +1,1 @@
-"""Training: nnU-Net, MONAI and torch; imports the client layer, never the reverse."""
+"""From a dataset to the best configuration: dataset, planner, trainers, training, cross-validation."""

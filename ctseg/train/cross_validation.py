@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ctseg.best import Best, BestMember
 from ctseg.errors import CheckpointError, OutputError, SetupError, TrainingError
-from ctseg.folds import CROSS_VALIDATION_FOLDS, Fold
-from ctseg.nnunet_postprocessing import read_postprocessing
+from ctseg.nnunet.best_configuration import Best, BestMember
+from ctseg.nnunet.folds import CROSS_VALIDATION_FOLDS, Fold
+from ctseg.nnunet.postprocessing import read_postprocessing
 from ctseg.train.paths import NnunetPaths
 
 

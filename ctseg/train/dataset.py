@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctseg.errors import InputError, OutputError, SetupError
-from ctseg.file_grid import FileGrid
-from ctseg.geometry import Geometry
+from ctseg.files.geometry import Geometry
+from ctseg.files.grid import FileGrid
+from ctseg.files.volume import ending_of
 from ctseg.train.scans import (
     SCAN_ENDINGS,
     Problem,
@@ -28,7 +29,6 @@ from ctseg.train.scans import (
     read_scan,
     write_scan,
 )
-from ctseg.volume import ending_of
 
 FILE_ENDING = ".nii.gz"
 _CASE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]*[A-Za-z0-9_-])?")

@@ -14,7 +14,7 @@ import torch
 import torch.distributed
 
 from ctseg.errors import CheckpointError, OutputError, SetupError, TrainingError
-from ctseg.folds import Fold
+from ctseg.nnunet.folds import Fold
 from ctseg.train.checkpoints import FINAL, NO_SPACE, TrainingState, replacing, settle, training_state
 from ctseg.train.extended_trainer import Placement, StopRequest, extended, seed_everything, unwrapped
 from ctseg.train.options import TrainingOptions

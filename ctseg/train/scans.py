@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctseg.errors import OutputError
-from ctseg.file_grid import FileGrid, Scan
-from ctseg.geometry import Geometry, Spacing
-from ctseg.itk_files import read_itk_file
-from ctseg.nifti import NIFTI_ENDINGS, read_nifti, write_nifti
-from ctseg.volume import READ_ENDINGS, ending_of
+from ctseg.files.geometry import Geometry, Spacing
+from ctseg.files.grid import FileGrid, Scan
+from ctseg.files.itk import read_itk_file
+from ctseg.files.nifti import NIFTI_ENDINGS, read_nifti, write_nifti
+from ctseg.files.volume import READ_ENDINGS, ending_of
 
 SCAN_ENDINGS = (*READ_ENDINGS, ".gipl")
 READER = "SimpleITKIO"

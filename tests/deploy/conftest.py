@@ -10,8 +10,8 @@ import pytest
 from ctseg.deploy.bundle import Bundle
 from ctseg.deploy.export import ExportOptions, PreparedCase, export_model
 from ctseg.deploy.trained_model import load_trained_model
-from ctseg.prepare import prepare
-from tests.nnunet_reference import make_dataset, make_plans, make_trained_folder
+from ctseg.numerics.prepare import prepare
+from tests.support.nnunet_reference import make_dataset, make_plans, make_trained_folder
 
 
 @pytest.fixture(scope="session")

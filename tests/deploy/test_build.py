@@ -13,19 +13,19 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from ctseg.cli import main
+from ctseg.cli.main import main
 from ctseg.deploy.build import BuildOptions, build_entry, build_plan_file, check_live
 from ctseg.deploy.bundle import Bundle
 from ctseg.deploy.cuda_driver import Gpu
 from ctseg.deploy.export import ExportOptions, export_model, mirror_subsets, onnx_graph_of
 from ctseg.deploy.parity import ParityReport
-from ctseg.deploy.repository import read_entry
 from ctseg.deploy.runtimes import onnxruntime_network, sha256_of
 from ctseg.deploy.tensorrt_plan import Plan, PlanOptions
 from ctseg.deploy.trained_model import load_trained_model
 from ctseg.errors import OutputError, ParityError, SetupError, SpecError
 from ctseg.model_spec import ModelSpec
-from ctseg.triton import config_from_text
+from ctseg.serving.repository import read_entry
+from ctseg.triton.predictor import config_from_text
 
 ONNXRUNTIME = BuildOptions(runtime="onnxruntime")
 
@@ -377,7 +377,7 @@ def test_live_proof_runs_through_a_real_server(bundle: Bundle, tmp_path: Path) -
 def test_building_loads_no_torch(bundle: Bundle, tmp_path: Path) -> None:
     program = (
         "import sys\n"
-        "from ctseg.cli import main\n"
+        "from ctseg.cli.main import main\n"
         "code = main(sys.argv[1:])\n"
         "print([name for name in ('torch', 'nnunetv2', 'monai') if name in sys.modules])\n"
         "sys.exit(code)\n"

@@ -7,9 +7,9 @@ from pathlib import Path
 from ctseg.deploy.build import BuildOptions, build_entry
 from ctseg.deploy.bundle import Bundle
 from ctseg.deploy.cuda_driver import Gpu
-from ctseg.deploy.repository import read_entry
+from ctseg.serving.repository import read_entry
+from tests.container.programs import load
 from tests.deploy.test_build import ONNXRUNTIME, OnnxAsPlan
-from tests.images.programs import load
 
 
 def test_two_gpus_of_one_compute_capability_share_a_repository(bundle: Bundle, tmp_path: Path) -> None:

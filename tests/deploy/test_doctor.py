@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ctseg.cli import main
+from ctseg.cli.main import main
 from ctseg.deploy.build import BuildOptions, build_entry
 from ctseg.deploy.bundle import Bundle
 from ctseg.deploy.doctor import Finding, examine

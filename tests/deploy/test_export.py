@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from ctseg.cli import main
+from ctseg.cli.main import main
 from ctseg.deploy.bundle import Bundle, read_bundle, write_bundle
 from ctseg.deploy.export import (
     ExportOptions,
@@ -25,7 +25,13 @@ from ctseg.deploy.parity_cases import preprocessed_cases
 from ctseg.deploy.runtimes import onnxruntime_network
 from ctseg.deploy.trained_model import load_trained_model
 from ctseg.errors import OutputError, SetupError, SpecError
-from tests.nnunet_reference import make_dataset, make_plans, make_trained_folder, swin_architecture, unet_architecture
+from tests.support.nnunet_reference import (
+    make_dataset,
+    make_plans,
+    make_trained_folder,
+    swin_architecture,
+    unet_architecture,
+)
 
 
 def relative_l2(found: np.ndarray, expected: np.ndarray) -> float:
@@ -223,7 +229,7 @@ def test_changed_model_file_is_refused(bundle: Bundle, tmp_path: Path) -> None:
 def test_scans_are_prepared_from_files_by_the_command_line(
     trained_unet: Path, demo_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("ctseg.volume")
+    pytest.importorskip("ctseg.files.volume")
     scan = demo_data / "images" / "STS_042_0000.nii.gz"
     code = main(
         ["export", "-i", str(trained_unet), "-f", "1", "-o", str(tmp_path / "b"), "--cases", str(scan), "--tta", "none"]

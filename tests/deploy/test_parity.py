@@ -29,7 +29,7 @@ from ctseg.deploy.runtimes import onnxruntime_network
 from ctseg.deploy.trained_model import load_trained_model
 from ctseg.errors import ParityError, SpecError
 from ctseg.model_spec import Label, ModelSpec
-from tests.nnunet_reference import make_dataset
+from tests.support.nnunet_reference import make_dataset
 
 
 def changed(bundle: Bundle, change: object) -> bytes:

@@ -34,7 +34,13 @@ from ctseg.deploy.tensorrt_plan import (
 )
 from ctseg.deploy.trained_model import load_trained_model
 from ctseg.errors import SetupError, SpecError
-from tests.nnunet_reference import make_dataset, make_plans, make_trained_folder, swin_architecture, unet_architecture
+from tests.support.nnunet_reference import (
+    make_dataset,
+    make_plans,
+    make_trained_folder,
+    swin_architecture,
+    unet_architecture,
+)
 
 RTX = ("tensorrt-rtx-cu13-bindings==1.7.1.116", "tensorrt-rtx-cu13-libs==1.7.1.116")
 BINDINGS = {"10.16": "tensorrt-cu13-bindings==10.16.1.11", "11.4": "tensorrt-cu13-bindings==11.4.0.106"}

@@ -14,7 +14,7 @@ from ctseg.deploy.export import torch_network
 from ctseg.deploy.trained_model import load_trained_model
 from ctseg.errors import CheckpointError
 from ctseg.model_spec import KeepLargest
-from tests.nnunet_reference import make_dataset, make_plans, make_trained_folder, reference_predictor
+from tests.support.nnunet_reference import make_dataset, make_plans, make_trained_folder, reference_predictor
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from tests.images.programs import load
+from tests.container.programs import load
 
 ROOT = Path(__file__).parents[2]
 LONGEST_S = 3600

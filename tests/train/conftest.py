@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.train.tiny import TinyNnunet, make_tiny
+from tests.support.tiny_trainings import TinyNnunet, make_tiny
 
 
 @pytest.fixture(scope="session")

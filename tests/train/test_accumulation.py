@@ -12,7 +12,7 @@ from ctseg.errors import SetupError
 from ctseg.train.extended_trainer import Placement, extended
 from ctseg.train.options import TrainingOptions
 from ctseg.train.trainers.nnUNetTrainerSwinUNETR import nnUNetTrainerSwinUNETR
-from tests.train.tiny import TinyNnunet
+from tests.support.tiny_trainings import TinyNnunet
 
 CPU = Placement(torch.device("cpu"))
 

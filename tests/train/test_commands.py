@@ -16,15 +16,15 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from ctseg.best import Best
-from ctseg.cli import main
+from ctseg.cli.main import main
+from ctseg.nnunet.best_configuration import Best
 from ctseg.train.checkpoints import read_checkpoint
 from ctseg.train.options import RECORD_KEY
 from ctseg.train.paths import TRAINERS_FOLDER
 from ctseg.train.swin_unetr import SwinUNETR
+from tests.support.tiny_trainings import TinyNnunet
 from tests.train.test_distributed import torchrun
 from tests.train.test_pretrained import published_encoder
-from tests.train.tiny import TinyNnunet
 
 UNET, SWIN = "nnUNetTrainer__nnUNetPlans__3d_fullres", "nnUNetTrainerSwinUNETR__nnUNetSwinUNETRPlans__3d_fullres"
 TRAIN_SWIN = ("train", "301", "3d_fullres", "0", "-tr", "nnUNetTrainerSwinUNETR")

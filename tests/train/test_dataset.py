@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from ctseg.cli import main
+from ctseg.cli.main import main
 from ctseg.errors import InputError, OutputError, SetupError
 from ctseg.train.dataset import DatasetDescription, check_and_write_case, create_dataset, start_dataset
 from ctseg.train.scans import label_problems, read_scan

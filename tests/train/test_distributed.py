@@ -15,8 +15,8 @@ from ctseg.train.launch import Training, train
 from ctseg.train.options import TrainingOptions
 from ctseg.train.paths import NnunetPaths
 from ctseg.train.trainers.nnUNetTrainerSwinUNETR import nnUNetTrainerSwinUNETR
+from tests.support.tiny_trainings import TinyNnunet
 from tests.train.test_accumulation import make_trainer
-from tests.train.tiny import TinyNnunet
 
 WORKER = str(Path(__file__).parent / "distributed_worker.py")
 STEPS = 2

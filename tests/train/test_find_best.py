@@ -10,9 +10,9 @@ import SimpleITK as sitk
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from scipy import ndimage
 
-from ctseg.best import Best
 from ctseg.model_spec import KeepLargest
-from tests.train.tiny import TinyNnunet
+from ctseg.nnunet.best_configuration import Best
+from tests.support.tiny_trainings import TinyNnunet
 
 UNET, SWIN = "nnUNetTrainer__nnUNetPlans__3d_fullres", "nnUNetTrainerSwinUNETR__nnUNetSwinUNETRPlans__3d_fullres"
 FOLDS = {0: "tiny1", 1: "tiny2"}

@@ -16,15 +16,15 @@ from typing import Any
 import pytest
 import torch
 
-from ctseg.cli import main
+from ctseg.cli.main import main
 from ctseg.errors import CheckpointError, OutputError, TrainingError
 from ctseg.train.checkpoints import read_checkpoint, replacing, settle, training_state, write_checkpoint
 from ctseg.train.extended_trainer import StopRequest, TrainingStopped
 from ctseg.train.launch import Training, _full_disk_told, _memory_advice
 from ctseg.train.options import TrainingOptions
-from tests.nnunet_reference import make_plans, swin_architecture
+from tests.support.nnunet_reference import make_plans, swin_architecture
+from tests.support.tiny_trainings import TinyNnunet
 from tests.train.test_accumulation import make_trainer
-from tests.train.tiny import TinyNnunet
 
 TRAINER = "nnUNetTrainerInterrupted"
 OUTSIDE = str(Path(__file__).parent / "interrupted_trainer")

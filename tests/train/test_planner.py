@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from ctseg.cli import main
+from ctseg.cli.main import main
 from ctseg.errors import SetupError
 from ctseg.train.planner import ESTIMATE_KEY, SWIN_PLANNER, estimate_memory, find_planner, plan_swin, summary
 from ctseg.train.swin_unetr import SwinUNETR, padded_sides
-from tests.train.tiny import TinyNnunet
+from tests.support.tiny_trainings import TinyNnunet
 
 SARCOMA = ((3.27, 0.977, 0.977), (59, 165, 172))
 CHEST = ((1.0, 0.8, 0.8), (300, 400, 400))

@@ -14,8 +14,8 @@ from ctseg.train.extended_trainer import Placement, extended
 from ctseg.train.options import TrainingOptions
 from ctseg.train.paths import TRAINERS_FOLDER
 from ctseg.train.trainers.nnUNetTrainerSwinUNETR import WarmupCosineLR, nnUNetTrainerSwinUNETR
-from tests.nnunet_reference import swin_architecture
-from tests.train.tiny import TinyNnunet
+from tests.support.nnunet_reference import swin_architecture
+from tests.support.tiny_trainings import TinyNnunet
 
 CPU = Placement(torch.device("cpu"))
 

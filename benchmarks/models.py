@@ -1,0 +1,268 @@
+"""Models to measure with: random weights in nnU-Net's own folders, and entries that only sleep."""
+
+import json
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measured_process import run_measured
+from ctseg import train
+from ctseg.model_spec import ModelSpec
+
+SPACING_MM = (3.27, 1.3, 1.3)
+"""What the networks work at, (z, y, x): a little coarser than the scans, so that both ways are resampled."""
+TRAINERS = {"U-Net": "nnUNetTrainer", "Swin UNETR": "nnUNetTrainerSwinUNETR"}
+_SLEEPER = Path(__file__).parent / "sleeping_model.py"
+_RECORDER = Path(__file__).parent / "recording_model.py"
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network to measure with.
+
+    Attributes:
+        kind: ``U-Net`` or ``Swin UNETR``.
+        classes: With the background.
+        patch_size: (z, y, x).
+        number: Of its data set.
+    """
+
+    kind: str
+    classes: int
+    patch_size: tuple[int, int, int]
+    number: int
+
+    @property
+    def name(self) -> str:
+        """Of the model in the repository."""
+        return f"{'unet' if self.kind == 'U-Net' else 'swin'}{self.classes}"
+
+    @property
+    def dataset(self) -> str:
+        """Name of nnU-Net's data set."""
+        return f"Dataset{self.number}_{self.name}"
+
+    @property
+    def trainer(self) -> str:
+        """Name of nnU-Net's trainer."""
+        return TRAINERS[self.kind]
+
+    @property
+    def plans(self) -> dict[str, Any]:
+        """``plans.json``."""
+        resampling = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
+        return {
+            "dataset_name": self.dataset,
+            "plans_name": "nnUNetPlans",
+            "original_median_spacing_after_transp": list(SPACING_MM),
+            "original_median_shape_after_transp": [60, 150, 150],
+            "image_reader_writer": "SimpleITKIO",
+            "transpose_forward": [0, 1, 2],
+            "transpose_backward": [0, 1, 2],
+            "configurations": {
+                "3d_fullres": {
+                    "data_identifier": "nnUNetPlans_3d_fullres",
+                    "preprocessor_name": "DefaultPreprocessor",
+                    "batch_size": 2,
+                    "patch_size": list(self.patch_size),
+                    "median_image_size_in_voxels": [60, 120, 120],
+                    "spacing": list(SPACING_MM),
+                    "normalization_schemes": ["CTNormalization"],
+                    "use_mask_for_norm": [False],
+                    "resampling_fn_data": "resample_data_or_seg_to_shape",
+                    "resampling_fn_seg": "resample_data_or_seg_to_shape",
+                    "resampling_fn_data_kwargs": resampling,
+                    "resampling_fn_seg_kwargs": {**resampling, "is_seg": True, "order": 1},
+                    "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
+                    "resampling_fn_probabilities_kwargs": {**resampling, "order": 1},
+                    "architecture": _swin() if self.kind == "Swin UNETR" else _unet(),
+                    "batch_dice": False,
+                }
+            },
+            "experiment_planner_used": "ExperimentPlanner",
+            "label_manager": "LabelManager",
+            "foreground_intensity_properties_per_channel": {
+                "0": {
+                    "mean": 33.8, "std": 34.0, "percentile_00_5": -84.0, "percentile_99_5": 144.0,
+                    "min": -1000.0, "max": 1500.0, "median": 40.0,
+                }
+            },
+        }  # fmt: skip
+
+    @property
+    def dataset_json(self) -> dict[str, Any]:
+        """``dataset.json``."""
+        return {
+            "channel_names": {"0": "CT"},
+            "labels": {"background": 0, **{f"label{i}": i for i in range(1, self.classes)}},
+            "numTraining": 1,
+            "file_ending": ".nii.gz",
+        }
+
+
+def _unet() -> dict[str, Any]:
+    stages = 4
+    return {
+        "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+        "arch_kwargs": {
+            "n_stages": stages,
+            "features_per_stage": [8, 16, 32, 64],
+            "conv_op": "torch.nn.modules.conv.Conv3d",
+            "kernel_sizes": [[3, 3, 3]] * stages,
+            "strides": [[1, 1, 1]] + [[2, 2, 2]] * (stages - 1),
+            "n_conv_per_stage": [1] * stages,
+            "n_conv_per_stage_decoder": [1] * (stages - 1),
+            "conv_bias": True,
+            "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+            "norm_op_kwargs": {"eps": 1e-05, "affine": True},
+            "dropout_op": None,
+            "dropout_op_kwargs": None,
+            "nonlin": "torch.nn.LeakyReLU",
+            "nonlin_kwargs": {"inplace": True},
+        },
+        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+    }
+
+
+def _swin() -> dict[str, Any]:
+    return {
+        "network_class_name": "ctseg.train.swin_unetr.SwinUNETR",
+        "arch_kwargs": {"spatial_dims": 3, "feature_size": 12},
+        "_kw_requires_import": [],
+    }
+
+
+def nnunet_environment(root: Path) -> dict[str, str]:
+    """Return the environment in which nnU-Net's commands find the models under ``root``."""
+    return {
+        "nnUNet_raw": str(root / "nnUNet_raw"),
+        "nnUNet_preprocessed": str(root / "nnUNet_preprocessed"),
+        "nnUNet_results": str(root / "nnUNet_results"),
+        "nnUNet_extTrainer": str(Path(train.__file__).parent / "trainers"),
+    }
+
+
+def trained_folder(root: Path, network: Network) -> Path:
+    """Return where nnU-Net's commands look for a network."""
+    return root / "nnUNet_results" / network.dataset / f"{network.trainer}__nnUNetPlans__3d_fullres"
+
+
+def write_trained_folder(root: Path, network: Network) -> None:
+    """Write random weights as nnU-Net's trainer leaves them. Needs torch; call it in a child process."""
+    import torch
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    from ctseg.train.trainers.nnUNetTrainerSwinUNETR import nnUNetTrainerSwinUNETR
+
+    folder = trained_folder(root, network)
+    (folder / "fold_0").mkdir(parents=True, exist_ok=True)
+    manager = PlansManager(network.plans)
+    trainer = nnUNetTrainerSwinUNETR if network.kind == "Swin UNETR" else nnUNetTrainer
+    torch.manual_seed(network.number)
+    module = trainer.build_network_architecture(
+        manager, manager.get_configuration("3d_fullres"), 1, network.classes, False
+    )
+    (folder / "plans.json").write_text(json.dumps(network.plans), encoding="utf-8")
+    (folder / "dataset.json").write_text(json.dumps(network.dataset_json), encoding="utf-8")
+    checkpoint = {
+        "network_weights": module.state_dict(),
+        "optimizer_state": {},
+        "grad_scaler_state": None,
+        "logging": {},
+        "_best_ema": 0.5,
+        "current_epoch": 1,
+        "init_args": {
+            "plans": network.plans,
+            "configuration": "3d_fullres",
+            "fold": 0,
+            "dataset_json": network.dataset_json,
+        },
+        "trainer_name": network.trainer,
+        "inference_allowed_mirroring_axes": (0, 1, 2),
+    }
+    torch.save(checkpoint, folder / "fold_0" / "checkpoint_final.pth")
+
+
+def serve_network(root: Path, network: Network, scan: Path, *, timeout_s: float | None) -> None:
+    """Export and build a trained folder by ctseg's own commands, proven with a scan.
+
+    Raises:
+        SetupError: A command failed.
+    """
+    bundle = root / "bundles" / network.name
+    words: list[str | Path] = ["export", "-i", trained_folder(root, network), "-o", bundle, "--name", network.name]
+    # random weights leave many near ties; what the labels are is compared below all the same
+    words += ["--cases", scan, "--accept-unproven"]
+    run_measured(ctseg_command(*words), environment=nnunet_environment(root), timeout_s=timeout_s)
+    words = ["build", bundle, "--repository", root / "repository", "--backend", "python", "--accept-unproven"]
+    run_measured(ctseg_command(*words), timeout_s=timeout_s)
+
+
+def write_sleeper(repository: Path, like: str, sleep_ms: float) -> str:
+    """Write an entry that takes the same patches as another, and answers after a sleep.
+
+    Args:
+        repository: Model repository that has ``like``.
+        like: Name of the model whose spec is taken.
+        sleep_ms: Milliseconds a window.
+
+    Returns:
+        The new model's name.
+    """
+    from ctseg.serving.repository import read_entry, write_entry
+
+    newest = read_entry(repository / like).newest
+    name = f"{like}-sleep{sleep_ms:g}"
+    raw = newest.spec.model_dump(mode="json")
+    spec = ModelSpec.validated({**raw, "name": name, "network_sha256": ""}, source=name)
+    entry = write_entry(
+        repository,
+        spec,
+        1,
+        backend="python",
+        model_file=newest.folder / "model.onnx",
+        parameters={"ctseg_sleep_ms": f"{sleep_ms:g}"},
+        build_info={"benchmark": "sleeps"},
+    )
+    (entry.newest.folder / "model.py").write_bytes(_SLEEPER.read_bytes())
+    return name
+
+
+def write_recorder(repository: Path, like: str, log: Path) -> str:
+    """Write an entry that runs another's network, and notes in ``log`` when it computes.
+
+    Returns:
+        The new model's name.
+    """
+    from ctseg.serving.repository import CONFIG_NAME, read_entry
+    from ctseg.triton.predictor import config_from_text, text_from_config
+
+    newest = read_entry(repository / like).newest
+    name = f"{like}-recorded"
+    spec = ModelSpec.validated({**newest.spec.model_dump(mode="json"), "name": name}, source=name)
+    folder = repository / name
+    shutil.copytree(repository / like, folder)
+    config = config_from_text((folder / CONFIG_NAME).read_text(encoding="utf-8"), source=name)
+    config.name = name
+    config.parameters[f"ctseg_spec.{newest.version}"].string_value = spec.to_json()
+    config.parameters["ctseg_trace"].string_value = str(log)
+    (folder / CONFIG_NAME).write_text(text_from_config(config), encoding="utf-8")
+    version = folder / str(newest.version)
+    (version / "model.py").rename(version / "network.py")
+    shutil.copyfile(_RECORDER, version / "model.py")
+    return name
+
+
+def ctseg_command(*words: str | Path) -> list[str | Path]:
+    """Return a command line of ctseg under this Python."""
+    return [sys.executable, "-m", "ctseg", *words]
+
+
+def nnunet_program(name: str) -> Path:
+    """Return where a command of nnU-Net is: beside this Python, else as the PATH has it."""
+    beside = Path(sys.executable).parent / name
+    return beside if os.access(beside, os.X_OK) else Path(name)

@@ -1,0 +1,1 @@
+"""The serving container: its entry point, its settings, its readiness."""

@@ -1,0 +1,131 @@
+"""NRRD and MetaImage files through SimpleITK, the extra ``ctseg[itk]``."""
+
+import gzip
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ctseg.errors import InputError, SetupError
+from ctseg.files.geometry import RAS_FROM_LPS, Geometry
+from ctseg.files.grid import FileGrid, Scan, reorientation_of
+from ctseg.files.nifti import DEFLATE_MOST
+
+ITK_READ_ENDINGS = (".nrrd", ".nhdr", ".mha", ".mhd")
+ITK_WRITE_ENDINGS = (".nrrd", ".mha")
+"""Formats in one file: two files cannot be put in place at once."""
+
+_DETACHED_ENDINGS = (".nhdr", ".mhd")
+
+
+def read_itk_file(path: Path, reader: str) -> Scan:
+    """Read a file as nnU-Net's SimpleITK readers do; for its nibabel readers, by the same rules as theirs.
+
+    Raises:
+        InputError: The file cannot be read or is no volume of one number per voxel.
+        SetupError: SimpleITK is not installed.
+    """
+    sitk = _simpleitk(path)
+    try:
+        size = path.stat().st_size
+        path.open("rb").close()  # ITK's own words for a missing permission mislead
+    except OSError as error:
+        raise InputError(f"{path.name}: cannot be read: {error.strerror or error}") from error
+    if not size:
+        raise InputError(f"{path.name}: expected an image, found an empty file: copy it again")
+    file = sitk.ImageFileReader()
+    file.SetFileName(str(path))
+    try:
+        file.ReadImageInformation()
+        _check_information(file, size, path)
+        image = file.Execute()
+    except (RuntimeError, MemoryError) as error:
+        raise InputError(
+            f"{path.name}: expected a whole {path.suffix} image, found one that ITK cannot read "
+            f"({_last_line(error)}): copy it again"
+        ) from error
+    spacing = np.abs(image.GetSpacing()).tolist()
+    direction = RAS_FROM_LPS @ np.reshape(image.GetDirection(), (3, 3))
+    affine = np.eye(4)
+    affine[:3, :3] = direction * spacing
+    affine[:3, 3] = RAS_FROM_LPS @ image.GetOrigin()
+    voxels = sitk.GetArrayFromImage(image)
+    try:
+        geometry = Geometry(voxels.shape, affine)
+    except ValueError as error:
+        raise InputError(f"{path.name}: {error}: repair its directions and spacing") from error
+    grid = FileGrid(geometry, (spacing[2], spacing[1], spacing[0]), reorientation_of(geometry, reader, direction))
+    with np.errstate(over="ignore"):
+        if voxels.dtype.kind == "f" or voxels.dtype.itemsize > 4:
+            voxels = voxels.astype(np.float32, copy=False)
+    return Scan(grid.reorientation.apply(voxels), grid.reorientation.apply_to_spacing(grid.spacing_mm), grid)
+
+
+def write_itk_file(path: Path, labels: npt.NDArray[Any], grid: FileGrid) -> None:
+    """Write a label map on the grid of an input, compressed.
+
+    Args:
+        path: Ends in one of :data:`ITK_WRITE_ENDINGS`.
+        labels: (z, y, x) along the file's own axes, in the type to write.
+        grid: The input's.
+
+    Raises:
+        OSError: The file cannot be written.
+        SetupError: SimpleITK is not installed.
+    """
+    sitk = _simpleitk(path)
+    image = sitk.GetImageFromArray(labels)
+    image.SetSpacing(grid.spacing_mm[::-1])
+    image.SetOrigin((RAS_FROM_LPS @ grid.geometry.affine_ras[:3, 3]).tolist())
+    image.SetDirection((RAS_FROM_LPS @ grid.geometry.direction_ras).ravel().tolist())
+    try:
+        sitk.WriteImage(image, str(path), useCompression=True)
+    except RuntimeError as error:
+        raise OSError(_last_line(error)) from error
+    if path.suffix == ".nrrd":
+        _check_nrrd(path, labels)
+
+
+def _check_nrrd(path: Path, labels: npt.NDArray[Any]) -> None:
+    """Look whether all voxels arrived: ITK's NRRD writer does not notice that the disk is full at the very end."""
+    try:
+        written = gzip.decompress(path.read_bytes().partition(b"\n\n")[2])
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise OSError("the end is missing; is the disk full?") from error
+    if written != labels.tobytes():
+        raise OSError("what stands in the file is not what was written")
+
+
+def _check_information(file: Any, size: int, path: Path) -> None:
+    shape, components = file.GetSize(), file.GetNumberOfComponents()
+    if len(shape) != 3:
+        raise InputError(f"{path.name}: expected a 3-D volume, found shape {shape}: give one volume per file")
+    if components != 1:
+        raise InputError(
+            f"{path.name}: expected one number per voxel (CT in HU), found {components}: "
+            "this is a colour or vector image, take it away"
+        )
+    if min(shape) < 1:
+        raise InputError(f"{path.name}: expected at least one voxel along each axis, found shape {shape}")
+    if path.suffix.lower() not in _DETACHED_ENDINGS and np.prod(shape, dtype=np.float64) > size * DEFLATE_MOST:
+        raise InputError(
+            f"{path.name}: expected voxels of shape {shape}, found a file of {size} bytes: "
+            "it was cut off, copy it again"
+        )
+
+
+def _simpleitk(path: Path) -> Any:
+    try:
+        import SimpleITK
+    except ImportError as error:
+        raise SetupError(
+            f'{path.name}: {path.suffix} files need SimpleITK: pip install "ctseg[itk]", or convert to .nii.gz'
+        ) from error
+    return SimpleITK
+
+
+def _last_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[-1].strip() if lines else type(error).__name__

@@ -1,0 +1,378 @@
+"""NIfTI files with nibabel and numpy alone, under the rules of SimpleITK's reader and of nibabel's.
+
+The two libraries disagree about the same file: which of the two affines counts, what a missing one
+means, units, and scaling. nnU-Net's plans name the reader of the training, and so decide here.
+"""
+
+import contextlib
+import gzip
+import logging
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import nibabel
+import numpy as np
+import numpy.typing as npt
+from nibabel.orientations import io_orientation
+from nibabel.spatialimages import HeaderDataError
+
+from ctseg.errors import InputError
+from ctseg.files.geometry import RAS_FROM_LPS, SHEAR_TOLERANCE, Geometry, Shape3, Spacing
+from ctseg.files.grid import FileGrid, Scan, reorientation_of
+
+_GZIP_FILE: type[gzip.GzipFile] = gzip.GzipFile
+_DAMAGED: tuple[type[Exception], ...] = (EOFError, zlib.error, gzip.BadGzipFile)
+with contextlib.suppress(ImportError):  # without the extra fast-io, zlib does the same, slower
+    from isal import igzip, isal_zlib
+
+    _GZIP_FILE = igzip.IGzipFile
+    _DAMAGED = (*_DAMAGED, cast(Any, isal_zlib.IsalError))
+
+NIFTI_ENDINGS = (".nii.gz", ".nii")
+
+CHUNK_BYTES = 4 << 20
+DEFLATE_MOST = 1032
+"""Deflate makes at most this many bytes out of one."""
+COMPRESS_LEVEL = 1
+"""Label maps shrink well at any level, and people wait for it."""
+
+_Stream = BinaryIO | gzip.GzipFile
+
+_GZIP_MAGIC = b"\x1f\x8b"
+_HEADER_CLASSES: dict[int, Any] = {348: nibabel.Nifti1Header, 540: nibabel.Nifti2Header}
+_SINGLE_FILE_MAGIC = {348: b"n+1", 540: b"n+2"}
+_MM_PER_UNIT = {1: 1e3, 2: 1.0, 3: 1e-3}
+_GEOMETRY_FIELDS = (
+    "pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d",
+    "qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z",
+)  # fmt: skip
+_SILENT = logging.Logger("silent")
+_SILENT.addHandler(logging.NullHandler())
+
+
+def read_nifti(path: Path, reader: str) -> Scan:
+    """Read a NIfTI file as one of nnU-Net's readers does.
+
+    Args:
+        path: A NIfTI-1 or NIfTI-2 file of one piece, with or without gzip; its content decides.
+        reader: ``SimpleITKIO``, ``SimpleITKIOWithReorient``, ``NibabelIO`` or ``NibabelIOWithReorient``.
+
+    Returns:
+        Voxels in the type of the file where that is an integer of at most 4 bytes without scaling,
+        else float32. They are views where the axes were turned.
+
+    Raises:
+        InputError: The file cannot be read, is no NIfTI file, is damaged, promises more voxels than it
+            can hold, is no volume of one number per voxel, or has no usable affine.
+    """
+    with _reading(path) as stream:
+        header = _read_header(stream, path)
+        shape, dtype = _shape_and_dtype(header, path)
+        try:
+            grid, spacing_mm = (
+                _itk_grid(header, shape, path, reader)
+                if "ITK" in reader
+                else _nibabel_grid(header, shape, path, reader)
+            )
+        except ValueError as error:
+            raise InputError(f"{path.name}: {error}: repair its affine (sform, qform)") from error
+        size = int(np.prod(shape)) * dtype.itemsize
+        if size > path.stat().st_size * (DEFLATE_MOST if isinstance(stream, gzip.GzipFile) else 1):
+            raise InputError(
+                f"{path.name}: expected {size} bytes of voxels, shape {shape[::-1]}, found a file of "
+                f"{path.stat().st_size} bytes: it was cut off, copy it again"
+            )
+        voxels = _read_voxels(stream, header, shape, dtype, path)
+    scaling = _itk_scaling(header) if "ITK" in reader else _nibabel_scaling(header, path)
+    voxels = _scaled(voxels, scaling, through_float32="ITK" in reader)
+    return Scan(grid.reorientation.apply(voxels), spacing_mm, grid)
+
+
+def write_nifti(file: BinaryIO, labels: npt.NDArray[Any], grid: FileGrid, *, compress: bool) -> None:
+    """Write a label map on the grid of an input.
+
+    A NIfTI input's own affines, codes, voxel sizes and units are kept bit by bit; for other inputs
+    sform and qform say the same. The same labels give the same bytes.
+
+    Args:
+        file: Open for writing.
+        labels: (z, y, x) along the file's own axes, in the type to write.
+        grid: The input's.
+        compress: Whether to gzip.
+    """
+    header = nifti_header_of(labels, grid)
+    with contextlib.ExitStack() as stack:
+        stream: Any = file
+        if compress:
+            stream = stack.enter_context(_gzip_file(file, "wb"))
+        stream.write(header.binaryblock)
+        stream.write(bytes(int(header["vox_offset"]) - int(header["sizeof_hdr"])))
+        for plane in labels:
+            stream.write(np.ascontiguousarray(plane).data)
+
+
+def nifti_header_of(labels: npt.NDArray[Any], grid: FileGrid) -> Any:
+    """Return the header of a label map on the grid of an input."""
+    source = grid.nifti_header
+    header = (nibabel.Nifti1Header if source is None else type(source))()
+    header.set_data_dtype(labels.dtype)
+    header.set_data_shape(labels.shape[::-1])
+    if source is None:
+        header.set_xyzt_units("mm")
+        header.set_qform(grid.geometry.affine_ras, code="scanner", strip_shears=True)
+        header.set_sform(grid.geometry.affine_ras, code="scanner")
+    else:
+        for field in _GEOMETRY_FIELDS:
+            header[field] = source[field]
+    header.set_slope_inter(1, 0)
+    header["vox_offset"] = type(header).single_vox_offset
+    header["magic"] = type(header).single_magic
+    header["descrip"] = b"ctseg"
+    return header
+
+
+def _gzip_file(file: BinaryIO, mode: str) -> gzip.GzipFile:
+    """Return a gzip stream over a file; what it writes has neither name nor time in it."""
+    return _GZIP_FILE(filename="", mode=mode, compresslevel=COMPRESS_LEVEL, fileobj=file, mtime=0)
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[_Stream]:
+    """Open a file, through gzip if it is gzip; translate everything that can go wrong while it is read."""
+    try:
+        with path.open("rb") as file:
+            if file.peek(2)[:2] != _GZIP_MAGIC:
+                yield file
+            else:
+                with _gzip_file(file, "rb") as stream:
+                    yield stream
+    except _DAMAGED as error:
+        raise InputError(
+            f"{path.name}: expected a whole file, found damaged or missing data ({error or type(error).__name__}): "
+            "copy it again"
+        ) from error
+    except OSError as error:
+        raise InputError(f"{path.name}: cannot be read: {error.strerror or error}") from error
+    except MemoryError as error:
+        raise InputError(f"{path.name}: does not fit into memory: use a machine with more") from error
+
+
+def _read_header(stream: _Stream, path: Path) -> Any:
+    start = stream.read(4)
+    if not start:
+        raise InputError(f"{path.name}: expected a NIfTI file, found an empty one: copy it again")
+    sizes = {int.from_bytes(start, order) for order in ("little", "big")}
+    size = next((size for size in _HEADER_CLASSES if size in sizes), None)
+    if size is None:
+        raise InputError(f"{path.name}: expected a NIfTI file, found something else: convert it, or take it away")
+    block = start + stream.read(size - 4)
+    if len(block) < size:
+        raise EOFError(f"{len(block)} of {size} bytes of the header")
+    header = _HEADER_CLASSES[size](block, check=False)
+    magic = bytes(header["magic"].item())[:3]
+    if magic != _SINGLE_FILE_MAGIC[size]:
+        raise InputError(
+            f"{path.name}: expected NIfTI in one file (magic {_SINGLE_FILE_MAGIC[size].decode()}), found magic "
+            f"{magic!r}: an Analyze file or half of a pair; convert it to .nii.gz"
+        )
+    return header
+
+
+def _shape_and_dtype(header: Any, path: Path) -> tuple[Shape3, "np.dtype[Any]"]:
+    dims = header["dim"].tolist()
+    count = dims[0] if 1 <= dims[0] <= 7 else 0
+    sizes = dims[1 : 1 + count]
+    if count < 3 or any(size != 1 for size in sizes[3:]):
+        raise InputError(f"{path.name}: expected a 3-D volume, found shape {tuple(sizes)}: give one volume per file")
+    if min(sizes) < 1:
+        raise InputError(f"{path.name}: expected at least one voxel along each axis, found shape {tuple(sizes)}")
+    try:
+        dtype = header.get_data_dtype()
+    except HeaderDataError as error:
+        raise InputError(f"{path.name}: expected numbers, found NIfTI data type {int(header['datatype'])}") from error
+    if dtype.kind not in "iuf" or dtype.itemsize > 8:
+        name = nibabel.nifti1.data_type_codes.label[int(header["datatype"])]
+        raise InputError(
+            f"{path.name}: expected one number per voxel (CT in HU), found data type {name}: "
+            "this is a colour or complex image, take it away"
+        )
+    x, y, z = sizes[:3]
+    return (z, y, x), dtype
+
+
+def _read_voxels(stream: _Stream, header: Any, shape: Shape3, dtype: "np.dtype[Any]", path: Path) -> npt.NDArray[Any]:
+    offset, first = float(header["vox_offset"]), int(type(header).single_vox_offset)
+    if not (first <= offset < 1 << 31 and offset.is_integer()):
+        raise InputError(f"{path.name}: expected voxels from byte {first} on, found vox_offset {offset:g}")
+    left = int(offset) - int(header["sizeof_hdr"])
+    while left:
+        skipped = len(stream.read(min(left, CHUNK_BYTES)))
+        if not skipped:
+            raise EOFError("no voxels")
+        left -= skipped
+    voxels = np.empty(shape, dtype)
+    target = memoryview(voxels).cast("B")  # type: ignore[arg-type]
+    done = 0
+    while done < len(target):
+        count = stream.readinto(target[done : done + CHUNK_BYTES])  # type: ignore[union-attr]
+        if not count:
+            raise EOFError(f"{done} of {len(target)} bytes of voxels")
+        done += count
+    while stream.read(CHUNK_BYTES):
+        pass  # only at its end does gzip check its sum
+    if not dtype.isnative:
+        voxels = voxels.byteswap(inplace=True).view(dtype.newbyteorder("="))
+    return voxels
+
+
+def _scaled(
+    voxels: npt.NDArray[Any], scaling: tuple[float, float] | None, *, through_float32: bool
+) -> npt.NDArray[Any]:
+    """Apply slope and intercept in float64, plane by plane; types wider than 4 bytes become float32."""
+    if scaling is None and voxels.dtype.itemsize <= 4 and voxels.dtype.kind in "iu":
+        return voxels
+    if scaling is None and voxels.dtype == np.float32:
+        return voxels
+    slope, intercept = scaling or (1.0, 0.0)
+    result = np.empty(voxels.shape, np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for plane, target in zip(voxels, result, strict=True):
+            if through_float32 and voxels.dtype.kind in "iu":
+                plane = plane.astype(np.float32)
+            wide = plane.astype(np.float64)
+            if scaling is not None:
+                wide *= slope
+                wide += intercept
+            target[...] = wide
+    return result
+
+
+def _itk_scaling(header: Any) -> tuple[float, float] | None:
+    """Slope and intercept as ITK applies them; None: voxels are taken as they are."""
+    slope, intercept = (_finite(header[name]) for name in ("scl_slope", "scl_inter"))
+    slope = slope if abs(slope) >= np.finfo(np.float64).eps else 1.0
+    return None if (slope, intercept) == (1.0, 0.0) else (slope, intercept)
+
+
+def _nibabel_scaling(header: Any, path: Path) -> tuple[float, float] | None:
+    """Slope and intercept as nibabel applies them; None: voxels are taken as they are."""
+    try:
+        slope, intercept = header.get_slope_inter()
+    except HeaderDataError as error:
+        raise InputError(f"{path.name}: {error}: repair its scl_slope and scl_inter") from error
+    if slope is None:
+        return None
+    return None if (slope, intercept) == (1.0, 0.0) else (float(slope), float(intercept))
+
+
+def _voxel_sizes(header: Any, path: Path) -> list[float]:
+    sizes = [float(size) for size in header["pixdim"][1:4]]
+    if not all(np.isfinite(size) and size != 0 for size in sizes):
+        raise InputError(f"{path.name}: expected a voxel size over 0 mm along each axis, found {sizes}: repair pixdim")
+    return sizes
+
+
+def _itk_grid(header: Any, shape: Shape3, path: Path, reader: str) -> tuple[FileGrid, Spacing]:
+    """The grid as ITK's ``NiftiImageIO`` sees it.
+
+    The sform counts if its axes are orthogonal and there is no qform, or it is the scanner's frame
+    (code 1); else the qform does. The spacing always is pixdim. ITK may also prefer an sform of another
+    code that equals the qform within 1e-4; the noise of its float32 singular vectors decides, and a
+    choice between equals moves no voxel.
+
+    Source:
+        ITK 5.4's ``NiftiImageIO::SetImageIOOrientationFromNIfTI``.
+    """
+    unit_mm = _MM_PER_UNIT.get(int(header["xyzt_units"]) & 7, 1.0)
+    spacing = np.array(_voxel_sizes(header, path)) * unit_mm
+    qform_code, sform_code = (max(0, int(header[name])) for name in ("qform_code", "sform_code"))
+    sform = np.array([header["srow_x"], header["srow_y"], header["srow_z"]], dtype=np.float64)
+    if sform_code > 0 and (qform_code == 0 or sform_code == 1) and _is_orthogonal(sform[:, :3]):
+        matrix = sform
+    elif qform_code > 0:
+        matrix = _itk_qform(header)
+    elif sform_code > 0:
+        raise ValueError(
+            f"expected axes at right angles, which reader {reader} of the model needs, found a sheared or singular "
+            f"sform {sform[:, :3].round(4).tolist()} and no qform"
+        )
+    else:
+        matrix = RAS_FROM_LPS @ np.eye(3, 4)
+    direction = matrix[:, :3] / np.linalg.norm(matrix[:, :3], axis=0)
+    direction = direction * np.sign(spacing)
+    spacing = np.abs(spacing)
+    affine = np.eye(4)
+    affine[:3, :3] = direction * spacing
+    affine[:3, 3] = matrix[:, 3] * unit_mm
+    x, y, z = spacing.tolist()
+    geometry = Geometry(shape, affine)
+    grid = FileGrid(geometry, (z, y, x), reorientation_of(geometry, reader, direction), header)
+    return grid, grid.reorientation.apply_to_spacing(grid.spacing_mm)
+
+
+def _is_orthogonal(linear: npt.NDArray[np.float64]) -> bool:
+    lengths = np.linalg.norm(linear, axis=0)
+    if not np.isfinite(lengths).all() or not (lengths > 0).all():
+        return False
+    direction = linear / lengths
+    return bool(np.abs(direction @ direction.T - np.eye(3)).max() <= SHEAR_TOLERANCE)
+
+
+def _itk_qform(header: Any) -> npt.NDArray[np.float64]:
+    """(3, 4): unit axes and offset of the qform, rounded to the header's precision as ITK does."""
+    b, c, d = (_finite(header[f"quatern_{name}"]) for name in "bcd")
+    a = 1.0 - (b * b + c * c + d * d)
+    if a < 1e-7:
+        scale = 1.0 / np.sqrt(b * b + c * c + d * d)
+        a, b, c, d = 0.0, b * scale, c * scale, d * scale
+    else:
+        a = np.sqrt(a)
+    rotation = np.array(
+        [
+            [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
+            [2 * (b * c + a * d), a * a + c * c - b * b - d * d, 2 * (c * d - a * b)],
+            [2 * (b * d - a * c), 2 * (c * d + a * b), a * a + d * d - c * c - b * b],
+        ]
+    )
+    sizes = [size if size > 0 else 1.0 for size in header["pixdim"][1:4].tolist()]
+    if float(header["pixdim"][0]) < 0:
+        sizes[2] = -sizes[2]
+    precision = header["srow_x"].dtype.newbyteorder("=")
+    matrix = np.empty((3, 4))
+    matrix[:, :3] = (rotation * sizes).astype(precision)
+    matrix[:, 3] = [_finite(header[f"qoffset_{axis}"]) for axis in "xyz"]
+    return matrix
+
+
+def _nibabel_grid(header: Any, shape: Shape3, path: Path, reader: str) -> tuple[FileGrid, Spacing]:
+    """The grid as nibabel sees it: the sform if its code is set, else the qform, else a centred guess."""
+    _voxel_sizes(header, path)
+    if _MM_PER_UNIT.get(int(header["xyzt_units"]) & 7, 1.0) != 1.0:
+        raise ValueError(
+            f"expected millimetres, found {header.get_xyzt_units()[0]}s, which reader {reader} of the model "
+            "would take for millimetres"
+        )
+    fixed = header.copy()
+    try:
+        fixed.check_fix(logger=_SILENT, error_level=40)
+        affine = fixed.get_best_affine()
+        geometry = Geometry(shape, affine)
+        fixed.set_data_dtype(np.uint8)
+        fixed.set_data_shape(shape[::-1])
+        empty: Any = nibabel.Nifti2Image if isinstance(header, nibabel.Nifti2Header) else nibabel.Nifti1Image
+        image = empty(np.broadcast_to(np.uint8(0), shape[::-1]), affine, fixed)
+        if reader.endswith("WithReorient"):
+            image = image.as_reoriented(io_orientation(affine))  # rounds the voxel size anew
+    except HeaderDataError as error:
+        raise ValueError(str(error)) from error
+    x, y, z = (float(size) for size in image.header.get_zooms())
+    file_x, file_y, file_z = (float(size) for size in fixed.get_zooms())
+    return FileGrid(geometry, (file_z, file_y, file_x), reorientation_of(geometry, reader), header), (z, y, x)
+
+
+def _finite(value: Any) -> float:
+    """A header's number; what is not finite counts as 0, as in ITK."""
+    number = float(value)
+    return number if np.isfinite(number) else 0.0

@@ -1,0 +1,270 @@
+"""From blended logits to a label map on the grid as read.
+
+Where logits are resampled with at most two source voxels along an axis (nearest or linear, separate slices
+or not, torch's or scikit-image's), resampling and the decision of the label are one compiled pass over each
+slab, and logits never exist at the resolution of the scan. Cubic logits take the whole volume.
+"""
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ctseg.compiled.loading import load_kernels, run_parallel
+from ctseg.errors import SpecError
+from ctseg.model_spec import ModelSpec
+from ctseg.numerics.postprocess import LabelMap
+from ctseg.numerics.prepare import PreparationRecord
+from ctseg.numerics.resample import AxisTable, ResamplingPlan, plan_resampling, resample
+from ctseg.numerics.windows import Slab
+
+_log = logging.getLogger(__name__)
+
+Probabilities = npt.NDArray[np.float32]
+"""(heads, z, y, x), between 0 and 1."""
+
+Where = tuple[slice, slice, slice]
+"""A box of the grid as read, along (z, y, x)."""
+
+Receiver = Callable[[Where, Probabilities], object]
+"""Takes a finished part of the probabilities."""
+
+_REGION_THRESHOLD = np.float32(1.5 * 2.0**-24)
+"""The largest logit whose sigmoid, as torch computes it in float32, is not above 0.5."""
+
+_PLANES_AT_ONCE = 8
+"""Target planes of one call of the labelling kernel."""
+
+
+def probabilities_outside_crop(spec: ModelSpec) -> npt.NDArray[np.float32]:
+    """Return the probability of each head outside the crop: (heads,), background for labels, zeros for regions.
+
+    Source:
+        nnU-Net's ``revert_cropping_on_probabilities``.
+    """
+    outside = np.zeros(spec.num_heads, dtype=np.float32)
+    if not spec.has_regions:
+        outside[0] = 1
+    return outside
+
+
+class LabelRestorer:
+    """Turns slabs of logits, which come in order, into a label map.
+
+    Args:
+        spec: The network's contract.
+        record: What was done to the case.
+        on_probabilities: Called with each finished part of the probabilities: the box of the grid as read, and
+            (heads, z, y, x) of that box, float32, in memory that is used again after the call. The boxes do
+            not overlap and together fill the crop; what lies outside of it is
+            :func:`probabilities_outside_crop`. Labels are decided by logits all the same.
+
+    Raises:
+        SpecError: The logits' resampling cannot lead back to the grid of the scan.
+
+    Source:
+        nnU-Net's ``convert_predicted_logits_to_segmentation_with_correct_shape`` on float32 logits.
+        Interpolation is float32 here and float64 there, so voxels whose two best heads differ by less
+        than float32 rounding may get the other of the two.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        record: PreparationRecord,
+        *,
+        on_probabilities: Receiver | None = None,
+    ) -> None:
+        self._spec = spec
+        self._record = record
+        self._on_probabilities = on_probabilities
+        self._plan = plan_resampling(
+            spec.resampling_logits,
+            record.network_shape,
+            record.cropped_shape,
+            record.network_spacing_mm,
+            record.spacing_mm,
+        )
+        if self._plan.target_shape != record.cropped_shape:
+            raise SpecError(
+                f"{spec.name}: expected logits that can be brought back to {record.cropped_shape} voxels, found "
+                f"{record.network_shape} and {spec.resampling_logits.function}: images and logits of the plans "
+                "must be resampled alike"
+            )
+        self._values = np.array(
+            [0, *spec.written_values] if spec.has_regions else spec.written_values,
+            dtype=np.uint8 if max(spec.written_values) <= 255 else np.uint16,
+        )
+        self._labels: LabelMap = np.zeros(record.shape, dtype=self._values.dtype)
+        # where the crop lies in the label map, axes transposed as the logits are
+        self._cropped = self._labels.transpose(record.transpose_forward)[record.crop_slices]
+        self._planes_in = 0
+        self._planes_out = 0
+        self._before: Slab = np.zeros((0, 0, 0), dtype=np.float32)
+        self._axes = [_Linear(self._plan, axis) for axis in range(3)] if self._plan.is_linear else []
+        self._whole: Slab | None = None
+        if not self._plan.is_linear:
+            _log.info(
+                "%s: cubic logits cannot be restored slab by slab: all %d heads of the case are kept until its end",
+                spec.name,
+                spec.num_heads,
+            )
+            self._whole = np.empty((spec.num_heads, *record.network_shape), dtype=np.float32)
+
+    def add(self, slab: Slab) -> None:
+        """Add the next planes of the prepared volume.
+
+        Args:
+            slab: (heads, planes, y, x), float32, any strides; not changed, not kept.
+
+        Raises:
+            ValueError: The slab does not fit the record, or there are more planes than the volume has.
+        """
+        heads, (depth, rows, columns) = self._spec.num_heads, self._record.network_shape
+        end = self._planes_in + slab.shape[1]
+        if (slab.shape[0], *slab.shape[2:]) != (heads, rows, columns) or slab.dtype != np.float32 or end > depth:
+            raise ValueError(
+                f"expected float32 slabs of {heads} heads and {depth} planes of {(rows, columns)} in all, "
+                f"found {slab.dtype} {slab.shape} after {self._planes_in} planes"
+            )
+        if self._whole is not None:
+            self._whole[:, self._planes_in : end] = slab
+            self._planes_in = end
+            return
+        if slab.shape[1] == 0:
+            return
+        self._restore(slab.swapaxes(0, 1))
+        self._planes_in = end
+
+    def finish(self) -> LabelMap:
+        """Return the label map once every plane has been added.
+
+        Returns:
+            (z, y, x) on the grid as read, background outside the crop; uint8, or uint16 where a value needs it.
+
+        Raises:
+            ValueError: Planes are missing.
+        """
+        if self._planes_in != self._record.network_shape[0]:
+            raise ValueError(f"expected {self._record.network_shape[0]} planes, found {self._planes_in}")
+        if self._whole is not None:
+            self._restore_whole(self._whole)
+            self._whole = None
+        return self._labels
+
+    def _restore(self, slab: Slab) -> None:
+        """Restore the target planes whose source planes are all there; ``slab`` has axes (planes, heads, y, x)."""
+        begin, end = self._planes_in, self._planes_in + len(slab)
+        z, y, x = self._axes
+        last = int(np.searchsorted(z.above, end))  # above never falls
+        planes = slice(self._planes_out, last)
+        source = (
+            slab,
+            self._before,
+            np.where(z.below[planes] < begin, -1, z.below[planes] - begin),
+            np.maximum(z.above[planes] - begin, 0),
+            z.weight[planes],
+            y.below,
+            y.above,
+            y.weight,
+            x.below.astype(np.uint64),
+            x.above.astype(np.uint64),
+            x.weight,
+            x.is_same,
+        )
+        self._label(source, planes)
+        if self._on_probabilities is not None:
+            self._give_probabilities(source, planes, self._on_probabilities)
+        self._planes_out = last
+        if last < len(z.below) and z.below[last] < end:
+            self._before = np.array(slab[-1])
+
+    def _label(self, source: tuple[Any, ...], planes: slice) -> None:
+        kernels = load_kernels()
+        rows, columns = self._plan.target_shape[1:]
+        bands = -(-rows // kernels.ROWS_PER_UNIT)
+        regions = self._spec.has_regions
+        slab, before, below, above, weight, *in_plane = source
+        # a few planes at a time, so that what the kernel writes is small and still in the cache when it is copied
+        indices = np.empty((min(_PLANES_AT_ONCE, len(below)), rows, columns), dtype=np.uint16)
+        for first in range(0, len(below), _PLANES_AT_ONCE):
+            part = slice(first, first + _PLANES_AT_ONCE)
+            found = indices[: len(below[part])]
+            target = self._cropped[planes][part]
+            arguments = (slab, before, found, below[part], above[part], weight[part], *in_plane)
+            run_parallel(partial(kernels.label_planes, *arguments, regions, _REGION_THRESHOLD), len(found) * bands)
+            target[...] = self._values[found] if regions else found
+
+    def _give_probabilities(self, source: tuple[Any, ...], planes: slice, give: Receiver) -> None:
+        kernels = load_kernels()
+        heads, (rows, columns) = self._spec.num_heads, self._plan.target_shape[1:]
+        logits = np.empty((heads, 1, rows, columns), dtype=np.float32)
+        for offset in range(planes.stop - planes.start):
+            one = slice(offset, offset + 1)
+            arguments = (source[0], source[1], logits, source[2][one], source[3][one], source[4][one], *source[5:])
+            run_parallel(partial(kernels.resample_planes, *arguments), heads)
+            give(*self._probabilities(logits, planes.start + offset))
+
+    def _probabilities(self, logits: Slab, plane: int) -> tuple[Where, Probabilities]:
+        """Turn logits (heads, planes, y, x) on the crop's grid into probabilities, in place, and say where they lie."""
+        if self._spec.has_regions:
+            np.negative(logits, out=logits)
+            with np.errstate(over="ignore"):  # far below 0 the exponential is infinite and the probability 0
+                np.exp(logits, out=logits)
+            logits += 1
+            np.reciprocal(logits, out=logits)
+        else:
+            logits -= logits.max(axis=0)
+            np.exp(logits, out=logits)
+            logits /= logits.sum(axis=0)
+        forward, backward = self._record.transpose_forward, self._spec.transpose_backward
+        box = list(self._record.crop_slices)
+        begin = box[0].start + plane
+        box[0] = slice(begin, begin + logits.shape[1])
+        where = (box[forward.index(0)], box[forward.index(1)], box[forward.index(2)])
+        return where, logits.transpose(0, *(axis + 1 for axis in backward))
+
+    def _restore_whole(self, whole: Slab) -> None:
+        """Resample head by head and keep the best so far."""
+        indices = np.zeros(self._plan.target_shape, dtype=np.uint16)
+        kept = None
+        if self._on_probabilities is not None:
+            kept = np.empty((len(whole), *self._plan.target_shape), dtype=np.float32)
+        best: npt.NDArray[np.float32] | None = None
+        for head, volume in enumerate(whole):
+            logits = resample(volume, self._plan, out=None if kept is None else kept[head])
+            if self._spec.has_regions:
+                indices[logits > _REGION_THRESHOLD] = head + 1
+            elif best is None:
+                best = np.array(logits)
+            else:
+                higher = logits > best
+                indices[higher] = head
+                np.copyto(best, logits, where=higher)
+        self._cropped[...] = self._values[indices]
+        if kept is not None and self._on_probabilities is not None:
+            for plane in range(kept.shape[1]):
+                self._on_probabilities(*self._probabilities(kept[:, plane : plane + 1], plane))
+
+
+class _Linear:
+    """One axis of a plan of at most two taps, as the restoring kernels take it."""
+
+    def __init__(self, plan: ResamplingPlan, axis: int) -> None:
+        table: AxisTable | None = plan.tables[axis]
+        self.is_same = table is None
+        if table is None:
+            self.below = np.arange(plan.target_shape[axis], dtype=np.int64)
+            self.above = self.below
+            self.weight = np.zeros(len(self.below), dtype=np.float32)
+            return
+        self.below = np.ascontiguousarray(table.indices[:, 0])
+        if table.indices.shape[1] == 1:
+            self.above = self.below
+            self.weight = np.zeros(len(self.below), dtype=np.float32)
+        else:
+            self.weight = table.weights[:, 1].astype(np.float32)
+            self.above = np.where(self.weight > 0, table.indices[:, 1], self.below)

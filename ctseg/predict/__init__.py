@@ -1,0 +1,1 @@
+"""One case, and a folder of cases, over anything that runs the network."""

@@ -1,0 +1,139 @@
+"""Batches of several cases on their way to the network, the earliest case first."""
+
+import itertools
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future
+from dataclasses import dataclass
+
+from ctseg.predict.predictor import Logits, MirroringPredictor, Patches, PatchPredictor
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    patches: Patches
+    future: "Future[Logits]"
+    on_start: Callable[[], object] | None
+
+
+class InferenceQueue:
+    """Runs batches on a predictor, ``max_in_flight`` at a time, in order of their priority.
+
+    Cases overlap without falling into step: while an earlier case still has batches waiting, they go
+    first; when it is being restored, the next case's batches keep the network busy.
+
+    Args:
+        predictor: Runs the network.
+        mirroring: Average over mirrored patches, if the spec says that the client does this.
+
+    Attributes:
+        requests_per_batch: How often the network runs for one batch.
+    """
+
+    def __init__(self, predictor: PatchPredictor, *, mirroring: bool = True) -> None:
+        self.requests_per_batch = 1
+        if mirroring and predictor.spec.mirroring == "client":
+            predictor = mirrored = MirroringPredictor(predictor)
+            self.requests_per_batch = mirrored.requests_per_batch
+        self._predictor: PatchPredictor = predictor
+        self._waiting: queue.PriorityQueue[tuple[int, int, _Batch | None]] = queue.PriorityQueue()
+        self._aborted = threading.Event()
+        self._running: set[Future[Logits]] = set()
+        self._lock = threading.Lock()
+        self._order = itertools.count()
+        self._threads = [
+            threading.Thread(target=self._work, name=f"inference-{i}", daemon=True)
+            for i in range(predictor.max_in_flight)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def predictor(self) -> PatchPredictor:
+        """What runs the network."""
+        return self._predictor
+
+    def submit(
+        self, patches: Patches, *, priority: int, on_start: Callable[[], object] | None = None
+    ) -> "Future[Logits]":
+        """Queue a batch.
+
+        Args:
+            patches: See :meth:`PatchPredictor.predict`; must not change until the future is done.
+            priority: Index of the case; smaller goes first, equal ones in order of submission.
+            on_start: Called when the batch's turn has come, just before it is sent.
+
+        Returns:
+            The logits to come, or the error that the predictor raised. Cancelling it drops a batch
+            that has not been sent.
+
+        Raises:
+            CancelledError: The queue was aborted.
+        """
+        if self._aborted.is_set():
+            raise CancelledError
+        future: Future[Logits] = Future()
+        self._waiting.put((priority, next(self._order), _Batch(patches, future, on_start)))
+        return future
+
+    def abort(self) -> None:
+        """Wait for nothing any more: all futures, and later submissions, raise ``CancelledError``.
+
+        A batch that is being sent is left to its thread, which ends when the predictor is closed.
+        """
+        self._aborted.set()
+        self._drop_waiting()
+        with self._lock:
+            for future in self._running:
+                future.set_exception(CancelledError())
+            self._running.clear()
+
+    def close(self) -> None:
+        """Finish everything that was submitted, unless aborted, and stop the threads."""
+        for _ in self._threads:
+            self._waiting.put((2**62, next(self._order), None))
+        if not self._aborted.is_set():
+            for thread in self._threads:
+                thread.join()
+
+    def _drop_waiting(self) -> None:
+        try:
+            while True:
+                _, _, batch = self._waiting.get_nowait()
+                if batch is not None:
+                    batch.future.cancel()
+        except queue.Empty:
+            return
+
+    def _work(self) -> None:
+        while True:
+            batch = self._waiting.get()[2]
+            if batch is None:
+                return
+            self._run(batch)
+            del batch  # the logits may lie in memory that is used again once they are gone
+
+    def _run(self, batch: _Batch) -> None:
+        future = batch.future
+        with self._lock:
+            if self._aborted.is_set():
+                future.cancel()
+            if not future.set_running_or_notify_cancel():
+                return
+            self._running.add(future)
+        logits, failure = None, None
+        try:
+            if batch.on_start is not None:
+                batch.on_start()
+            logits = self._predictor.predict(batch.patches)
+        except BaseException as error:  # whatever it is belongs to the case that waits for it
+            failure = error
+        with self._lock:
+            if future not in self._running:
+                return  # aborted meanwhile
+            self._running.discard(future)
+        if failure is not None:
+            future.set_exception(failure)
+        elif logits is not None:
+            future.set_result(logits)

@@ -1,0 +1,98 @@
+"""What a person sees while cases are segmented: a bar on a terminal, log lines elsewhere."""
+
+import logging
+import sys
+import threading
+from types import TracebackType
+
+from ctseg.predict.report import CaseReport
+
+logger = logging.getLogger(__name__)
+
+
+class Progress:
+    """Cases and windows done, with the time left; silent by itself.
+
+    :class:`TerminalProgress` draws it. Every method may be called from any thread.
+    """
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop drawing."""
+
+    def windows_planned(self, count: int) -> None:
+        """A case turned out to have so many windows."""
+
+    def windows_done(self, count: int) -> None:
+        """So many more windows came back."""
+
+    def case_done(self, report: CaseReport) -> None:
+        """A case ended, one way or another."""
+        if report.status == "ok":
+            logger.info("%s: done in %.1f s, %d windows", report.case, report.seconds.total, report.windows)
+        elif report.status == "skipped":
+            logger.info("%s: skipped, its label map is there", report.case)
+        elif report.error is not None:
+            logger.error("%s: %s", report.error.type, report.error.message)
+
+
+class TerminalProgress(Progress):
+    """A progress bar on standard error.
+
+    Args:
+        cases: How many cases there are.
+    """
+
+    def __init__(self, cases: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as RichProgress
+
+        self._bar = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=Console(file=sys.stderr),
+        )
+        self._lock = threading.Lock()
+        self._cases = self._bar.add_task("cases", total=cases)
+        self._windows = self._bar.add_task("windows", total=0)
+        self._planned = 0
+
+    def __enter__(self) -> "TerminalProgress":
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop drawing; the bar stays as it is."""
+        self._bar.stop()
+
+    def windows_planned(self, count: int) -> None:
+        """A case turned out to have so many windows."""
+        with self._lock:
+            self._planned += count
+            self._bar.update(self._windows, total=self._planned)
+
+    def windows_done(self, count: int) -> None:
+        """So many more windows came back."""
+        self._bar.advance(self._windows, count)
+
+    def case_done(self, report: CaseReport) -> None:
+        """A case ended; a failure is printed above the bar."""
+        super().case_done(report)
+        self._bar.advance(self._cases)
+
+
+def progress_for(cases: int, *, quiet: bool = False) -> Progress:
+    """Return a bar if standard error is a terminal and nobody asked for quiet; else log lines only."""
+    if quiet or not sys.stderr.isatty():
+        return Progress()
+    return TerminalProgress(cases)

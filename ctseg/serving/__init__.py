@@ -1,0 +1,1 @@
+"""The server's side: the model repository, the embedded server, the python backend."""

@@ -1,0 +1,1 @@
+"""The network over Triton: the only room that knows tritonclient."""

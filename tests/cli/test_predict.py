@@ -1,0 +1,129 @@
+"""The command line: exit codes, messages, and what is not loaded."""
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import psutil
+import pytest
+
+from ctseg.cli.main import main as ctseg
+from ctseg.predict.report import Report
+
+ROOT = Path(__file__).parents[2]
+REPOSITORY = ROOT / "model_repository"
+MODEL = "sarcoma"
+
+
+def words(*parts: object) -> list[str]:
+    return [str(part) for part in parts]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["predict", "--help"]])
+def test_help_loads_nothing_heavy(arguments):
+    program = (
+        "import sys, runpy\n"
+        f"sys.argv = ['ctseg', *{arguments!r}]\n"
+        "try:\n    runpy.run_module('ctseg', run_name='__main__')\n"
+        "except SystemExit:\n    pass\n"
+        "heavy = {'torch', 'nnunetv2', 'monai', 'onnx', 'onnxruntime', 'numba', 'scipy', 'tritonclient'}\n"
+        "heavy &= set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "usage: ctseg" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("extra", "told"),
+    [
+        (["--repository", "nowhere"], "no model repository at nowhere"),
+        (["--url", "localhost:1", "--repository", str(REPOSITORY)], "give one of the two"),
+        (["--url", "localhost:1", "--header_env", "authorization=NO_SUCH_VARIABLE"], "a variable that is set"),
+        (["--url", "localhost:1", "--spec", "nowhere.json"], "nowhere.json"),
+        (["--url", "http://localhost:1"], "localhost:1"),
+        (["--url", "localhost:1", "--tls_root_certificates", "nowhere.pem"], "nowhere.pem"),
+    ],
+)
+def test_wrong_setup_exits_2_and_says_what_to_do(tmp_path, capsys, extra, told):
+    assert ctseg(words("predict", "-i", tmp_path, "-o", tmp_path / "out", "-m", "m", *extra)) == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("extra", [["-step_size", "0"], ["-step_size", "1.5"], ["--timeout_s", "-1"], ["--tile", "1"]])
+def test_wrong_usage_exits_2(tmp_path, extra):
+    with pytest.raises(SystemExit) as caught:
+        ctseg(words("predict", "-i", tmp_path, "-o", tmp_path, "-m", "m", *extra))
+    assert caught.value.code == 2
+
+
+def test_no_server_there_is_told_as_unavailable(tmp_path, ct_piece, capsys):
+    arguments = words("predict", "-i", ct_piece, "-o", tmp_path, "-m", "m", "--url", "127.0.0.1:9", "--timeout_s", 1)
+    assert ctseg(arguments) == 2
+    told = capsys.readouterr().err
+    assert "ServerUnavailableError" in told
+    assert "127.0.0.1:9" in told
+
+
+@pytest.mark.live
+def test_a_folder_with_a_bad_scan_exits_1_and_the_others_are_segmented(tmp_path, ct_piece, capsys):
+    scans, out = tmp_path / "in", tmp_path / "out"
+    scans.mkdir()
+    shutil.copy(ct_piece, scans / "good.nii.gz")
+    (scans / "bad.nii.gz").write_bytes(b"")
+    arguments = words("predict", "-i", scans, "-o", out, "-m", MODEL, "--repository", REPOSITORY, "--disable_tta")
+    assert ctseg(arguments) == 1
+    told = capsys.readouterr()
+    assert "1 done, 0 skipped, 1 failed" in told.out
+    assert told.err.count("InputError: case bad: ") == 1
+    assert "failed: bad\n" in told.err
+    report = Report.model_validate_json((out / "report.json").read_bytes())
+    assert [(case.case, case.status) for case in report.cases] == [("bad", "failed"), ("good", "ok")]
+    scan, labels = nib.load(scans / "good.nii.gz"), nib.load(out / "good.nii.gz")
+    assert np.array_equal(scan.affine, labels.affine)
+    assert scan.shape == labels.shape
+
+
+@pytest.mark.live
+def test_a_model_that_is_not_there_exits_2_and_lists_those_that_are(tmp_path, ct_piece, capsys):
+    assert ctseg(words("predict", "-i", ct_piece, "-o", tmp_path, "-m", "liver", "--repository", REPOSITORY)) == 2
+    told = capsys.readouterr().err
+    assert "liver" in told
+    assert MODEL in told
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_no_process_is_left_when_predict_is_stopped(tmp_path, demo_data, how):
+    arguments = words("predict", "-i", demo_data / "images", "-o", tmp_path, "-m", MODEL, "--repository", REPOSITORY)
+    with subprocess.Popen(
+        [sys.executable, "-m", "ctseg", *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # a shell's background jobs ignore Ctrl-C and hand that on to their children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "serves" in line:
+                break
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert children, "a server was meant to run"
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "report.json").is_file() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(how)
+        process.stderr.read()
+        process.wait(60)
+    assert process.returncode != 0
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert not alive
+    assert Report.model_validate_json((tmp_path / "report.json").read_bytes()).cases == ()

@@ -1,0 +1,217 @@
+"""Preparing a case, beside nnU-Net's own preprocessor run on the same voxels."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
+from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from ctseg.errors import InputError
+from ctseg.model_spec import ModelSpec
+from ctseg.nnunet.plans import spec_from_plans
+from ctseg.numerics.prepare import find_nonzero_box, prepare
+from tests.support.nnunet_plans import make_dataset, make_plans
+
+SCHEMES = (
+    "CTNormalization",
+    "ZScoreNormalization",
+    "NoNormalization",
+    "RescaleTo01Normalization",
+    "RGBTo01Normalization",
+)
+SPLINE = "resample_data_or_seg_to_shape"
+
+
+def spec_of(plans: dict[str, Any], channels: int = 1) -> ModelSpec:
+    configuration = next(iter(plans["configurations"]))
+    return spec_from_plans(
+        plans, make_dataset(channels=channels), configuration, name="model", mirror_axes=None, mirroring="none"
+    )
+
+
+def nnunet_prepared(
+    voxels: np.ndarray, spacing: tuple[float, float, float], plans: dict[str, Any]
+) -> tuple[np.ndarray, dict[str, Any]]:
+    manager = PlansManager(plans)
+    configuration = manager.get_configuration(next(iter(plans["configurations"])))
+    data, _, properties = DefaultPreprocessor(verbose=False).run_case_npy(
+        voxels, None, {"spacing": list(spacing)}, manager, configuration, make_dataset(channels=len(voxels))
+    )
+    return data, properties
+
+
+def assert_equal_to_nnunet(voxels: np.ndarray, spacing: tuple[float, float, float], plans: dict[str, Any]) -> None:
+    expected, properties = nnunet_prepared(voxels, spacing, plans)
+    kept = voxels.copy()
+    prepared = prepare(voxels, spacing, spec_of(plans, len(voxels)))
+    record = prepared.record
+    assert record.shape == voxels.shape[1:]
+    assert record.transposed_shape == tuple(properties["shape_before_cropping"])
+    assert [list(bounds) for bounds in record.crop] == properties["bbox_used_for_cropping"]
+    assert record.cropped_shape == tuple(properties["shape_after_cropping_and_before_resampling"])
+    assert prepared.voxels.shape == expected.shape
+    assert prepared.voxels.dtype == np.float32
+    assert prepared.voxels.flags.c_contiguous
+    # a few float32 roundings of the largest value: one after each axis and one of the result
+    tolerance = 6 * np.finfo(np.float32).eps * max(float(np.abs(expected).max()), 1e-30)
+    np.testing.assert_allclose(prepared.voxels, expected, rtol=0, atol=tolerance)
+    np.testing.assert_array_equal(voxels, kept)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[np.ndarray, tuple[float, float, float], dict[str, Any]]:
+    """Random voxels, spacing and plans: every normalisation, orientation, anisotropy and resampler."""
+    channels = draw(st.integers(1, 3))
+    schemes = tuple(draw(st.sampled_from(SCHEMES)) for _ in range(channels))
+    shape = tuple(draw(st.integers(2, 14)) for _ in range(3))
+    dtype = draw(st.sampled_from([np.int16, np.uint8, np.float32, np.float64, np.int32]))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    low = 0 if "RGBTo01Normalization" in schemes or dtype == np.uint8 else -1000
+    voxels = rng.uniform(low, 255, (channels, *shape)).astype(dtype)
+    for axis in range(3):  # air of zeros around the body, so that there is something to crop
+        before, after = draw(st.integers(0, 2)), draw(st.integers(0, 2))
+        planes = np.moveaxis(voxels, axis + 1, 0)
+        planes[:before] = 0
+        planes[len(planes) - after :] = 0
+    if draw(st.booleans()):
+        voxels = np.asfortranarray(voxels)
+    lengths = st.sampled_from([0.5, 0.7, 1.0, 1.25, 2.0, 3.27, 5.0])
+    spacing = (draw(lengths), draw(lengths), draw(lengths))
+    two_dimensional = draw(st.booleans())
+    target = tuple(draw(lengths) for _ in range(2 if two_dimensional else 3))
+    force = draw(st.sampled_from([None, None, True, False]))
+    function = draw(st.sampled_from([SPLINE, SPLINE, SPLINE, "resample_torch_fornnunet", "no_resampling_hack"]))
+    if function == SPLINE:
+        arguments = {
+            "is_seg": False,
+            "order": draw(st.sampled_from([0, 1, 3, 3])),
+            "order_z": draw(st.sampled_from([0, 1, 3])),
+            "force_separate_z": force,
+        }
+    elif function == "resample_torch_fornnunet":
+        arguments = {"is_seg": False, "force_separate_z": force}
+    else:
+        arguments = {}
+    plans = make_plans(
+        patch_size=(8, 8) if two_dimensional else (8, 8, 8),
+        spacing=target,
+        configuration="2d" if two_dimensional else "3d_fullres",
+        normalization=schemes,
+        use_mask_for_norm=tuple(draw(st.booleans()) for _ in range(channels)),
+        resampling_data=(function, arguments),
+        transpose_forward=draw(st.sampled_from([(0, 1, 2), (2, 0, 1), (1, 0, 2), (2, 1, 0)])),
+    )
+    return voxels, spacing, plans
+
+
+@settings(max_examples=120, deadline=None)
+@given(cases())
+@pytest.mark.filterwarnings(
+    "ignore:Mean of empty slice", "ignore:invalid value encountered", "ignore:Degrees of freedom"
+)
+def test_random_cases_equal_nnunet(case: tuple[np.ndarray, tuple[float, float, float], dict[str, Any]]) -> None:
+    voxels, spacing, plans = case
+    try:
+        nnunet = nnunet_prepared(voxels, spacing, plans)
+    except Exception:
+        # nnU-Net divides by zero voxels along an axis; here that is a named error
+        with pytest.raises(InputError, match="at least one voxel"):
+            prepare(voxels, spacing, spec_of(plans, len(voxels)))
+        return
+    assert nnunet is not None
+    assert_equal_to_nnunet(voxels, spacing, plans)
+
+
+def sarcoma(shared_data: Path) -> tuple[np.ndarray, tuple[float, float, float]]:
+    from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+
+    voxels, properties = SimpleITKIO().read_images([str(shared_data / "sts_sarcoma/test/STS_042_ct.nii.gz")])
+    return voxels, tuple(properties["spacing"])
+
+
+@pytest.mark.parametrize("spacing", [(3.27, 1.5, 1.5), (2.0, 2.0, 2.0)], ids=["separate slices", "isotropic"])
+@pytest.mark.parametrize("scheme", ["CTNormalization", "ZScoreNormalization"])
+def test_real_ct_equals_nnunet(shared_data: Path, spacing: tuple[float, ...], scheme: str) -> None:
+    voxels, voxel_spacing = sarcoma(shared_data)
+    assert_equal_to_nnunet(voxels, voxel_spacing, make_plans(spacing=spacing, normalization=(scheme,)))
+
+
+def test_integer_voxels_give_what_float_voxels_give() -> None:
+    voxels = np.random.default_rng(0).integers(-1000, 1500, (1, 10, 20, 20)).astype(np.int16)
+    spec = spec_of(make_plans(spacing=(3.0, 1.3, 1.3)))
+    integer = prepare(voxels, (3.0, 1.0, 1.0), spec)
+    floating = prepare(voxels.astype(np.float32), (3.0, 1.0, 1.0), spec)
+    np.testing.assert_array_equal(integer.voxels, floating.voxels)
+
+
+def test_unresampled_ct_voxel_has_the_bits_of_nnunet() -> None:
+    voxels = np.random.default_rng(1).uniform(-1000, 1500, (1, 6, 20, 20)).astype(np.float32)
+    plans = make_plans(spacing=(2.0, 1.0, 1.0))
+    expected, _ = nnunet_prepared(voxels, (2.0, 1.0, 1.0), plans)
+    np.testing.assert_array_equal(prepare(voxels, (2.0, 1.0, 1.0), spec_of(plans)).voxels, expected)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_volume_of_zeros_is_not_cropped_as_in_nnunet(scheme: str) -> None:
+    assert_equal_to_nnunet(
+        np.zeros((1, 5, 6, 7), np.int16), (1.0, 1.0, 1.0), make_plans(spacing=(1.0, 1.0, 1.0), normalization=(scheme,))
+    )
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_constant_volume_stays_constant(scheme: str) -> None:
+    voxels = np.full((1, 5, 6, 7), 7, np.float32)
+    plans = make_plans(spacing=(0.7, 0.7, 0.7), normalization=(scheme,))
+    assert_equal_to_nnunet(voxels, (1.0, 1.0, 1.0), plans)
+    assert np.ptp(prepare(voxels, (1.0, 1.0, 1.0), spec_of(plans)).voxels) == 0
+
+
+def test_single_slice_equals_nnunet() -> None:
+    voxels = np.random.default_rng(2).uniform(-1000, 1500, (1, 1, 20, 30)).astype(np.float32)
+    assert_equal_to_nnunet(voxels, (5.0, 1.0, 1.0), make_plans(spacing=(2.5, 1.5, 1.5)))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 2**32), st.floats(0.001, 0.2))
+def test_box_is_nnunets_box(seed: int, density: float) -> None:
+    rng = np.random.default_rng(seed)
+    voxels = (rng.random((2, *rng.integers(1, 8, 3))) < density).astype(np.int16)
+    _, _, box = crop_to_nonzero(voxels.astype(np.float32))
+    assert [list(bounds) for bounds in find_nonzero_box(voxels)] == box
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
+def test_voxel_that_is_not_finite_is_refused_with_its_place(value: float) -> None:
+    voxels = np.zeros((1, 4, 5, 6))
+    voxels[0, 2, 3, 4] = value
+    with pytest.raises(InputError, match=r"channel CT: expected finite intensities, found 1 voxels .* in slice 2"):
+        prepare(voxels, (1.0, 1.0, 1.0), spec_of(make_plans()))
+
+
+@pytest.mark.parametrize("value", [-1, 256])
+def test_intensity_that_is_no_colour_is_refused(value: int) -> None:
+    voxels = np.full((1, 4, 5, 6), value, np.int16)
+    with pytest.raises(InputError, match="expected intensities from 0 to 255 for RGBTo01Normalization"):
+        prepare(voxels, (1.0, 1.0, 1.0), spec_of(make_plans(normalization=("RGBTo01Normalization",))))
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing", "message"),
+    [
+        ((2, 4, 5, 6), (1.0, 1.0, 1.0), r"expected 1 channels \(CT\), found 2"),
+        ((1, 0, 5, 6), (1.0, 1.0, 1.0), "no voxels"),
+        ((1, 4, 5, 6), (1.0, 0.0, 1.0), "expected a positive spacing"),
+        ((1, 4, 5, 6), (1.0, float("nan"), 1.0), "expected a positive spacing"),
+        ((1, 4, 5, 6), (0.1, 1.0, 1.0), "expected at least one voxel along each axis"),
+    ],
+)
+def test_scan_that_does_not_fit_is_refused(
+    shape: tuple[int, ...], spacing: tuple[float, float, float], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        prepare(np.ones(shape, np.float32), spacing, spec_of(make_plans()))

@@ -1,0 +1,261 @@
+"""A folder of scans: one bad case never stops the rest, nothing is lost, nothing is half-written."""
+
+import gzip
+import json
+import os
+import threading
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from ctseg.errors import OutputError, ServerUnavailableError, SetupError, SpecError
+from ctseg.files.cases import find_cases
+from ctseg.nnunet.plans import spec_from_plans
+from ctseg.predict.folder import BatchOptions, segment_cases
+from ctseg.predict.report import Report
+from tests.support.nnunet_plans import make_dataset, make_plans
+
+PLAIN = ("resample_data_or_seg_to_shape", {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": None})
+
+
+class ThresholdPredictor:
+    """A network whose answer is known: what is brighter than nothing is label 1."""
+
+    max_batch_size = 2
+    max_in_flight = 2
+
+    def __init__(self, **extra) -> None:
+        plans = make_plans(
+            patch_size=(8, 16, 16), spacing=(3.0, 2.0, 1.0), normalization=("NoNormalization",), resampling_data=PLAIN
+        )
+        self.spec = spec_from_plans(plans, make_dataset(), "3d_fullres", name="threshold", mirror_axes=(), **extra)
+        self.calls = 0
+        self.fails_with: Exception | None = None
+        self.waits_for: threading.Event | None = None
+
+    def predict(self, patches):
+        self.calls += 1
+        if self.waits_for is not None:
+            self.waits_for.wait(20)
+        if self.fails_with is not None:
+            raise self.fails_with
+        return np.concatenate([np.zeros_like(patches), patches], axis=1)
+
+
+def write_scan(path: Path, *, seed: int = 0, shape=(20, 18, 12)) -> np.ndarray:
+    """Write a scan at the network's spacing whose label map is known: where it is above zero."""
+    voxels = np.random.default_rng(seed).integers(-500, 500, shape).astype(np.int16)
+    nib.save(nib.Nifti1Image(voxels, np.diag([1.0, 2.0, 3.0, 1.0])), path)
+    return (voxels > 0).astype(np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "in").mkdir()
+    return tmp_path / "in"
+
+
+def run(folder: Path, predictor=None, output: str = "out", **options):
+    predictor = predictor or ThresholdPredictor()
+    cases = find_cases(folder, channels=1)
+    return segment_cases(cases, predictor, folder.parent / output, BatchOptions(**options))
+
+
+def status_of(report) -> dict[str, str]:
+    return {case.case: case.status for case in report.cases}
+
+
+def test_every_bad_scan_is_named_and_the_good_ones_are_right(folder):
+    expected = {name: write_scan(folder / f"{name}.nii.gz", seed=i) for i, name in enumerate(["a", "m", "z"])}
+    whole = (folder / "a.nii.gz").read_bytes()
+    (folder / "cut.nii.gz").write_bytes(whole[: len(whole) // 2])
+    (folder / "empty.nii.gz").write_bytes(b"")
+    (folder / "text.nii.gz").write_bytes(gzip.compress(b"no image at all" * 100))
+    nib.save(nib.Nifti1Image(np.zeros((5, 6, 7, 2), np.int16), np.eye(4)), folder / "four_d.nii.gz")
+    nib.save(nib.Nifti1Image(np.full((5, 6, 7), np.nan, np.float32), np.eye(4)), folder / "nan.nii.gz")
+    write_scan(folder / "twice.nii.gz")
+    write_scan(folder / "twice_0000.nii.gz")
+
+    report = run(folder)
+
+    bad = {"cut", "empty", "text", "four_d", "nan", "twice"}
+    assert status_of(report) == {**dict.fromkeys(expected, "ok"), **dict.fromkeys(bad, "failed")}
+    for case in report.cases:
+        if case.case in bad:
+            assert case.error is not None
+            assert case.error.type == "InputError"
+            assert case.error.message.startswith(f"case {case.case}: ")
+            assert case.output is None
+    for name, labels in expected.items():
+        written = nib.load(folder.parent / "out" / f"{name}.nii.gz")
+        assert np.array_equal(np.asarray(written.dataobj), labels)
+        assert written.get_data_dtype() == np.uint8
+    outputs = sorted(path.name for path in (folder.parent / "out").iterdir())
+    assert outputs == ["a.nii.gz", "m.nii.gz", "report.json", "z.nii.gz"]
+
+
+def test_a_constant_and_a_single_slice_volume_are_right(folder):
+    nib.save(nib.Nifti1Image(np.full((9, 8, 7), 40, np.int16), np.diag([1.0, 2.0, 3.0, 1.0])), folder / "flat.nii.gz")
+    expected = write_scan(folder / "slice.nii.gz", shape=(20, 18, 1))
+    assert set(status_of(run(folder)).values()) == {"ok"}
+    assert (np.asarray(nib.load(folder.parent / "out" / "flat.nii.gz").dataobj) == 1).all()
+    assert np.array_equal(np.asarray(nib.load(folder.parent / "out" / "slice.nii.gz").dataobj), expected)
+
+
+def test_continuing_skips_what_is_there_and_redoes_what_was_touched(folder):
+    for name in ("a", "b", "c"):
+        write_scan(folder / f"{name}.nii.gz")
+    run(folder)
+    (folder.parent / "out" / "b.nii.gz").write_bytes(b"damaged")
+    (folder.parent / "out" / "c.nii.gz").unlink()
+    predictor = ThresholdPredictor()
+    report = run(folder, predictor, continue_prediction=True)
+    assert status_of(report) == {"a": "skipped", "b": "ok", "c": "ok"}
+    again = run(folder, predictor, continue_prediction=True)
+    assert set(status_of(again).values()) == {"skipped"}
+    other = ThresholdPredictor(network_sha256="0" * 64)
+    assert set(status_of(run(folder, other, continue_prediction=True)).values()) == {"ok"}
+    assert other.calls > 0
+
+
+def test_a_server_that_fails_fails_each_case_by_name(folder):
+    for name in ("a", "b"):
+        write_scan(folder / f"{name}.nii.gz")
+    predictor = ThresholdPredictor()
+    predictor.fails_with = ServerUnavailableError("threshold at gpu1:8001: connection refused")
+    report = run(folder, predictor)
+    assert [case.error.message for case in report.cases] == [
+        f"case {name}: threshold at gpu1:8001: connection refused" for name in ("a", "b")
+    ]
+    assert sorted(path.name for path in (folder.parent / "out").iterdir()) == ["report.json"]
+
+
+def test_a_bug_in_one_case_is_reported_as_unexpected_and_the_rest_goes_on(folder):
+    for name in ("a", "b"):
+        write_scan(folder / f"{name}.nii.gz")
+    predictor = ThresholdPredictor()
+    honest = predictor.predict
+
+    def breaks_once(patches):
+        if predictor.calls == 0:
+            predictor.calls += 1
+            raise KeyError("bug")
+        return honest(patches)
+
+    predictor.predict = breaks_once
+    report = run(folder, predictor)
+    assert sorted(status_of(report).values()) == ["failed", "ok"]
+    failed = next(case for case in report.cases if case.status == "failed")
+    assert "unexpected" in failed.error.message
+
+
+def test_a_case_that_takes_too_long_fails_by_name(folder):
+    write_scan(folder / "slow.nii.gz")
+    predictor = ThresholdPredictor()
+    predictor.waits_for = threading.Event()
+    threading.Timer(1.0, predictor.waits_for.set).start()
+    report = run(folder, predictor, case_timeout_s=0.2)
+    assert report.cases[0].error.type == "ServerTimeoutError"
+    assert "case slow" in report.cases[0].error.message
+    assert "--case_timeout_s" in report.cases[0].error.message
+
+
+def test_probabilities_are_those_of_the_softmax_and_there_only_when_whole(folder):
+    write_scan(folder / "a.nii.gz")
+    run(folder, save_probabilities=True)
+    out = folder.parent / "out"
+    probabilities = np.load(out / "a.npz")["probabilities"]
+    voxels = np.asarray(nib.load(folder / "a.nii.gz").dataobj).astype(np.float32).transpose(2, 1, 0)
+    # the one voxel in a thousand that is zero lies inside the crop, where the two heads tie
+    expected = 1 / (1 + np.exp(-voxels.astype(np.float64)))
+    assert probabilities.shape == (2, *voxels.shape)
+    assert np.abs(probabilities[1] - expected).max() < 1e-6
+    assert np.abs(probabilities.sum(axis=0) - 1).max() < 1e-6
+    assert sorted(path.name for path in out.iterdir()) == ["a.nii.gz", "a.npz", "report.json"]
+
+
+def test_regions_or_labels_that_cannot_be_written_are_told_before_any_work(folder):
+    write_scan(folder / "a.nii.gz")
+    predictor = ThresholdPredictor()
+    predictor.spec = predictor.spec.model_copy(update={"file_ending": ".gipl"})
+    with pytest.raises(SpecError, match=r"\.gipl"):
+        run(folder, predictor)
+    assert predictor.calls == 0
+
+
+@pytest.mark.parametrize("output", ["in", "link"])
+def test_no_label_map_takes_the_place_of_a_scan(folder, output):
+    write_scan(folder / "a_0000.nii.gz")
+    write_scan(folder / "b.nii.gz")
+    (folder.parent / "link").symlink_to(folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(SetupError, match=r"b\.nii\.gz would overwrite a scan"):
+        run(folder, output=output)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_an_output_folder_that_cannot_be_made_is_an_output_error(folder):
+    write_scan(folder / "a.nii.gz")
+    (folder.parent / "out").write_text("a file is in the way")
+    with pytest.raises(OutputError, match="out"):
+        run(folder)
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="NEEDS ROOT: mounts a full disk")
+def test_a_full_disk_fails_the_case_and_keeps_the_report_valid(folder):
+    write_scan(folder / "small.nii.gz", shape=(8, 8, 8))
+    write_scan(folder / "large.nii.gz", shape=(96, 96, 64))
+    out = folder.parent / "out"
+    out.mkdir()
+    if os.system(f"mount -t tmpfs -o size=24k tmpfs {out} 2>/dev/null") != 0:
+        pytest.skip("NO MOUNT: this machine does not let tests mount a small disk")
+    try:
+        report = run(folder)
+        assert status_of(report) == {"large": "failed", "small": "ok"}
+        failed = next(case for case in report.cases if case.case == "large")
+        assert failed.error.type == "OutputError"
+        assert "No space left" in failed.error.message
+        assert json.loads((out / "report.json").read_text())["cases"]
+        assert sorted(path.name for path in out.iterdir()) == ["report.json", "small.nii.gz"]
+    finally:
+        os.system(f"umount {out}")
+
+
+def test_memory_is_shared_so_that_one_case_at_a_time_passes_a_small_budget(folder):
+    for name in ("a", "b", "c"):
+        write_scan(folder / f"{name}.nii.gz")
+    assert set(status_of(run(folder, memory_bytes=1)).values()) == {"ok"}
+
+
+def test_a_continued_run_that_is_killed_forgets_no_finished_case(folder):
+    for name in ("y", "z"):
+        write_scan(folder / f"{name}.nii.gz")
+    run(folder)
+    for name in ("a", "b", "c", "d"):
+        write_scan(folder / f"{name}.nii.gz")
+    predictor = ThresholdPredictor()
+    predictor.waits_for = threading.Event()
+    report_path = folder.parent / "out" / "report.json"
+    runner = threading.Thread(target=run, args=(folder, predictor), kwargs={"continue_prediction": True})
+    runner.start()
+    while not predictor.calls:  # the first new case is on the network; nothing new is finished
+        pass
+    on_disk = Report.model_validate_json(report_path.read_bytes())
+    predictor.waits_for.set()
+    runner.join()
+    assert status_of(on_disk) == {"y": "skipped", "z": "skipped"}
+
+
+@pytest.mark.parametrize(("mirroring", "requests"), [(False, 1), (True, 4)])
+def test_bytes_are_those_of_all_requests(folder, mirroring, requests):
+    write_scan(folder / "a.nii.gz")
+    predictor = ThresholdPredictor()
+    predictor.spec = predictor.spec.model_copy(update={"mirror_axes": (0, 2), "mirroring": "client"})
+    case = run(folder, predictor, mirroring=mirroring).cases[0]
+    patch_bytes = 8 * 16 * 16 * 4
+    assert case.windows > 1
+    assert case.bytes_sent == case.windows * patch_bytes * requests
+    assert case.bytes_received == 2 * case.bytes_sent
+    assert predictor.calls == -(-case.windows // 2) * requests

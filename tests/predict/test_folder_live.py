@@ -1,0 +1,192 @@
+"""A folder whose real server is killed, or gets new versions of the model, in the middle."""
+
+import os
+import shutil
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from ctseg import BatchOptions, ClientOptions, connect, embedded_server, find_cases, segment_cases
+from ctseg.model_spec import KeepLargest
+from ctseg.predict.predictor import Logits, Patches
+from ctseg.predict.report import Report
+from ctseg.serving.repository import write_entry
+from ctseg.serving.server import RunningServer
+from ctseg.triton.predictor import TritonPredictor
+from tests.support.toy_models import WEIGHTS, save_toy_network, toy_spec, write_toy_entry
+
+pytestmark = pytest.mark.live
+
+REPOSITORY = Path(__file__).parents[2] / "model_repository"
+OPTIONS = BatchOptions(mirroring=False)
+
+
+@pytest.fixture
+def folder(tmp_path, demo_data) -> Path:
+    """Two cases of eight windows each."""
+    scans = tmp_path / "in"
+    scans.mkdir()
+    for name in ("a", "b"):
+        shutil.copy(demo_data / "images" / "STS_025_0000.nii.gz", scans / f"{name}.nii.gz")
+    return scans
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def run_and_kill(folder: Path, output: Path, *, timeout_s: float, comes_back: bool) -> Report:
+    """Segment the folder, kill the server once it has answered something, and perhaps start it again."""
+    port, reports = free_port(), []
+    with embedded_server(REPOSITORY, ["sarcoma"], is_private=False, grpc_port=port) as server:
+        predictor = connect([server.url], "sarcoma", options=ClientOptions(timeout_s=timeout_s))
+        runner = threading.Thread(
+            target=lambda: reports.append(segment_cases(find_cases(folder, channels=1), predictor, output, OPTIONS))
+        )
+        runner.start()
+        while not predictor.bytes_received:
+            time.sleep(0.01)
+        os.kill(server.pid, signal.SIGKILL)
+    if comes_back:
+        with embedded_server(REPOSITORY, ["sarcoma"], is_private=False, grpc_port=port):
+            runner.join()
+    runner.join()
+    predictor.close()
+    return reports[0]
+
+
+def test_a_server_that_comes_back_completes_every_case(folder, tmp_path):
+    report = run_and_kill(folder, tmp_path / "out", timeout_s=60, comes_back=True)
+    assert [(case.case, case.status) for case in report.cases] == [("a", "ok"), ("b", "ok")]
+    with (
+        embedded_server(REPOSITORY, ["sarcoma"], is_private=False) as server,
+        connect([server.url], "sarcoma") as predictor,
+    ):
+        segment_cases(find_cases(folder, channels=1), predictor, tmp_path / "undisturbed", OPTIONS)
+    for name in ("a", "b"):
+        found, expected = (
+            np.asarray(nib.load(tmp_path / out / f"{name}.nii.gz").dataobj) for out in ("out", "undisturbed")
+        )
+        assert expected.any()
+        assert np.array_equal(found, expected)
+
+
+def test_a_server_that_stays_away_fails_every_case_by_name_and_leaves_nothing_half_written(folder, tmp_path):
+    report = run_and_kill(folder, tmp_path / "out", timeout_s=2, comes_back=False)
+    assert [(case.case, case.status) for case in report.cases] == [("a", "failed"), ("b", "failed")]
+    for case in report.cases:
+        assert case.error is not None
+        assert case.error.type == "ServerUnavailableError"
+        assert case.error.message.startswith(f"case {case.case}: sarcoma")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["report.json"]
+
+
+# --- new versions
+
+
+class Interrupted:
+    """A predictor on whose third call something else happens first."""
+
+    def __init__(self, predictor: TritonPredictor, event) -> None:
+        self._predictor, self._event, self._calls, self._lock = predictor, event, 0, threading.Lock()
+        self.spec, self.max_batch_size, self.max_in_flight = predictor.spec, predictor.max_batch_size, 1
+
+    def predict(self, patches: Patches) -> Logits:
+        with self._lock:
+            self._calls += 1
+            if self._calls == 3:
+                self._event()
+        return self._predictor.predict(patches)
+
+
+@pytest.fixture
+def toy_folder(tmp_path) -> Path:
+    """Four cases of one window and two channels each, at the toy network's spacing."""
+    scans = tmp_path / "in"
+    scans.mkdir()
+    for case in range(4):
+        for channel in range(2):
+            voxels = np.random.default_rng([case, channel]).normal(0, 1, (14, 10, 6)).astype(np.float32)
+            image = nib.Nifti1Image(voxels, np.diag([1.0, 1.0, 3.0, 1.0]))
+            nib.save(image, scans / f"case{case}_{channel:04d}.nii.gz")
+    return scans
+
+
+def write_other_version(root: Path, version: int) -> None:
+    """Another network under another contract: its labels are others."""
+    network = save_toy_network(root.parent / "other.onnx", weights=WEIGHTS[::-1])
+    spec = toy_spec(postprocessing=(KeepLargest(labels=(1,)),))
+    write_entry(root, spec, version, backend="python", model_file=network)
+
+
+def wait_for_version(server: RunningServer, version: int) -> None:
+    give_up_at = time.monotonic() + 30
+    while True:
+        with connect([server.url], "toy") as predictor:
+            if predictor.model_version == version:
+                return
+        assert time.monotonic() < give_up_at
+        time.sleep(0.3)
+
+
+def labels_in(folder: Path) -> dict[str, np.ndarray]:
+    return {path.name: np.asarray(nib.load(path).dataobj) for path in sorted(folder.glob("*.nii.gz"))}
+
+
+def test_a_folder_finishes_on_the_version_that_it_began_with(toy_folder, tmp_path):
+    root = tmp_path / "models"
+    write_toy_entry(root)
+    cases = find_cases(toy_folder, channels=2)
+    with embedded_server(root, is_private=False, watch=True) as server:
+
+        def update() -> None:
+            write_other_version(root, 2)
+            wait_for_version(server, 2)
+
+        for output, event in (("undisturbed", lambda: None), ("updated", update)):
+            with connect([server.url], "toy") as predictor:
+                report = segment_cases(cases, Interrupted(predictor, event), tmp_path / output, BatchOptions())
+                assert [case.status for case in report.cases] == ["ok"] * 4
+                assert predictor.model_version == 1
+        with connect([server.url], "toy") as predictor:
+            segment_cases(cases, predictor, tmp_path / "other", BatchOptions())
+    updated, undisturbed, other = (labels_in(tmp_path / name) for name in ("updated", "undisturbed", "other"))
+    assert len(updated) == 4
+    for name, labels in updated.items():
+        assert np.array_equal(labels, undisturbed[name])
+        assert not np.array_equal(labels, other[name])
+
+
+def test_a_folder_whose_version_has_gone_stops_by_name_and_keeps_what_is_finished(toy_folder, tmp_path):
+    root = tmp_path / "models"
+    write_toy_entry(root)
+    with embedded_server(root, is_private=False, watch=True) as server:
+
+        def replace() -> None:
+            for version in (2, 3):  # Triton serves the latest two
+                write_other_version(root, version)
+                wait_for_version(server, version)
+
+        with connect([server.url], "toy", options=ClientOptions(timeout_s=30)) as predictor:
+            report = segment_cases(
+                find_cases(toy_folder, channels=2), Interrupted(predictor, replace), tmp_path / "out", BatchOptions()
+            )
+    assert [case.status for case in report.cases] == ["ok", "ok", "failed", "failed"]
+    for case in report.cases[2:]:
+        assert case.error is not None
+        assert case.error.type == "ModelNotFoundError"
+        assert "version 1" in case.error.message
+        assert "start the folder again" in case.error.message
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "case0.nii.gz",
+        "case1.nii.gz",
+        "report.json",
+    ]

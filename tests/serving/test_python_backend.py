@@ -1,0 +1,29 @@
+"""What the python backend's model does with a batch, on a real server."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from ctseg.serving.server import embedded_server
+from ctseg.triton.predictor import ClientOptions, connect
+from tests.support.toy_models import toy_logits, toy_patches, write_toy_entry
+
+pytestmark = pytest.mark.live
+
+
+def test_a_cpu_runs_a_batch_patch_by_patch(tmp_path: Path) -> None:
+    repository = tmp_path / "models"
+    write_toy_entry(repository)
+    path = repository / "toy" / "1" / "model.onnx"
+    network = onnx.load(path)
+    for tensor in (*network.graph.input, *network.graph.output):
+        tensor.type.tensor_type.shape.dim[0].dim_value = 1  # ONNX Runtime refuses more at once
+    onnx.save(network, path)
+    with (
+        embedded_server(repository, ["toy"]) as server,
+        connect([server.url], "toy", options=ClientOptions(headers=server.headers)) as predictor,
+    ):
+        patches = toy_patches(4)
+        np.testing.assert_allclose(predictor.predict(patches), toy_logits(patches), rtol=1e-5, atol=1e-5)

@@ -1,0 +1,272 @@
+"""Model repository entries: what stands on disk, what is refused, and that nothing is half-written."""
+
+import json
+import multiprocessing
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ctseg.errors import OutputError, SetupError, SpecError
+from ctseg.model_spec import KeepLargest, Label, ModelSpec
+from ctseg.serving import repository as repository_module
+from ctseg.serving.repository import (
+    add_plan,
+    list_entries,
+    list_models,
+    next_version,
+    read_entry,
+    write_entry,
+)
+from ctseg.triton.predictor import config_from_text
+from tests.support.toy_models import PATCH, save_toy_network, toy_spec, write_foreign_entry, write_toy_entry
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "models"
+
+
+def config_of(root: Path, name: str = "toy"):
+    path = root / name / "config.pbtxt"
+    return config_from_text(path.read_text(), source=str(path))
+
+
+def test_an_entry_says_in_tritons_own_message_what_the_spec_says(root: Path) -> None:
+    spec = write_toy_entry(root, instance_count=2, max_queue_delay_us=1500, threads=3, warmup=True)
+    config = config_of(root)
+    assert (config.name, config.backend, config.max_batch_size) == ("toy", "python", 4)
+    assert [(t.name, t.data_type, list(t.dims)) for t in config.input] == [("input", 11, [2, *PATCH])]
+    assert [(t.name, t.data_type, list(t.dims)) for t in config.output] == [("logits", 11, [3, *PATCH])]
+    assert config.version_policy.latest.num_versions == 2
+    assert config.dynamic_batching.max_queue_delay_microseconds == 1500
+    assert [(group.count, group.kind) for group in config.instance_group] == [(2, 2)]  # 2 is KIND_CPU
+    assert [(sample.batch_size, list(sample.inputs["input"].dims)) for sample in config.model_warmup] == [
+        (1, [2, *PATCH]),
+        (4, [2, *PATCH]),
+    ]
+    assert config.parameters["ctseg_threads"].string_value == "3"
+    assert ModelSpec.from_json(config.parameters["ctseg_spec.1"].string_value, source="test") == spec
+    assert ModelSpec.from_json((root / "toy" / "ctseg.json").read_text(), source="test") == spec
+    assert sorted(path.name for path in (root / "toy" / "1").iterdir()) == ["build.json", "model.onnx", "model.py"]
+
+
+def test_what_was_written_is_what_is_read(root: Path) -> None:
+    spec = write_toy_entry(root, build_info={"gpu": "none", "seconds": 1.5})
+    (entry,) = list_entries(root)
+    assert (entry.name, entry.backend, entry.newest.version) == ("toy", "python", 1)
+    assert entry.newest.spec.digest == spec.digest
+    assert entry.newest.build == {"gpu": "none", "seconds": 1.5}
+
+
+def test_labels_that_are_not_ascii_survive_the_configuration(root: Path) -> None:
+    labels = (
+        {"name": "background", "values": (0,)},
+        {"name": 'Höhle "A"\\n', "values": (1,)},
+        {"name": "肝", "values": (2,)},
+    )
+    write_toy_entry(root, toy_spec(labels=labels))
+    assert (root / "toy" / "config.pbtxt").read_bytes().isascii()
+    assert [label.name for label in read_entry(root / "toy").newest.spec.labels] == ["background", 'Höhle "A"\\n', "肝"]
+
+
+def test_each_version_keeps_its_own_spec_and_runtime(root: Path) -> None:
+    first = write_toy_entry(root)
+    second = toy_spec(postprocessing=(KeepLargest(labels=(1, 2)),), max_batch_size=2)
+    assert next_version(root, "toy") == 2
+    write_toy_entry(root, second, 2, runtime="openvino", precision_hint="bf16")
+    entry = read_entry(root / "toy")
+    assert [(item.version, item.spec.digest) for item in entry.versions] == [(1, first.digest), (2, second.digest)]
+    config = config_of(root)
+    assert config.max_batch_size == 2
+    assert config.parameters["ctseg_runtime.1"].string_value == "onnxruntime"
+    assert config.parameters["ctseg_runtime.2"].string_value == "openvino"
+    assert config.parameters["ctseg_precision_hint.2"].string_value == "bf16"
+    assert json.loads((root / "toy" / "ctseg.json").read_text())["max_batch_size"] == 2
+
+
+def test_a_version_that_was_deleted_leaves_the_configuration_at_the_next_write(root: Path) -> None:
+    for version in (1, 2):
+        write_toy_entry(root, version=version)
+    shutil.rmtree(root / "toy" / "1")
+    write_toy_entry(root, version=3)
+    specs = [key for key in config_of(root).parameters if key.startswith("ctseg_spec.")]
+    assert sorted(specs) == ["ctseg_spec.2", "ctseg_spec.3"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        (
+            {"labels": tuple(Label(name=n, values=(i,)) for i, n in enumerate(("background", "tumour", "liver")))},
+            "labels",
+        ),
+        ({"patch_size": (6, 10, 12)}, "patch_size"),
+        ({"output": {"name": "other"}}, "output"),
+        ({"input": {"name": "input", "dtype": "FP16"}}, "input"),
+    ],
+)
+def test_another_contract_under_the_same_name_is_refused(root: Path, changes: dict, what: str) -> None:
+    write_toy_entry(root)
+    before = (root / "toy" / "config.pbtxt").read_bytes()
+    with pytest.raises(SpecError, match=rf"toy: version 1 .* has {what} .*another model name"):
+        write_toy_entry(root, toy_spec(**changes), 2)
+    assert (root / "toy" / "config.pbtxt").read_bytes() == before
+    assert not (root / "toy" / "2").exists()
+
+
+def test_a_version_is_never_replaced(root: Path) -> None:
+    write_toy_entry(root)
+    with pytest.raises(SpecError, match="version 1 exists"):
+        write_toy_entry(root)
+
+
+def test_another_backend_under_the_same_name_is_refused(root: Path, tmp_path: Path) -> None:
+    write_toy_entry(root)
+    with pytest.raises(SpecError, match=r"python backend.*not of onnxruntime"):
+        write_entry(root, toy_spec(), 2, backend="onnxruntime", model_file=tmp_path / "toy.onnx")
+
+
+def test_a_spec_that_triton_cannot_carry_is_refused(root: Path) -> None:
+    names = ["background", *(f"{i:05d}" * 12 for i in range(800))]
+    labels = tuple(Label(name=name, values=(i,)) for i, name in enumerate(names))
+    with pytest.raises(SpecError, match="at most 65536"):
+        write_toy_entry(root, toy_spec(labels=labels))
+    assert not (root / "toy").exists()
+
+
+def test_onnxruntime_and_tensorrt_entries_have_tritons_own_file_names(root: Path, tmp_path: Path) -> None:
+    network = save_toy_network(tmp_path / "x.onnx")
+    write_entry(root, toy_spec("ort"), 1, backend="onnxruntime", model_file=network)
+    write_entry(root, toy_spec("trt"), 1, backend="tensorrt", model_file=network)
+    assert config_of(root, "ort").backend == "onnxruntime"
+    assert (root / "ort" / "1" / "model.onnx").is_file()
+    assert config_of(root, "trt").platform == "tensorrt_plan"
+    assert (root / "trt" / "1" / "model.plan").is_file()
+    assert config_of(root, "trt").instance_group[0].kind == 1  # KIND_GPU
+    assert [entry.backend for entry in list_entries(root)] == ["onnxruntime", "tensorrt"]
+
+
+def test_plans_for_several_gpu_types_stand_side_by_side(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.plan").write_bytes(b"sm90")
+    (tmp_path / "b.plan").write_bytes(b"sm89")
+    write_entry(root, toy_spec(), 1, backend="tensorrt", model_file=tmp_path / "a.plan", compute_capability="9.0")
+    add_plan(root, "toy", 1, plan=tmp_path / "b.plan", compute_capability="8.9", build_info={"gpu": "L40S"})
+    assert dict(config_of(root).cc_model_filenames) == {"9.0": "model_sm90.plan", "8.9": "model_sm89.plan"}
+    assert (root / "toy" / "1" / "model_sm89.plan").read_bytes() == b"sm89"
+    assert json.loads((root / "toy" / "1" / "build_sm89.json").read_text()) == {"gpu": "L40S"}
+
+
+def test_a_failed_write_leaves_nothing_where_a_server_looks(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_toy_entry(root, toy_spec("other"))
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(repository_module, "_sync", fail)
+    with pytest.raises(OutputError, match=r"toy: cannot write into .*No space left"):
+        write_toy_entry(root)
+    assert list_models(root) == ["other"]
+    assert not list(root.parent.glob(".ctseg-staging-*"))
+
+
+WRITER_THAT_STOPS = """
+import sys, time
+from pathlib import Path
+from ctseg.serving import repository
+from tests.support.toy_models import toy_spec
+
+def stop(folder):
+    print("half-written", flush=True)
+    time.sleep(600)
+
+where, network, moment = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+setattr(repository, moment, stop if moment == "_sync" else lambda *_: stop(None))
+repository.write_entry(where, toy_spec(), int(sys.argv[4]), backend="python", model_file=network)
+"""
+
+
+@pytest.mark.parametrize("moment", ["_sync", "_write_head"])
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_writer_that_is_killed_leaves_nothing_where_a_server_looks(
+    root: Path, tmp_path: Path, moment: str, version: int
+) -> None:
+    write_toy_entry(root, toy_spec("other"))
+    if version == 2:
+        write_toy_entry(root)
+    known = sorted(root.rglob("*"))
+    network = save_toy_network(tmp_path / "toy.onnx")
+    command = [sys.executable, "-c", WRITER_THAT_STOPS, str(root), str(network), moment, str(version)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "half-written\n"
+        assert list(root.parent.glob(".ctseg-staging-*"))
+        writer.kill()
+    assert sorted(root.rglob("*")) == known
+    write_toy_entry(root, version=version)  # the lock has gone with its holder
+    assert [item.version for item in list_entries(root)[-1].versions] == list(range(1, version + 1))
+    assert not list(root.parent.glob(".ctseg-staging-*"))
+
+
+def test_the_rest_of_a_killed_writer_goes_with_the_next_write(root: Path) -> None:
+    stale = root.parent / ".ctseg-staging-models-dead"
+    stale.mkdir()
+    write_toy_entry(root)
+    assert not stale.exists()
+
+
+def _write(root: Path, version: int) -> None:
+    write_entry(root, toy_spec(), version, backend="python", model_file=root.parent / "toy.onnx")
+
+
+def test_several_writers_take_turns(root: Path) -> None:
+    write_toy_entry(root)
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=_write, args=(root, version)) for version in (2, 3, 4)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(60)
+    assert [writer.exitcode for writer in writers] == [0, 0, 0]
+    assert [item.version for item in read_entry(root / "toy").versions] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda toy: (toy / "config.pbtxt").write_text('name: "toy" colour: "red"'), "not a configuration that Triton"),
+        (lambda toy: (toy / "config.pbtxt").unlink(), "cannot be read"),
+        (lambda toy: (toy / "1" / "model.onnx").unlink(), r"none of \['model.onnx'\]"),
+        (lambda toy: (toy / "1" / "model.py").unlink(), "model.py is missing"),
+        (lambda toy: (toy / "1" / "build.json").write_text("{"), "build.json cannot be read"),
+        (lambda toy: (toy / "1").rename(toy / "x"), "no version folder"),
+        (lambda toy: (toy / "1").rename(toy / "2"), "no parameter ctseg_spec.2"),
+        (
+            lambda toy: (toy / "config.pbtxt").write_text(
+                (toy / "config.pbtxt").read_text().replace("dims: 3", "dims: 4")
+            ),
+            r"expects the output logits TYPE_FP32 \[3, 6, 10, 14\], .* \['logits TYPE_FP32 \[4",
+        ),
+    ],
+)
+def test_a_damaged_entry_is_refused_by_name(root: Path, damage, message: str) -> None:
+    write_toy_entry(root)
+    damage(root / "toy")
+    with pytest.raises(SpecError, match=message) as caught:
+        read_entry(root / "toy")
+    assert "toy" in str(caught.value)
+
+
+def test_an_entry_that_ctseg_did_not_write_is_refused(root: Path) -> None:
+    write_foreign_entry(root, "foreign", "return None")
+    with pytest.raises(SpecError, match=r"foreign version 1: .*no parameter ctseg_spec.1"):
+        list_entries(root)
+
+
+def test_an_empty_or_missing_repository_is_a_setup_error(tmp_path: Path) -> None:
+    with pytest.raises(SetupError, match="is not a folder"):
+        list_entries(tmp_path / "none")
+    with pytest.raises(SetupError, match="holds no model"):
+        list_entries(tmp_path)

@@ -1,0 +1,369 @@
+"""The embedded server: it starts, it shows why it does not, and nothing of it stays behind."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from ctseg.errors import CtsegError, InferenceFailedError, RequestRejectedError, SetupError
+from ctseg.serving import server as server_module
+from ctseg.serving.server import SHM_PREFIX, Installation, embedded_server, find_server, supported_flags
+from ctseg.triton import shared_memory
+from ctseg.triton.predictor import SEGMENT_PREFIX, ClientOptions, connect, is_ready
+from tests.support.toy_models import toy_logits, toy_patches, toy_spec, write_foreign_entry, write_toy_entry
+
+pytestmark = [pytest.mark.live, pytest.mark.skipif(sys.platform != "linux", reason="the embedded server is for Linux")]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    root = tmp_path / "models"
+    write_toy_entry(root)
+    return root
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder in which the server makes its private folder."""
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    return folder
+
+
+def processes_of(folder: Path) -> list[psutil.Process]:
+    """All processes that have the server's private folder in their arguments (server, stubs)."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        if any(str(folder) in word for word in process.info["cmdline"] or []):
+            found.append(process)
+    return found
+
+
+def segments_of(pid: int) -> list[str]:
+    """Shared memory of a process and of the server's supervisor that it started."""
+    owners = {str(pid), *(str(child.pid) for child in psutil.Process(pid).children(recursive=True))}
+    return [
+        path.name
+        for prefix in (SHM_PREFIX, SEGMENT_PREFIX)
+        for path in shared_memory.FOLDER.glob(f"{prefix}*")
+        if owners & set(path.name.split("-"))
+    ]
+
+
+def wait_until(condition, what: str, timeout_s: float = 20.0) -> None:
+    give_up_at = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < give_up_at, what
+        time.sleep(0.1)
+
+
+SCRIPT = """
+import sys, time, numpy as np
+from pathlib import Path
+from ctseg.serving.server import embedded_server
+from ctseg.triton.predictor import ClientOptions, connect
+with embedded_server(Path(sys.argv[1])) as server:
+    with connect([server.url], "toy", options=ClientOptions(headers=server.headers)) as predictor:
+        predictor.predict(np.zeros((1, 2, *predictor.spec.patch_size), np.float32))
+        print("up", flush=True)
+        time.sleep(60)
+"""
+
+
+def start_script(root: Path, temporary: Path) -> subprocess.Popen:
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(root)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(temporary)},
+        # a shell's background jobs ignore Ctrl-C and hand that on to their children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert process.stdout.readline() == "up\n"
+    assert len(processes_of(temporary)) >= 2  # the server and a stub
+    assert segments_of(process.pid)
+    return process
+
+
+def test_everything_is_gone_after_the_block(root: Path, temporary: Path) -> None:
+    with embedded_server(root) as server:
+        assert psutil.Process(server.pid).name() == "tritonserver"
+        segments = segments_of(os.getpid())
+        assert segments
+    assert not processes_of(temporary)
+    assert not list(temporary.iterdir())
+    assert not any((shared_memory.FOLDER / name).exists() for name in segments)
+
+
+def test_everything_is_gone_after_an_exception(root: Path, temporary: Path) -> None:
+    def fail_inside() -> None:
+        with embedded_server(root):
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_inside()
+    assert not processes_of(temporary)
+    assert not list(temporary.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, None), (signal.SIGKILL, -signal.SIGKILL)]
+)
+def test_everything_is_gone_after_a_signal(root: Path, temporary: Path, number: int, status: int | None) -> None:
+    process = start_script(root, temporary)
+    segments = segments_of(process.pid)
+    process.send_signal(number)
+    process.communicate(timeout=30)
+    assert status is None or process.returncode == status
+    wait_until(lambda: not processes_of(temporary), f"server or stub survived signal {number}")
+    wait_until(lambda: not list(temporary.iterdir()), f"private folder survived signal {number}")
+    if number == signal.SIGKILL:  # nobody was left to remove the client's own memory
+        segments = [name for name in segments if name.startswith(SHM_PREFIX)]
+        shared_memory.sweep(SEGMENT_PREFIX)
+    wait_until(
+        lambda: not any((shared_memory.FOLDER / name).exists() for name in segments), f"{segments} survived {number}"
+    )
+
+
+def test_a_killed_supervisor_takes_the_server_with_it_and_the_next_start_sweeps(root: Path, temporary: Path) -> None:
+    with embedded_server(root) as server:
+        segments = [name for name in segments_of(os.getpid()) if name.startswith(SHM_PREFIX)]
+        psutil.Process(server.pid).parent().kill()
+        wait_until(lambda: not psutil.pid_exists(server.pid), "the server outlived its supervisor")
+        wait_until(lambda: not processes_of(temporary), "a stub outlived its server")
+    with embedded_server(root):
+        assert not any((shared_memory.FOLDER / name).exists() for name in segments)
+
+
+def test_only_loopback_listens_and_only_the_named_ports(root: Path) -> None:
+    with embedded_server(root) as server:
+        listening = [c.laddr for c in psutil.Process(server.pid).net_connections() if c.status == psutil.CONN_LISTEN]
+        assert [f"{address.ip.removeprefix('::ffff:')}:{address.port}" for address in listening] == [server.url]
+
+
+def test_metrics_are_served_on_loopback_when_asked_for(root: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with embedded_server(root, metrics_port=port) as server:
+        listening = {c.laddr for c in psutil.Process(server.pid).net_connections() if c.status == psutil.CONN_LISTEN}
+        assert {address.ip.removeprefix("::ffff:") for address in listening} == {"127.0.0.1"}
+        assert server.metrics_url == f"http://127.0.0.1:{port}/metrics"
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+            assert b"200" in connection.recv(100)
+
+
+def test_a_private_server_answers_only_who_has_the_key(root: Path) -> None:
+    with embedded_server(root) as server:
+        assert is_ready(server.url, ClientOptions(headers=server.headers))
+        with pytest.raises(RequestRejectedError, match="restricted"):
+            is_ready(server.url)
+
+
+def test_two_servers_at_once_do_not_disturb_each_other(root: Path) -> None:
+    patches = toy_patches(2)
+    with embedded_server(root) as one, embedded_server(root) as other:
+        assert one.url != other.url
+        for server in (one, other):
+            with connect([server.url], "toy", options=ClientOptions(headers=server.headers)) as predictor:
+                np.testing.assert_allclose(predictor.predict(patches), toy_logits(patches), rtol=1e-6, atol=1e-6)
+
+
+def test_only_the_chosen_model_is_loaded_and_of_it_the_newest_version(root: Path) -> None:
+    write_toy_entry(root, version=2)
+    write_foreign_entry(root, "unloadable", "this is no Python")
+    with embedded_server(root, ["toy"]) as server:
+        text = server.log.read_text()
+        with connect([server.url], "toy", options=ClientOptions(headers=server.headers)) as predictor:
+            assert predictor.model_version == 2
+    assert "loading: toy:2" in text
+    assert "toy:1" not in text
+    assert "unloadable" not in text
+
+
+def test_a_server_that_cannot_load_its_model_shows_the_end_of_its_log(root: Path, temporary: Path) -> None:
+    (root / "toy" / "1" / "model.onnx").write_bytes(b"no network")
+    with (
+        pytest.raises(SetupError, match=r"does not start[\s\S]*toy[\s\S]*(Protobuf|INVALID_PROTOBUF)"),
+        embedded_server(root),
+    ):
+        pytest.fail("it started")
+    assert not processes_of(temporary)
+    assert not list(temporary.iterdir())
+
+
+def test_a_model_that_answers_nan_is_not_served(root: Path) -> None:
+    write_foreign_entry(
+        root,
+        "nan",
+        "return self.respond(self.logits(patches * np.nan))",
+        parameters={"ctseg_spec.1": toy_spec("nan").to_json()},
+    )
+    with pytest.raises(SetupError, match="nan: the model answers NaN"), embedded_server(root, ["nan"]):
+        pytest.fail("it started")
+
+
+def test_a_model_that_fails_at_its_first_run_is_not_served(root: Path) -> None:
+    write_foreign_entry(
+        root, "broken", "raise RuntimeError('out of luck')", parameters={"ctseg_spec.1": toy_spec("broken").to_json()}
+    )
+    with (
+        pytest.raises(InferenceFailedError, match=r"out of luck[\s\S]*end of tritonserver's log"),
+        embedded_server(root, ["broken"]),
+    ):
+        pytest.fail("it started")
+
+
+def test_an_unknown_model_is_named_with_those_that_are_there(root: Path) -> None:
+    with pytest.raises(SetupError, match="no model 'liver', only toy"), embedded_server(root, ["liver"]):
+        pytest.fail("it started")
+
+
+def test_an_entry_can_ask_for_openvino(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    root, patches = tmp_path / "models", toy_patches(3)
+    write_toy_entry(root, runtime="openvino", threads=1)
+    with embedded_server(root) as server:
+        assert "toy version 1: openvino, 1 threads" in server.log.read_text()
+        with connect([server.url], "toy", options=ClientOptions(headers=server.headers)) as predictor:
+            np.testing.assert_allclose(predictor.predict(patches), toy_logits(patches), rtol=1e-5, atol=1e-5)
+
+
+def test_a_port_in_use_is_told(root: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        refused = pytest.raises(SetupError, match=r"does not start[\s\S]*already in use")
+        with refused, embedded_server(root, grpc_port=port):
+            pytest.fail("it started")
+
+
+def test_a_free_port_that_somebody_takes_first_is_replaced(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = server_module._free_port
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        ports = [taken.getsockname()[1], real()]
+        monkeypatch.setattr(server_module, "_free_port", lambda: ports.pop(0))
+        wanted = f"127.0.0.1:{ports[1]}"
+        with embedded_server(root) as server:
+            assert server.url == wanted
+
+
+def test_a_read_only_installation_without_run_bits_works(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = find_server()
+    if installed.stub is None:
+        pytest.skip("the tritonserver on the PATH is not the wheel's")
+    copy = tmp_path / "wheel"
+    shutil.copytree(installed.backends.parent, copy)
+    for path in copy.rglob("*"):
+        if path.is_file():
+            path.chmod(0o444)
+    bare = Installation(
+        binary=copy / installed.binary.relative_to(installed.backends.parent),
+        library_path=installed.library_path,
+        backends=copy / "backends",
+        stub=copy / installed.stub.relative_to(installed.backends.parent),
+        source="a copy",
+    )
+    monkeypatch.setattr(server_module, "find_server", lambda: bare)
+    with embedded_server(root) as server:
+        assert is_ready(server.url, ClientOptions(headers=server.headers))
+
+
+def test_the_flags_of_the_installed_server_are_found() -> None:
+    flags = supported_flags(find_server())
+    assert {"--grpc-restricted-protocol", "--disable-auto-complete-config", "--model-repository"} <= flags
+
+
+def test_other_systems_are_told_to_use_a_server_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module.platform, "system", lambda: "Windows")
+    with pytest.raises(SetupError, match=r"Linux only, this is Windows.*--url"):
+        find_server()
+
+
+def test_serve_prints_its_address_and_stops_by_signal(root: Path, temporary: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from ctseg.serving.server import run_server\n"
+        "sys.exit(run_server(Path(sys.argv[1]), grpc_port=0))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(root)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(temporary)},
+    )
+    line = process.stdout.readline()
+    url = line.split(" on ")[1].split()[0]
+    patches = toy_patches(1)
+    with connect([url], "toy") as predictor:
+        assert predictor.transport == "grpc"  # an open server lets nobody share memory with it
+        np.testing.assert_allclose(predictor.predict(patches), toy_logits(patches), rtol=1e-6, atol=1e-6)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=30)
+    assert (process.returncode, out) == (0, "stopped\n")
+    assert not processes_of(temporary)
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes its certificates with openssl")
+def test_tls_and_mutual_tls(root: Path, tmp_path: Path) -> None:
+    def openssl(*arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    openssl("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=ca")
+    (tmp_path / "names").write_text("subjectAltName=IP:127.0.0.1,DNS:localhost")
+    for who in ("server", "client"):
+        openssl(
+            "req", "-newkey", "rsa:2048", "-nodes", "-keyout", f"{who}.key", "-out", f"{who}.csr", "-subj", f"/CN={who}"
+        )
+        openssl(
+            "x509",
+            "-req",
+            "-in",
+            f"{who}.csr",
+            "-CA",
+            "ca.pem",
+            "-CAkey",
+            "ca.key",
+            "-CAcreateserial",
+            "-days",
+            "2",
+            "-out",
+            f"{who}.pem",
+            "-extfile",
+            "names",
+        )
+    arguments = [
+        "--grpc-use-ssl=true",
+        "--grpc-use-ssl-mutual=true",
+        f"--grpc-server-cert={tmp_path / 'server.pem'}",
+        f"--grpc-server-key={tmp_path / 'server.key'}",
+        f"--grpc-root-cert={tmp_path / 'ca.pem'}",
+    ]
+    mutual = {"client_certificate": tmp_path / "client.pem", "client_key": tmp_path / "client.key"}
+    options = ClientOptions(root_certificates=tmp_path / "ca.pem", **mutual, connect_timeout_s=5)
+    patches = toy_patches(2)
+    with embedded_server(root, is_private=False, prove=False, extra_arguments=arguments, options=options) as server:
+        with connect([server.url], "toy", options=options) as predictor:
+            np.testing.assert_allclose(predictor.predict(patches), toy_logits(patches), rtol=1e-6, atol=1e-6)
+        for wrong in (
+            ClientOptions(connect_timeout_s=1),  # no TLS
+            ClientOptions(tls=True, connect_timeout_s=1),  # does not know the authority
+            ClientOptions(root_certificates=tmp_path / "ca.pem", connect_timeout_s=1),  # no client certificate
+        ):
+            with pytest.raises(CtsegError, match="UNAVAILABLE"):
+                connect([server.url], "toy", options=wrong)

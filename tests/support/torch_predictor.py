@@ -1,0 +1,37 @@
+"""A PatchPredictor that runs the checkpoint itself in torch, so that everything but the server is compared."""
+
+import numpy as np
+import torch
+
+from ctseg.model_spec import ModelSpec
+from ctseg.nnunet.plans import spec_from_plans
+
+
+class TorchPredictor:
+    """Runs the network of an nnU-Net predictor.
+
+    Args:
+        reference: nnU-Net's predictor, initialised from a trained folder.
+        max_batch_size: Most patches in one call.
+        extra: Further fields of the spec.
+    """
+
+    max_in_flight = 1
+
+    def __init__(self, reference, *, max_batch_size: int = 2, **extra) -> None:
+        self._network = reference.network.eval()
+        self._network.load_state_dict(reference.list_of_parameters[0])
+        self.max_batch_size = max_batch_size
+        self.spec: ModelSpec = spec_from_plans(
+            reference.plans_manager.plans,
+            reference.dataset_json,
+            next(iter(reference.plans_manager.plans["configurations"])),
+            name="model",
+            mirror_axes=reference.allowed_mirroring_axes,
+            max_batch_size=max_batch_size,
+            **extra,
+        )
+
+    def predict(self, patches: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return self._network(torch.from_numpy(patches)).numpy()
