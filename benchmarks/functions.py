@@ -200,8 +200,10 @@ def _logits(job: Job) -> npt.NDArray[np.float16]:
 def _run_ctseg(job: Job) -> JobResult:
     from ctseg.compiled.loading import load_kernels
     from ctseg.nnunet.plans import spec_from_plans
+    from ctseg.numerics import KERNEL_MODULES
 
-    load_kernels()
+    for name in KERNEL_MODULES:
+        load_kernels(name)
     network = job.network
     spec = spec_from_plans(
         network.plans, network.dataset_json, "3d_fullres", name=network.name, mirror_axes=(), mirroring="none",
@@ -221,7 +223,8 @@ def _ctseg_prepare(job: Job, spec: ModelSpec) -> JobResult:
 
 
 def _ctseg_blend(job: Job, spec: ModelSpec) -> JobResult:
-    from ctseg.numerics.windows import SlabBlender, cut_patches, plan_windows
+    from ctseg.numerics.blend import SlabBlender
+    from ctseg.numerics.windows import cut_patches, plan_windows
 
     voxels = np.zeros((1, *job.source_shape), np.float32)
     logits = _patch_logits(job)[None]

@@ -394,7 +394,8 @@ class _Benchmark:
         words = [
             sys.executable,
             "-c",
-            "import time; from ctseg.compiled.loading import load_kernels; t = time.perf_counter(); load_kernels(); "
+            "import time; from ctseg.compiled.loading import load_kernels; from ctseg.numerics import KERNEL_MODULES; "
+            "t = time.perf_counter(); [load_kernels(name) for name in KERNEL_MODULES]; "
             "print(time.perf_counter() - t)",
         ]
         compiled, loaded = (float(self._command(words)[0].output.splitlines()[-1]) for _ in range(2))

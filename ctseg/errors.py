@@ -19,11 +19,24 @@ server), and its message says which case or model, what was expected, what was f
         └── InferenceFailedError       the model failed while it ran
 
 Foreign exceptions are translated in one place per library and chained with ``from``.
+
+A message names no flag of the command line: Python users read it too. Where a setting would help, the error
+carries its name, and the command line adds the flag.
 """
 
 
 class CtsegError(Exception):
-    """Base of every error that ctseg raises on purpose."""
+    """Base of every error that ctseg raises on purpose.
+
+    Args:
+        message: Which case or model, what was expected, what was found, what to do; no flags.
+        settings: Names of the parameters that would help, as the Python interface has them, such as
+            ``case_timeout_s``.
+    """
+
+    def __init__(self, message: str = "", *, settings: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.settings = settings
 
 
 class InputError(CtsegError):
@@ -76,3 +89,17 @@ class RequestRejectedError(ServerError):
 
 class InferenceFailedError(ServerError):
     """The model failed while it ran; the server may not recover."""
+
+
+def missing_package(package: str, *, needed_for: str, extra: str) -> SetupError:
+    """Return the error for a package that is not installed.
+
+    Args:
+        package: The package, or several, as a reader knows them.
+        needed_for: What cannot be done without it.
+        extra: Which of ctseg's extras brings it.
+    """
+    return SetupError(
+        f"{needed_for} needs {package}, which is not installed here: install ctseg with its extra {extra!r}, as "
+        "docs/install.md shows"
+    )

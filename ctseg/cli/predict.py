@@ -127,6 +127,7 @@ def _told(report: "Report", output: Path) -> int:
 def _server(args: argparse.Namespace, stack: ExitStack) -> tuple[list[str], "ClientOptions"]:
     """Return the URLs to use, starting a server for the time of ``stack`` where none is named."""
     from ctseg.compiled.loading import load_kernels_ahead
+    from ctseg.numerics import KERNEL_MODULES
     from ctseg.triton.predictor import ClientOptions
 
     given = {
@@ -143,14 +144,14 @@ def _server(args: argparse.Namespace, stack: ExitStack) -> tuple[list[str], "Cli
     if args.url:
         if args.repository:
             raise SetupError("--url names running servers and --repository starts one: give one of the two")
-        load_kernels_ahead()
+        load_kernels_ahead(KERNEL_MODULES)
         return args.url, ClientOptions(**given)
     repository = args.repository or DEFAULT_REPOSITORY
     if not repository.is_dir():
         raise SetupError(f"no model repository at {repository}: name one by --repository, or a running server by --url")
     from ctseg.serving.server import embedded_server
 
-    load_kernels_ahead()
+    load_kernels_ahead(KERNEL_MODULES)
     server = stack.enter_context(embedded_server(repository, [args.model]))
     given["headers"] = {**given["headers"], **server.headers}
     return [server.url], ClientOptions(**given)

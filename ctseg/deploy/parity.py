@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ctseg.errors import InferenceFailedError, ParityError, SpecError
 from ctseg.model_spec import ModelSpec, Parity, Precision
-from ctseg.numerics.windows import SlabBlender, cut_patches, plan_windows
+from ctseg.numerics.blend import SlabBlender
+from ctseg.numerics.windows import cut_patches, plan_windows
 
 Array = npt.NDArray[np.float32]
 Network = Callable[[Array], Array]

@@ -7,12 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-Shape3 = tuple[int, int, int]
-"""Voxels along (z, y, x)."""
-Spacing = tuple[float, float, float]
-"""Distance between voxel centres along (z, y, x), in millimetres."""
-Affine = npt.NDArray[np.float64]
-"""(4, 4): voxel index (x, y, z, 1) to (right, anterior, superior, 1) in millimetres."""
+from ctseg.arrays import Affine, Shape3, Spacing
 
 SHEAR_TOLERANCE = 1e-4
 """Largest cosine between two axes of a grid that still counts as orthogonal; ITK's."""

@@ -7,11 +7,11 @@ import numpy as np
 import numpy.typing as npt
 from nibabel.orientations import io_orientation
 
+from ctseg.arrays import Spacing
 from ctseg.files.geometry import (
     AS_IT_IS,
     Geometry,
     Reorientation,
-    Spacing,
     closest_ras_by_itk,
     reorientation_from_nibabel,
 )

@@ -18,8 +18,9 @@ import numpy.typing as npt
 from nibabel.orientations import io_orientation
 from nibabel.spatialimages import HeaderDataError
 
+from ctseg.arrays import Shape3, Spacing
 from ctseg.errors import InputError
-from ctseg.files.geometry import RAS_FROM_LPS, SHEAR_TOLERANCE, Geometry, Shape3, Spacing
+from ctseg.files.geometry import RAS_FROM_LPS, SHEAR_TOLERANCE, Geometry
 from ctseg.files.grid import FileGrid, Scan, reorientation_of
 
 _GZIP_FILE: type[gzip.GzipFile] = gzip.GzipFile

@@ -11,8 +11,9 @@ from typing import Any, get_args
 import numpy as np
 import numpy.typing as npt
 
+from ctseg.arrays import Affine, Spacing
 from ctseg.errors import InputError, OutputError
-from ctseg.files.geometry import Affine, Geometry, Spacing
+from ctseg.files.geometry import Geometry
 from ctseg.files.grid import FileGrid, Scan, reorientation_of
 from ctseg.files.itk import ITK_READ_ENDINGS, ITK_WRITE_ENDINGS, read_itk_file, write_itk_file
 from ctseg.files.nifti import NIFTI_ENDINGS, read_nifti, write_nifti

@@ -1,12 +1,10 @@
 """The post-processing steps of a spec, on the finished label map."""
 
 import numpy as np
-import numpy.typing as npt
 from scipy import ndimage
 
+from ctseg.arrays import LabelMap
 from ctseg.model_spec import ModelSpec
-
-LabelMap = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
 
 def apply_postprocessing(labels: LabelMap, spec: ModelSpec) -> LabelMap:

@@ -8,13 +8,12 @@ import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import binary_fill_holes
 
-from ctseg.compiled.loading import run_parallel
+from ctseg.arrays import Shape3, Spacing
+from ctseg.compiled.parallel import run_parallel
 from ctseg.errors import InputError
 from ctseg.model_spec import Channel, ModelSpec, NoResampling
 from ctseg.numerics.resample import compute_new_shape, plan_resampling, resample
 
-Shape3 = tuple[int, int, int]
-Spacing = tuple[float, float, float]
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 """Half-open ranges along three axes."""
 

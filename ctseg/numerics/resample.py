@@ -15,15 +15,13 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from ctseg.compiled.loading import load_kernels, run_parallel
+from ctseg.arrays import Shape3, Spacing, Voxels
+from ctseg.compiled.loading import load_kernels
+from ctseg.compiled.parallel import run_parallel
 from ctseg.errors import InputError
 from ctseg.model_spec import NoResampling, Resampling, SplineResampling, TorchResampling
 
-Volume = npt.NDArray[np.float32]
-"""(z, y, x)."""
-
-Shape3 = tuple[int, int, int]
-Spacing = tuple[float, float, float]
+KERNELS = "ctseg.numerics.resample_kernels"
 
 _SPLINE_PAD = 12
 """Voxels that SciPy repeats at both ends before its spline filter in mode ``nearest``."""
@@ -145,7 +143,7 @@ def plan_resampling(
     return ResamplingPlan(shape, new_shape, (tables[0], tables[1], tables[2]), slice_axis)
 
 
-def resample(volume: Volume, plan: ResamplingPlan, *, out: Volume | None = None) -> Volume:
+def resample(volume: Voxels, plan: ResamplingPlan, *, out: Voxels | None = None) -> Voxels:
     """Apply a plan.
 
     Args:
@@ -193,8 +191,8 @@ def resample(volume: Volume, plan: ResamplingPlan, *, out: Volume | None = None)
 
 
 def _resize_axis(
-    source: Volume,
-    target: Volume,
+    source: Voxels,
+    target: Voxels,
     axis: int,
     plan: ResamplingPlan,
     bounds: tuple[Any, Any] | None,
@@ -209,7 +207,7 @@ def _resize_axis(
         low = high = np.zeros(source.shape[outer], dtype=np.float32)
     else:
         low, high = (np.array(np.broadcast_to(bound, source.shape[outer]), dtype=np.float32) for bound in bounds)
-    kernels = load_kernels()
+    kernels = load_kernels(KERNELS)
     source_view, target_view = source.transpose(outer, axis, inner), target.transpose(outer, axis, inner)
     blocks = -(-source.shape[inner] // kernels.BLOCK)
     arguments = (source_view, target_view, table.indices, table.weights, table.spline, bounds is not None, low, high)

@@ -13,27 +13,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ctseg.compiled.loading import load_kernels, run_parallel
+from ctseg.arrays import LabelMap, Probabilities, Slab
+from ctseg.compiled.loading import load_kernels
+from ctseg.compiled.parallel import run_parallel
 from ctseg.errors import SpecError
 from ctseg.model_spec import ModelSpec
-from ctseg.numerics.postprocess import LabelMap
+from ctseg.numerics.decide import REGION_THRESHOLD, Decision, values_of_indices
 from ctseg.numerics.prepare import PreparationRecord
 from ctseg.numerics.resample import AxisTable, ResamplingPlan, plan_resampling, resample
-from ctseg.numerics.windows import Slab
+
+KERNELS = "ctseg.numerics.restore_kernels"
 
 _log = logging.getLogger(__name__)
-
-Probabilities = npt.NDArray[np.float32]
-"""(heads, z, y, x), between 0 and 1."""
 
 Where = tuple[slice, slice, slice]
 """A box of the grid as read, along (z, y, x)."""
 
 Receiver = Callable[[Where, Probabilities], object]
 """Takes a finished part of the probabilities."""
-
-_REGION_THRESHOLD = np.float32(1.5 * 2.0**-24)
-"""The largest logit whose sigmoid, as torch computes it in float32, is not above 0.5."""
 
 _PLANES_AT_ONCE = 8
 """Target planes of one call of the labelling kernel."""
@@ -94,10 +91,7 @@ class LabelRestorer:
                 f"{record.network_shape} and {spec.resampling_logits.function}: images and logits of the plans "
                 "must be resampled alike"
             )
-        self._values = np.array(
-            [0, *spec.written_values] if spec.has_regions else spec.written_values,
-            dtype=np.uint8 if max(spec.written_values) <= 255 else np.uint16,
-        )
+        self._values = values_of_indices(spec)
         self._labels: LabelMap = np.zeros(record.shape, dtype=self._values.dtype)
         # where the crop lies in the label map, axes transposed as the logits are
         self._cropped = self._labels.transpose(record.transpose_forward)[record.crop_slices]
@@ -183,7 +177,7 @@ class LabelRestorer:
             self._before = np.array(slab[-1])
 
     def _label(self, source: tuple[Any, ...], planes: slice) -> None:
-        kernels = load_kernels()
+        kernels = load_kernels(KERNELS)
         rows, columns = self._plan.target_shape[1:]
         bands = -(-rows // kernels.ROWS_PER_UNIT)
         regions = self._spec.has_regions
@@ -195,11 +189,11 @@ class LabelRestorer:
             found = indices[: len(below[part])]
             target = self._cropped[planes][part]
             arguments = (slab, before, found, below[part], above[part], weight[part], *in_plane)
-            run_parallel(partial(kernels.label_planes, *arguments, regions, _REGION_THRESHOLD), len(found) * bands)
+            run_parallel(partial(kernels.label_planes, *arguments, regions, REGION_THRESHOLD), len(found) * bands)
             target[...] = self._values[found] if regions else found
 
     def _give_probabilities(self, source: tuple[Any, ...], planes: slice, give: Receiver) -> None:
-        kernels = load_kernels()
+        kernels = load_kernels(KERNELS)
         heads, (rows, columns) = self._spec.num_heads, self._plan.target_shape[1:]
         logits = np.empty((heads, 1, rows, columns), dtype=np.float32)
         for offset in range(planes.stop - planes.start):
@@ -228,23 +222,14 @@ class LabelRestorer:
         return where, logits.transpose(0, *(axis + 1 for axis in backward))
 
     def _restore_whole(self, whole: Slab) -> None:
-        """Resample head by head and keep the best so far."""
-        indices = np.zeros(self._plan.target_shape, dtype=np.uint16)
+        """Resample and decide head by head."""
+        decision = Decision(self._spec, self._plan.target_shape)
         kept = None
         if self._on_probabilities is not None:
             kept = np.empty((len(whole), *self._plan.target_shape), dtype=np.float32)
-        best: npt.NDArray[np.float32] | None = None
         for head, volume in enumerate(whole):
-            logits = resample(volume, self._plan, out=None if kept is None else kept[head])
-            if self._spec.has_regions:
-                indices[logits > _REGION_THRESHOLD] = head + 1
-            elif best is None:
-                best = np.array(logits)
-            else:
-                higher = logits > best
-                indices[higher] = head
-                np.copyto(best, logits, where=higher)
-        self._cropped[...] = self._values[indices]
+            decision.add(resample(volume, self._plan, out=None if kept is None else kept[head]))
+        self._cropped[...] = decision.labels
         if kept is not None and self._on_probabilities is not None:
             for plane in range(kept.shape[1]):
                 self._on_probabilities(*self._probabilities(kept[:, plane : plane + 1], plane))

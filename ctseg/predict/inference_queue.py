@@ -7,7 +7,8 @@ from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 
-from ctseg.predict.predictor import Logits, MirroringPredictor, Patches, PatchPredictor
+from ctseg.arrays import Logits, Patches
+from ctseg.predict.predictor import MirroringPredictor, PatchPredictor
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,17 +1,12 @@
 """PatchPredictor: a batch of patches in, logits out; and mirroring on top of any of them."""
 
-from itertools import combinations
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from ctseg.arrays import Logits, Patches
 from ctseg.model_spec import ModelSpec
-
-Patches = npt.NDArray[np.float32]
-"""(batch, channels, *patch_size), C-contiguous."""
-Logits = npt.NDArray[np.float32]
-"""(batch, heads, *patch_size)."""
+from ctseg.numerics.mirroring import mirror_subsets
 
 
 class PatchPredictor(Protocol):
@@ -60,9 +55,7 @@ class MirroringPredictor:
 
     def __init__(self, predictor: PatchPredictor) -> None:
         self._predictor = predictor
-        axes = [axis + 2 for axis in predictor.spec.mirror_axes]
-        # the first is the empty one: no flip
-        self._subsets = [subset for size in range(len(axes) + 1) for subset in combinations(axes, size)]
+        self._subsets = mirror_subsets([axis + 2 for axis in predictor.spec.mirror_axes])
 
     @property
     def requests_per_batch(self) -> int:

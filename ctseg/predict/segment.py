@@ -9,15 +9,17 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ctseg.arrays import LabelMap, Logits
 from ctseg.errors import ServerTimeoutError
 from ctseg.files.probabilities import ProbabilityFile
 from ctseg.files.volume import Volume
-from ctseg.numerics.postprocess import LabelMap, apply_postprocessing
+from ctseg.numerics.blend import SlabBlender
+from ctseg.numerics.postprocess import apply_postprocessing
 from ctseg.numerics.prepare import Prepared, prepare
 from ctseg.numerics.restore import LabelRestorer, probabilities_outside_crop
-from ctseg.numerics.windows import SlabBlender, WindowPlan, cut_patches, plan_windows
+from ctseg.numerics.windows import WindowPlan, cut_patches, plan_windows
 from ctseg.predict.inference_queue import InferenceQueue
-from ctseg.predict.predictor import Logits, PatchPredictor
+from ctseg.predict.predictor import PatchPredictor
 from ctseg.predict.progress import Progress
 
 BATCHES_AHEAD = 2

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ctseg.arrays import Spacing
 from ctseg.errors import OutputError
-from ctseg.files.geometry import Geometry, Spacing
+from ctseg.files.geometry import Geometry
 from ctseg.files.grid import FileGrid, Scan
 from ctseg.files.itk import read_itk_file
 from ctseg.files.nifti import NIFTI_ENDINGS, read_nifti, write_nifti

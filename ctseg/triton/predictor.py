@@ -27,6 +27,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import InferenceServerClient, InferInput, InferRequestedOutput, model_config_pb2
 from tritonclient.utils import InferenceServerException
 
+from ctseg.arrays import Logits, Patches
 from ctseg.errors import (
     CtsegError,
     InferenceFailedError,
@@ -39,7 +40,6 @@ from ctseg.errors import (
     SpecError,
 )
 from ctseg.model_spec import DType, ModelSpec
-from ctseg.predict.predictor import Logits, Patches
 from ctseg.triton import shared_memory
 
 log = logging.getLogger(__name__)

@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 
 import ctseg
-from ctseg.compiled import loading
-from ctseg.compiled.loading import copy_shipped_kernels, find_cache_home, num_threads, run_parallel, set_num_threads
-from ctseg.numerics.windows import SlabBlender, plan_windows
+from ctseg.compiled import cache
+from ctseg.compiled.cache import copy_shipped_kernels, find_cache_home
+from ctseg.compiled.cpus import usable_cpus
+from ctseg.compiled.parallel import num_threads, run_parallel, set_num_threads
+from ctseg.numerics.blend import SlabBlender
+from ctseg.numerics.windows import plan_windows
 
 PACKAGE = Path(ctseg.__file__).parent
 
@@ -42,8 +45,9 @@ def test_importing_the_numeric_core_loads_no_numba_and_no_torch() -> None:
 
 def test_kernels_load_on_a_thread_while_the_caller_goes_on() -> None:
     code = (
-        "import sys, threading; from ctseg.compiled.loading import load_kernels_ahead; load_kernels_ahead(); "
-        "name = 'ctseg.numerics.kernels'; "
+        "import sys, threading; from ctseg.compiled.loading import load_kernels_ahead; "
+        "from ctseg.numerics import KERNEL_MODULES; load_kernels_ahead(KERNEL_MODULES); "
+        "name = 'ctseg.numerics.restore_kernels'; "
         "early = name in sys.modules and hasattr(sys.modules[name], 'resample_planes'); "
         "[t.join() for t in threading.enumerate() if t is not threading.main_thread()]; "
         "print(early, hasattr(sys.modules[name], 'resample_planes'))"
@@ -54,9 +58,10 @@ def test_kernels_load_on_a_thread_while_the_caller_goes_on() -> None:
 def test_kernels_that_fail_ahead_fail_where_they_are_needed() -> None:
     code = (
         "import sys, threading; sys.modules['numba'] = None; "
-        "from ctseg.compiled.loading import load_kernels, load_kernels_ahead; load_kernels_ahead(); "
+        "from ctseg.compiled.loading import load_kernels, load_kernels_ahead; "
+        "from ctseg.numerics import KERNEL_MODULES; load_kernels_ahead(KERNEL_MODULES); "
         "[t.join() for t in threading.enumerate() if t is not threading.main_thread()]\n"
-        "try: load_kernels()\n"
+        "try: load_kernels(KERNEL_MODULES[0])\n"
         "except Exception as error: print(type(error).__name__)"
     )
     assert run_python(code, {}).strip() == "SetupError"
@@ -66,9 +71,9 @@ def test_kernels_that_fail_ahead_fail_where_they_are_needed() -> None:
 def shut_folder(monkeypatch: pytest.MonkeyPatch) -> set[Path]:
     """Folders in which nothing can be written; a set to add to (the tests may run as root, whom modes do not stop)."""
     shut: set[Path] = set()
-    really = loading._is_writable
+    really = cache._is_writable
     monkeypatch.setattr(
-        loading,
+        cache,
         "_is_writable",
         lambda folder: not any(folder.is_relative_to(path) for path in shut) and really(folder),
     )
@@ -95,7 +100,7 @@ def test_cache_of_a_read_only_package_and_home_lies_in_a_private_temporary_folde
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home" / ".cache"))
     temporary = tmp_path / "tmp"
     temporary.mkdir()
-    monkeypatch.setattr(loading.tempfile, "gettempdir", lambda: str(temporary))
+    monkeypatch.setattr(cache.tempfile, "gettempdir", lambda: str(temporary))
     home = find_cache_home(tmp_path / "package" / "kernels.py")
     assert home is not None
     assert home.parent == temporary
@@ -111,7 +116,7 @@ def test_temporary_folder_that_others_can_write_is_not_trusted_with_code(
     foreign = temporary / f"ctseg-kernels-{os.getuid()}"
     foreign.mkdir(parents=True)
     foreign.chmod(0o777)
-    monkeypatch.setattr(loading.tempfile, "gettempdir", lambda: str(temporary))
+    monkeypatch.setattr(cache.tempfile, "gettempdir", lambda: str(temporary))
     with pytest.raises(OSError, match="no writable folder for compiled kernels"):
         find_cache_home(tmp_path / "package" / "kernels.py")
 
@@ -133,11 +138,12 @@ def test_kernels_that_came_with_a_read_only_package_are_used_from_a_copy(tmp_pat
 def test_second_process_on_a_read_only_package_compiles_nothing(tmp_path: Path) -> None:
     package = tmp_path / "site"
     shutil.copytree(PACKAGE, package / "ctseg", ignore=shutil.ignore_patterns("__pycache__"))
-    (package / "ctseg" / "__pycache__").write_text("a file where the folder should be: nobody can write there")
+    (package / "ctseg" / "numerics" / "__pycache__").write_text("a file where a folder should be: nobody can write")
     code = (
-        "import ctseg; from ctseg.compiled.loading import load_kernels; k = load_kernels(); "
-        "print(ctseg.__file__, sum(sum(k.__dict__[n].stats.cache_hits.values()) for n in "
-        "('resize_axis', 'add_window', 'add_half_window', 'divide_by_weights', 'label_planes', 'resample_planes')))"
+        "import ctseg; from ctseg.compiled.loading import load_kernels; from ctseg.numerics import KERNEL_MODULES; "
+        "kernels = {n: f for name in KERNEL_MODULES for n, f in vars(load_kernels(name)).items()}; "
+        "print(ctseg.__file__, sum(sum(kernels[n].stats.cache_hits.values()) for n in "
+        "('resize_axis', 'add_window', 'divide_by_weights', 'label_planes', 'resample_planes')))"
     )
     environment = {
         "PYTHONPATH": str(package),
@@ -146,7 +152,7 @@ def test_second_process_on_a_read_only_package_compiles_nothing(tmp_path: Path) 
     }
     first, second = (run_python(code, environment, tmp_path).split() for _ in range(2))
     assert first == [str(package / "ctseg" / "__init__.py"), "0"]
-    assert second == [str(package / "ctseg" / "__init__.py"), "6"]
+    assert second == [str(package / "ctseg" / "__init__.py"), "5"]
 
 
 @pytest.fixture
@@ -195,7 +201,7 @@ def test_kernels_called_from_several_threads_at_once_give_the_same_result() -> N
 
 
 def test_number_of_threads_is_that_of_the_processors_this_process_may_use() -> None:
-    assert num_threads() == len(os.sched_getaffinity(0))
+    assert num_threads() == usable_cpus() == len(os.sched_getaffinity(0))
     with pytest.raises(ValueError, match="expected at least 1 thread, found 0"):
         set_num_threads(0)
 

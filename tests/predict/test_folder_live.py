@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from ctseg import BatchOptions, ClientOptions, connect, embedded_server, find_cases, segment_cases
+from ctseg.arrays import Logits, Patches
 from ctseg.model_spec import KeepLargest
-from ctseg.predict.predictor import Logits, Patches
 from ctseg.predict.report import Report
 from ctseg.serving.repository import write_entry
 from ctseg.serving.server import RunningServer

@@ -5,8 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from ctseg.arrays import Logits, Patches
 from ctseg.model_spec import ModelSpec
-from ctseg.predict.predictor import Logits, MirroringPredictor, Patches, PatchPredictor
+from ctseg.predict.predictor import MirroringPredictor, PatchPredictor
 from tests.support.toy_models import toy_logits, toy_patches, toy_spec
 
 

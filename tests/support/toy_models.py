@@ -7,8 +7,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from ctseg.arrays import Logits, Patches
 from ctseg.model_spec import Channel, IntensityProperties, Label, ModelSpec, SplineResampling, Tensor
-from ctseg.predict.predictor import Logits, Patches
 from ctseg.serving.repository import write_entry
 from ctseg.triton.predictor import ModelConfig, text_from_config
 
