@@ -24,6 +24,7 @@ from benchmarks.models import SPACING_MM, Network
 from benchmarks.results import Program
 from ctseg.errors import SetupError
 from ctseg.model_spec import ModelSpec
+from ctseg.predict.predictor import Identity
 
 Array = npt.NDArray[Any]
 Shape3 = tuple[int, int, int]
@@ -276,6 +277,7 @@ class _InstantPredictor:
 
     def __init__(self, spec: ModelSpec, logits: npt.NDArray[np.float32]) -> None:
         self.spec = spec
+        self.identity = Identity(spec.name, 1, spec.digest, (), "in process")
         self._logits = logits
 
     def predict(self, patches: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

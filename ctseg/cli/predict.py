@@ -106,9 +106,6 @@ def run_predict(args: argparse.Namespace) -> int:
                 case_timeout_s=args.case_timeout_s,
                 memory_bytes=None if args.memory_gb is None else int(args.memory_gb * (1 << 30)),
             ),
-            model_version=predictor.model_version,
-            url=" ".join(args.url or ["embedded"]),
-            transport=predictor.transport,
             progress=progress_for(len(cases), quiet=args.quiet),
         )
     return _told(report, args.output)

@@ -258,7 +258,7 @@ def _running_server(url: str, repository: Path | None) -> Iterator[Finding]:
     for name in list_models(repository) if repository is not None else ():
         try:
             with connect([url], name, options=ClientOptions(timeout_s=30, connect_timeout_s=5)) as predictor:
-                digest, version = predictor.spec.digest, predictor.model_version
+                digest, version = predictor.spec.digest, predictor.identity.version
             newest = read_entry(Path(str(repository)) / name).newest
         except ModelNotFoundError as error:
             yield Finding(f"{subject}, {name}", "problem", str(error), "restart the server, or serve with --watch")

@@ -70,9 +70,6 @@ def segment_cases(
     output: Path,
     options: BatchOptions,
     *,
-    model_version: int = 0,
-    url: str = "",
-    transport: str = "grpc",
     progress: Progress | None = None,
 ) -> Report:
     """Segment cases into a folder.
@@ -82,9 +79,6 @@ def segment_cases(
         predictor: Runs the network; mirroring in the client is added here.
         output: Folder for ``<case><file_ending>`` and ``report.json``; made if missing.
         options: See :class:`BatchOptions`.
-        model_version: For the report.
-        url: For the report.
-        transport: For the report.
         progress: What a person sees.
 
     Returns:
@@ -103,13 +97,14 @@ def segment_cases(
             f"{spec.name}: label maps would end in {spec.file_ending!r}, ctseg writes {', '.join(WRITE_ENDINGS)}"
         )
     _check_no_scan_is_overwritten(cases, output, spec.file_ending)
+    identity = predictor.identity
     head = Report(
-        model=spec.name,
-        model_version=str(model_version),
-        spec_digest=spec.digest,
+        model=identity.model,
+        model_version=str(identity.version),
+        spec_digest=identity.digest,
         parity=spec.parity.state,
-        url=url,
-        transport=transport,
+        url=" ".join(identity.servers),
+        transport=identity.transport,
         options=Options(tile_step_size=options.tile_step_size, mirroring=options.mirroring),
         started=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )

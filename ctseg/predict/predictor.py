@@ -1,5 +1,6 @@
 """PatchPredictor: a batch of patches in, logits out; and mirroring on top of any of them."""
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -9,8 +10,32 @@ from ctseg.model_spec import ModelSpec
 from ctseg.numerics.mirroring import mirror_subsets
 
 
+@dataclass(frozen=True)
+class Identity:
+    """What runs the network, for reports.
+
+    Attributes:
+        model: Its name.
+        version: Of the model, as the server numbers it.
+        digest: Of its spec.
+        servers: Addresses of all servers that may run it; empty for a network in this process.
+        transport: How tensors travel: ``shared memory``, ``grpc``, both, or ``in process``.
+    """
+
+    model: str
+    version: int
+    digest: str
+    servers: tuple[str, ...]
+    transport: str
+
+
 class PatchPredictor(Protocol):
-    """What runs the network. ``predict`` is called from several threads at once."""
+    """What runs the network, and says who it is. ``predict`` is called from several threads at once."""
+
+    @property
+    def identity(self) -> Identity:
+        """Which network runs where."""
+        ...
 
     @property
     def spec(self) -> ModelSpec:
@@ -61,6 +86,11 @@ class MirroringPredictor:
     def requests_per_batch(self) -> int:
         """How often the network runs for one batch."""
         return len(self._subsets)
+
+    @property
+    def identity(self) -> Identity:
+        """The wrapped predictor's."""
+        return self._predictor.identity
 
     @property
     def spec(self) -> ModelSpec:

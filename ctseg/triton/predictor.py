@@ -40,6 +40,7 @@ from ctseg.errors import (
     SpecError,
 )
 from ctseg.model_spec import DType, ModelSpec
+from ctseg.predict.predictor import Identity
 from ctseg.triton import shared_memory
 
 log = logging.getLogger(__name__)
@@ -296,9 +297,15 @@ class TritonPredictor:
         return self._spec
 
     @property
-    def model_version(self) -> int:
-        """The version that the first server runs."""
-        return self._servers[0].version
+    def identity(self) -> Identity:
+        """The model, the version that the first server runs, and all servers."""
+        return Identity(
+            model=self._spec.name,
+            version=self._servers[0].version,
+            digest=self._spec.digest,
+            servers=self.urls,
+            transport=self._transport,
+        )
 
     @property
     def urls(self) -> tuple[str, ...]:
@@ -316,8 +323,7 @@ class TritonPredictor:
         return self._max_in_flight
 
     @property
-    def transport(self) -> str:
-        """How tensors travel: ``shared memory``, ``grpc``, or ``shared memory and grpc`` (several servers)."""
+    def _transport(self) -> str:
         kinds = {"shared memory" if server.shares_memory else "grpc" for server in self._servers}
         return " and ".join(sorted(kinds, reverse=True))
 
@@ -644,7 +650,7 @@ class TritonPredictor:
 
     def _error_of(self, error: "_CallError", shape: tuple[int, ...], waited_s: float) -> ServerError:
         at = error.url or ", ".join(self.urls)
-        what = f"{self._spec.name} version {self.model_version} at {at} gave no logits for {shape} patches"
+        what = f"{self._spec.name} version {self.identity.version} at {at} gave no logits for {shape} patches"
         return _error_of(error, f"{what} within {waited_s:.1f} s")
 
 

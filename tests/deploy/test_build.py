@@ -24,6 +24,7 @@ from ctseg.deploy.tensorrt_plan import Plan, PlanOptions
 from ctseg.deploy.trained_model import load_trained_model
 from ctseg.errors import OutputError, ParityError, SetupError, SpecError
 from ctseg.model_spec import ModelSpec
+from ctseg.predict.predictor import Identity
 from ctseg.serving.repository import read_entry
 from ctseg.triton.predictor import config_from_text
 
@@ -352,6 +353,7 @@ class Served:
     def __init__(self, bundle: Bundle, *, scale: float = 1.0, spec: ModelSpec | None = None) -> None:
         self.spec = spec or bundle.spec
         self.max_batch_size, self.max_in_flight = self.spec.max_batch_size, 1
+        self.identity = Identity(self.spec.name, 1, self.spec.digest, (), "in process")
         self._network, self._scale = onnxruntime_network(bundle.folder / "model.onnx"), np.float32(scale)
 
     def predict(self, patches: np.ndarray) -> np.ndarray:

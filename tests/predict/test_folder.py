@@ -14,6 +14,7 @@ from ctseg.errors import OutputError, ServerUnavailableError, SetupError, SpecEr
 from ctseg.files.cases import find_cases
 from ctseg.nnunet.plans import spec_from_plans
 from ctseg.predict.folder import BatchOptions, segment_cases
+from ctseg.predict.predictor import Identity
 from ctseg.predict.report import Report
 from tests.support.nnunet_plans import make_dataset, make_plans
 
@@ -31,6 +32,7 @@ class ThresholdPredictor:
             patch_size=(8, 16, 16), spacing=(3.0, 2.0, 1.0), normalization=("NoNormalization",), resampling_data=PLAIN
         )
         self.spec = spec_from_plans(plans, make_dataset(), "3d_fullres", name="threshold", mirror_axes=(), **extra)
+        self.identity = Identity(self.spec.name, 7, self.spec.digest, ("gpu1:8001", "gpu2:8001"), "grpc")
         self.calls = 0
         self.fails_with: Exception | None = None
         self.waits_for: threading.Event | None = None
@@ -61,6 +63,15 @@ def run(folder: Path, predictor=None, output: str = "out", **options):
     predictor = predictor or ThresholdPredictor()
     cases = find_cases(folder, channels=1)
     return segment_cases(cases, predictor, folder.parent / output, BatchOptions(**options))
+
+
+def test_report_of_the_python_interface_says_who_ran_the_network(folder):
+    write_scan(folder / "a.nii.gz")
+    predictor = ThresholdPredictor()
+    run(folder, predictor)
+    report = Report.model_validate_json((folder.parent / "out" / "report.json").read_bytes())
+    assert (report.model, report.model_version, report.spec_digest) == ("threshold", "7", predictor.spec.digest)
+    assert (report.url, report.transport) == ("gpu1:8001 gpu2:8001", "grpc")
 
 
 def status_of(report) -> dict[str, str]:

@@ -98,6 +98,7 @@ class Interrupted:
     def __init__(self, predictor: TritonPredictor, event) -> None:
         self._predictor, self._event, self._calls, self._lock = predictor, event, 0, threading.Lock()
         self.spec, self.max_batch_size, self.max_in_flight = predictor.spec, predictor.max_batch_size, 1
+        self.identity = predictor.identity
 
     def predict(self, patches: Patches) -> Logits:
         with self._lock:
@@ -131,7 +132,7 @@ def wait_for_version(server: RunningServer, version: int) -> None:
     give_up_at = time.monotonic() + 30
     while True:
         with connect([server.url], "toy") as predictor:
-            if predictor.model_version == version:
+            if predictor.identity.version == version:
                 return
         assert time.monotonic() < give_up_at
         time.sleep(0.3)
@@ -155,7 +156,7 @@ def test_a_folder_finishes_on_the_version_that_it_began_with(toy_folder, tmp_pat
             with connect([server.url], "toy") as predictor:
                 report = segment_cases(cases, Interrupted(predictor, event), tmp_path / output, BatchOptions())
                 assert [case.status for case in report.cases] == ["ok"] * 4
-                assert predictor.model_version == 1
+                assert predictor.identity.version == 1
         with connect([server.url], "toy") as predictor:
             segment_cases(cases, predictor, tmp_path / "other", BatchOptions())
     updated, undisturbed, other = (labels_in(tmp_path / name) for name in ("updated", "undisturbed", "other"))

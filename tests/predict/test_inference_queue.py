@@ -9,6 +9,7 @@ import pytest
 from ctseg.errors import InferenceFailedError
 from ctseg.nnunet.plans import spec_from_plans
 from ctseg.predict.inference_queue import InferenceQueue
+from ctseg.predict.predictor import Identity
 from tests.support.nnunet_plans import make_dataset, make_plans
 
 
@@ -16,6 +17,7 @@ class RecordingPredictor:
     """Answers with its input, one channel doubled; records the order and how many ran at once."""
 
     spec = spec_from_plans(make_plans(), make_dataset(), "3d_fullres", name="m", mirror_axes=())
+    identity = Identity(spec.name, 1, spec.digest, (), "in process")
     max_batch_size = 2
 
     def __init__(self, max_in_flight: int = 1) -> None:

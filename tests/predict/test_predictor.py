@@ -7,13 +7,18 @@ import pytest
 
 from ctseg.arrays import Logits, Patches
 from ctseg.model_spec import ModelSpec
-from ctseg.predict.predictor import MirroringPredictor, PatchPredictor
+from ctseg.predict.predictor import Identity, MirroringPredictor, PatchPredictor
 from tests.support.toy_models import toy_logits, toy_patches, toy_spec
 
 
 def check_predictor(predictor: PatchPredictor) -> None:
     """Check what callers rely on: shapes, order of the batch, threads, untouched input, stable answers."""
     spec = predictor.spec
+    identity = predictor.identity
+    assert (identity.model, identity.digest) == (spec.name, spec.digest)
+    assert identity.version >= 1
+    assert identity.transport in ("shared memory", "grpc", "shared memory and grpc", "in process")
+    assert bool(identity.servers) == (identity.transport != "in process")
     assert predictor.max_batch_size >= 1
     assert predictor.max_in_flight >= 1
     rng = np.random.default_rng(7)
@@ -51,6 +56,7 @@ class ToyPredictor:
 
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec
+        self.identity = Identity(spec.name, 3, spec.digest, (), "in process")
 
     def predict(self, patches: Patches) -> Logits:
         return toy_logits(patches)

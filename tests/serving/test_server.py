@@ -186,7 +186,7 @@ def test_only_the_chosen_model_is_loaded_and_of_it_the_newest_version(root: Path
     with embedded_server(root, ["toy"]) as server:
         text = server.log.read_text()
         with connect([server.url], "toy", options=ClientOptions(headers=server.headers)) as predictor:
-            assert predictor.model_version == 2
+            assert predictor.identity.version == 2
     assert "loading: toy:2" in text
     assert "toy:1" not in text
     assert "unloadable" not in text
@@ -311,7 +311,7 @@ def test_serve_prints_its_address_and_stops_by_signal(root: Path, temporary: Pat
     url = line.split(" on ")[1].split()[0]
     patches = toy_patches(1)
     with connect([url], "toy") as predictor:
-        assert predictor.transport == "grpc"  # an open server lets nobody share memory with it
+        assert predictor.identity.transport == "grpc"  # an open server lets nobody share memory with it
         np.testing.assert_allclose(predictor.predict(patches), toy_logits(patches), rtol=1e-6, atol=1e-6)
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=30)

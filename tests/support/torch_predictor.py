@@ -5,6 +5,7 @@ import torch
 
 from ctseg.model_spec import ModelSpec
 from ctseg.nnunet.plans import spec_from_plans
+from ctseg.predict.predictor import Identity
 
 
 class TorchPredictor:
@@ -31,6 +32,10 @@ class TorchPredictor:
             max_batch_size=max_batch_size,
             **extra,
         )
+
+    @property
+    def identity(self) -> Identity:
+        return Identity(self.spec.name, 1, self.spec.digest, (), "in process")
 
     def predict(self, patches: np.ndarray) -> np.ndarray:
         with torch.inference_mode():

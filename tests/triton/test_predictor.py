@@ -93,7 +93,7 @@ def test_the_server_passes_the_contract_of_predictors(server: RunningServer, mod
 def test_the_logits_are_those_of_the_network(server: RunningServer, transport: str) -> None:
     patches = toy_patches(3)
     with connected(server, shared_memory=transport) as predictor:
-        assert predictor.transport == {"on": "shared memory", "off": "grpc"}[transport]
+        assert predictor.identity.transport == {"on": "shared memory", "off": "grpc"}[transport]
         np.testing.assert_allclose(predictor.predict(patches), toy_logits(patches), rtol=1e-6, atol=1e-6)
         assert predictor.bytes_sent == patches.nbytes
         assert predictor.bytes_received == patches.nbytes * 3 // 2  # two channels in, three heads out
@@ -161,7 +161,7 @@ def test_a_region_that_the_server_lost_is_made_known_again(server: RunningServer
         _wait_for(lambda: _unregister_all(server))
         for _ in range(3):
             np.testing.assert_allclose(predictor.predict(patches), toy_logits(patches), rtol=1e-6, atol=1e-6)
-        assert predictor.transport == "shared memory"
+        assert predictor.identity.transport == "shared memory"
 
 
 # --- limits
@@ -369,7 +369,7 @@ def test_work_goes_to_both_servers_and_on_with_one_when_the_other_dies(server: R
         ThreadPoolExecutor(4) as threads,
     ):
         assert predictor.max_in_flight == 4
-        assert predictor.transport == "shared memory and grpc"  # an open server takes no shared memory
+        assert predictor.identity.transport == "shared memory and grpc"  # an open server takes no shared memory
         patches = [toy_patches(1, seed) for seed in range(200)]
         answers = threads.map(predictor.predict, patches)
         for i, (item, logits) in enumerate(zip(patches, answers, strict=True)):
@@ -455,13 +455,13 @@ def test_a_new_version_under_way_does_not_disturb_and_a_lost_one_is_named(tmp_pa
             write_toy_entry(root, changed, 2)
             _wait_for(lambda: _newest(server) == 2)
             np.testing.assert_allclose(old.predict(patches), toy_logits(patches), rtol=1e-6, atol=1e-6)
-            assert old.model_version == 1
+            assert old.identity.version == 1
             with connect([server.url], "toy", options=options) as new:
                 write_toy_entry(root, changed, 3)  # now only 2 and 3 are served
                 write_toy_entry(root, changed, 4)  # and now 3 and 4
                 _wait_for(lambda: _newest(server) == 4)
                 new.predict(patches)
-                assert new.model_version == 4  # the same digest goes on
+                assert new.identity.version == 4  # the same digest goes on
             with pytest.raises(ModelNotFoundError, match=r"version 1 .* is gone .* start the folder again"):
                 old.predict(patches)
 
@@ -479,7 +479,7 @@ def _unregister_all(server: RunningServer) -> bool:
 
 def _newest(server: RunningServer) -> int:
     with connect([server.url], "toy") as predictor:
-        return predictor.model_version
+        return predictor.identity.version
 
 
 def _wait_for(condition: object, timeout_s: float = 30.0) -> None:
