@@ -29,7 +29,7 @@ from ctseg.errors import CheckpointError, SetupError
 from ctseg.model_spec import KeepLargest, ModelSpec
 from ctseg.nnunet.folds import Fold
 from ctseg.nnunet.plans import resolve_configuration, spec_from_plans
-from ctseg.train.paths import TRAINERS_FOLDER
+from ctseg.nnunet.trainers import TRAINERS_FOLDER, TRAINERS_PACKAGE
 
 if TYPE_CHECKING:
     import torch
@@ -495,7 +495,7 @@ def _trainer_class(folder: Path, trainer: str, *, trust: bool) -> Any:
     if name == nnUNetTrainer.__name__ and source.root == own_root:
         return nnUNetTrainer
     if source.root == TRAINERS_FOLDER:
-        module = importlib.import_module(f"ctseg.train.trainers.{source.file.stem}")
+        module = importlib.import_module(f"{TRAINERS_PACKAGE}.{source.file.stem}")
     elif source.root == own_root:
         parts = source.file.relative_to(own_root).with_suffix("").parts
         module = importlib.import_module(".".join(("nnunetv2.training.nnUNetTrainer", *parts)))

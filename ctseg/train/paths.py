@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ctseg.errors import SetupError
+from ctseg.nnunet.trainers import TRAINERS_FOLDER
 
 VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
-TRAINERS_FOLDER = Path(__file__).parent / "trainers"
-"""What ``nnUNet_extTrainer`` has to hold so that nnU-Net's own commands find the Swin UNETR trainer."""
 
 _PURPOSE = {
     "nnUNet_raw": "data sets as they were created",

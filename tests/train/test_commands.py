@@ -18,9 +18,9 @@ import torch
 
 from ctseg.cli.main import main
 from ctseg.nnunet.best_configuration import Best
+from ctseg.nnunet.trainers import TRAINERS_FOLDER
 from ctseg.train.checkpoints import read_checkpoint
 from ctseg.train.options import RECORD_KEY
-from ctseg.train.paths import TRAINERS_FOLDER
 from ctseg.train.swin_unetr import SwinUNETR
 from tests.support.tiny_trainings import TinyNnunet
 from tests.train.test_distributed import torchrun

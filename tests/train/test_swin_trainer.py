@@ -10,9 +10,9 @@ import pytest
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from ctseg.nnunet.trainers import TRAINERS_FOLDER
 from ctseg.train.extended_trainer import Placement, extended
 from ctseg.train.options import TrainingOptions
-from ctseg.train.paths import TRAINERS_FOLDER
 from ctseg.train.trainers.nnUNetTrainerSwinUNETR import WarmupCosineLR, nnUNetTrainerSwinUNETR
 from tests.support.nnunet_reference import swin_architecture
 from tests.support.tiny_trainings import TinyNnunet
