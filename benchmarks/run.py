@@ -20,7 +20,9 @@ import numpy as np
 import psutil
 
 from benchmarks.budgets import budgets_of
-from benchmarks.functions import Job, Worker, sample_of
+from benchmarks.experiments.functions import Job, Worker, sample_of
+from benchmarks.experiments.replay import ReplayJob, ReplayResult
+from benchmarks.experiments.trace import TraceJob, draw, read_server_log, read_spans, trace_of
 from benchmarks.measured_process import Measured, run_measured
 from benchmarks.models import (
     SPACING_MM,
@@ -34,7 +36,6 @@ from benchmarks.models import (
     write_sleeper,
 )
 from benchmarks.page import IDLE_CPUS, page_of
-from benchmarks.replay import ReplayJob, ReplayResult
 from benchmarks.results import (
     JSON_NAME,
     LEAST_VOXELS_OF_A_DICE,
@@ -58,7 +59,6 @@ from benchmarks.results import (
     Trace,
 )
 from benchmarks.scans import AS_GIVEN, collect_scans, link_scans, megavoxels, scan_file, write_tiny_scan
-from benchmarks.trace import TraceJob, draw, read_server_log, read_spans, trace_of
 from ctseg.errors import CtsegError, OutputError, SetupError
 from ctseg.numerics.resample import compute_new_shape
 from ctseg.predict.report import REPORT_NAME, Report, write_text_atomically
@@ -549,7 +549,9 @@ class _Benchmark:
         folders: list[ProgramRun] = []
         windows = 0
         for _ in range(self._sizes.floor_repeats):
-            measured, _ready = self._command([sys.executable, "-m", "benchmarks.replay", job.model_dump_json()])
+            measured, _ready = self._command(
+                [sys.executable, "-m", "benchmarks.experiments.replay", job.model_dump_json()]
+            )
             result = ReplayResult.model_validate_json(measured.output.strip().splitlines()[-1])
             replays.append(result.run)
             windows = result.windows
@@ -581,7 +583,9 @@ class _Benchmark:
             output = self._new_folder("ctseg")
             words = ("predict", "-i", folder, "-o", output, "-m", model, "--repository", repository, "--disable_tta")
             job = TraceJob(words=tuple(map(str, words)), spans=str(spans))
-            measured, _ready = self._command([sys.executable, "-m", "benchmarks.trace", job.model_dump_json()])
+            measured, _ready = self._command(
+                [sys.executable, "-m", "benchmarks.experiments.trace", job.model_dump_json()]
+            )
             report = Report.model_validate_json((output / REPORT_NAME).read_bytes())
             trace = trace_of(
                 like, sleeping, read_spans(spans), read_server_log(log),

@@ -6,11 +6,11 @@ import pytest
 
 from benchmarks.__main__ import main
 from benchmarks.budgets import budgets_of
+from benchmarks.experiments.trace import trace_of
 from benchmarks.measured_process import run_measured
 from benchmarks.page import page_of
 from benchmarks.results import BenchmarkResult, Floor, Micro, ProgramRun, ReplayRun, Span
 from benchmarks.scans import collect_scans
-from benchmarks.trace import trace_of
 from ctseg.errors import SetupError
 
 GRANDCHILD = """

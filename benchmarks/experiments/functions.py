@@ -1,6 +1,6 @@
 """Single functions, array to array: a worker for each program, driven line by line so that they alternate.
 
-The module runs as ``python -m benchmarks.functions PROGRAM``; it reads a job of JSON a line and
+The module runs as ``python -m benchmarks.experiments.functions PROGRAM``; it reads a job of JSON a line and
 answers with a result of JSON a line. Each program has its own process, so that neither loads the
 other's libraries.
 """
@@ -91,7 +91,7 @@ class Worker:
         self._program = program
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed when the worker ends
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.functions", program],
+            [sys.executable, "-m", "benchmarks.experiments.functions", program],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

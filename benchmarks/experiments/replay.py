@@ -1,6 +1,6 @@
 """The floor of a folder: its windows, cut before, sent to the server at the best concurrency, answers dropped.
 
-Runs as ``python -m benchmarks.replay`` with one job of JSON as its argument, and prints one line of JSON.
+Runs as ``python -m benchmarks.experiments.replay`` with one job of JSON as its argument, and prints one line of JSON.
 """
 
 import itertools

@@ -1,6 +1,6 @@
 """One ``ctseg predict`` that writes down when each case was in which stage.
 
-Runs as ``python -m benchmarks.trace JOB``: the command itself, in this process, with a clock around
+Runs as ``python -m benchmarks.experiments.trace JOB``: the command itself, in this process, with a clock around
 the functions that are its stages. The server's own times come from :mod:`benchmarks.recording_model`.
 """
 
