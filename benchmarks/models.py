@@ -239,7 +239,7 @@ def write_recorder(repository: Path, like: str, log: Path) -> str:
         The new model's name.
     """
     from ctseg.serving.repository import CONFIG_NAME, read_entry
-    from ctseg.triton.predictor import config_from_text, text_from_config
+    from ctseg.triton.configuration import config_from_text, spec_parameter, text_from_config
 
     newest = read_entry(repository / like).newest
     name = f"{like}-recorded"
@@ -248,7 +248,7 @@ def write_recorder(repository: Path, like: str, log: Path) -> str:
     shutil.copytree(repository / like, folder)
     config = config_from_text((folder / CONFIG_NAME).read_text(encoding="utf-8"), source=name)
     config.name = name
-    config.parameters[f"ctseg_spec.{newest.version}"].string_value = spec.to_json()
+    config.parameters[spec_parameter(newest.version)].string_value = spec.to_json()
     config.parameters["ctseg_trace"].string_value = str(log)
     (folder / CONFIG_NAME).write_text(text_from_config(config), encoding="utf-8")
     version = folder / str(newest.version)

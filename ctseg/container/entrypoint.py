@@ -43,7 +43,7 @@ from ctseg.serving.repository import (
     remove_leftovers,
     remove_versions,
 )
-from ctseg.triton.predictor import config_from_text
+from ctseg.triton.configuration import config_from_text
 
 ADMIN_HEADER = "ctseg-admin"
 CLOSED = ("model-repository", "trace", "logging", "shared-memory")

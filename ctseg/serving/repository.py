@@ -22,7 +22,15 @@ from filelock import FileLock, Timeout
 
 from ctseg.errors import OutputError, SetupError, SpecError
 from ctseg.model_spec import MAX_SPEC_BYTES, ModelSpec
-from ctseg.triton.predictor import ModelConfig, config_from_text, spec_parameter, text_from_config
+from ctseg.triton.configuration import (
+    THREADS_PARAMETER,
+    ModelConfig,
+    config_from_text,
+    precision_hint_parameter,
+    runtime_parameter,
+    spec_parameter,
+    text_from_config,
+)
 
 Backend = Literal["python", "onnxruntime", "tensorrt"]
 Runtime = Literal["onnxruntime", "openvino"]
@@ -188,14 +196,14 @@ def write_entry(
             config.parameters[spec_parameter(number)].string_value = its_spec.to_json()
         if backend == "python":
             for number in versions:  # each version keeps the runtime that it was proven with
-                for key in (f"ctseg_runtime.{number}", f"ctseg_precision_hint.{number}"):
+                for key in (runtime_parameter(number), precision_hint_parameter(number)):
                     if key in old_parameters:
                         config.parameters[key].string_value = old_parameters[key].string_value
-            config.parameters[f"ctseg_runtime.{version}"].string_value = runtime
+            config.parameters[runtime_parameter(version)].string_value = runtime
             if precision_hint:
-                config.parameters[f"ctseg_precision_hint.{version}"].string_value = precision_hint
+                config.parameters[precision_hint_parameter(version)].string_value = precision_hint
             if threads:
-                config.parameters["ctseg_threads"].string_value = str(threads)
+                config.parameters[THREADS_PARAMETER].string_value = str(threads)
         for key, value in (parameters or {}).items():
             config.parameters[key].string_value = value
         with _staging(repository) as staging:
@@ -283,7 +291,7 @@ def remove_versions(repository: Path, name: str, versions: Collection[int]) -> N
         with _staging(repository) as staging:
             for number in versions:
                 (folder / str(number)).rename(staging / str(number))
-                for key in (spec_parameter(number), f"ctseg_runtime.{number}", f"ctseg_precision_hint.{number}"):
+                for key in (spec_parameter(number), runtime_parameter(number), precision_hint_parameter(number)):
                     config.parameters.pop(key, None)
             _write_head(folder, config, read_entry(folder).newest.spec)
 

@@ -33,7 +33,8 @@ import numpy as np
 from ctseg.errors import CtsegError, SetupError
 from ctseg.serving.repository import CONFIG_NAME, list_models
 from ctseg.triton import shared_memory
-from ctseg.triton.predictor import ClientOptions, config_from_text, connect, is_ready
+from ctseg.triton.configuration import config_from_text, spec_parameters
+from ctseg.triton.predictor import ClientOptions, connect, is_ready
 
 log = logging.getLogger(__name__)
 
@@ -382,7 +383,7 @@ def _prove(server: RunningServer, repository: Path, names: tuple[str, ...], opti
     for name in names:
         path = repository / name / CONFIG_NAME
         config = config_from_text(path.read_text(encoding="utf-8"), source=str(path))
-        if not any(key.startswith("ctseg_spec.") for key in config.parameters):
+        if not spec_parameters(config):
             log.warning("%s carries no spec: it is served, but was not tried", name)
             continue
         try:

@@ -23,8 +23,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import numpy.typing as npt
 import tenacity
-from google.protobuf import text_format
-from tritonclient.grpc import InferenceServerClient, InferInput, InferRequestedOutput, model_config_pb2
+from tritonclient.grpc import InferenceServerClient, InferInput, InferRequestedOutput
 from tritonclient.utils import InferenceServerException
 
 from ctseg.arrays import Logits, Patches
@@ -42,11 +41,9 @@ from ctseg.errors import (
 from ctseg.model_spec import DType, ModelSpec
 from ctseg.predict.predictor import Identity
 from ctseg.triton import shared_memory
+from ctseg.triton.configuration import spec_parameter, spec_parameters
 
 log = logging.getLogger(__name__)
-
-ModelConfig = model_config_pb2.ModelConfig
-"""Triton's protobuf message of a model's configuration."""
 
 MAX_MESSAGE_BYTES = 2**31 - 1
 """gRPC's and Triton's own limit of one message."""
@@ -145,11 +142,6 @@ class ClientOptions:
         return self.tls or any((self.root_certificates, self.client_certificate, self.client_key))
 
 
-def spec_parameter(version: int) -> str:
-    """Return the name of the configuration's parameter that holds the spec of a model version."""
-    return f"ctseg_spec.{version}"
-
-
 def batch_limit(spec: ModelSpec, max_message_bytes: int) -> int:
     """Return how many patches are worth sending at once, whatever the server takes.
 
@@ -166,30 +158,6 @@ def batch_limit(spec: ModelSpec, max_message_bytes: int) -> int:
             f"{max_message_bytes} go into a message: export with FP16 answers, or allow longer ones"
         )
     return min(limit, max(1, _WORTHWHILE_BATCH_BYTES // largest))
-
-
-def config_from_text(text: str, *, source: str) -> Any:
-    """Parse a ``config.pbtxt``.
-
-    Args:
-        text: Protobuf's text format.
-        source: Where it comes from, for the error message.
-
-    Returns:
-        A :data:`ModelConfig`.
-
-    Raises:
-        SpecError: It is not Triton's message.
-    """
-    try:
-        return text_format.Parse(text, ModelConfig())
-    except text_format.ParseError as error:
-        raise SpecError(f"{source}: not a configuration that Triton reads: {error}") from error
-
-
-def text_from_config(config: Any) -> str:
-    """Return the content of a ``config.pbtxt``: protobuf's text format, ASCII."""
-    return str(text_format.MessageToString(config))
 
 
 def connect(
@@ -858,7 +826,7 @@ class _Server:
             config = self.ask("get_model_config", self.model, str(version), client_timeout=timeout_s).config
             parameter = spec_parameter(version)
             if parameter not in config.parameters:
-                found = sorted(key for key in config.parameters if key.startswith("ctseg_spec."))
+                found = spec_parameters(config)
                 raise SpecError(
                     f"{source}: its configuration has no parameter {parameter} (specs found: {found or 'none'}): write "
                     "the entry with `ctseg build`, or give the spec of this model with --spec FILE"

@@ -26,7 +26,7 @@ from ctseg.errors import OutputError, ParityError, SetupError, SpecError
 from ctseg.model_spec import ModelSpec
 from ctseg.predict.predictor import Identity
 from ctseg.serving.repository import read_entry
-from ctseg.triton.predictor import config_from_text
+from ctseg.triton.configuration import config_from_text
 
 ONNXRUNTIME = BuildOptions(runtime="onnxruntime")
 

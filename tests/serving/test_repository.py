@@ -20,7 +20,7 @@ from ctseg.serving.repository import (
     read_entry,
     write_entry,
 )
-from ctseg.triton.predictor import config_from_text
+from ctseg.triton.configuration import config_from_text
 from tests.support.toy_models import PATCH, save_toy_network, toy_spec, write_foreign_entry, write_toy_entry
 
 

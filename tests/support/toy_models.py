@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from ctseg.arrays import Logits, Patches
 from ctseg.model_spec import Channel, IntensityProperties, Label, ModelSpec, SplineResampling, Tensor
 from ctseg.serving.repository import write_entry
-from ctseg.triton.predictor import ModelConfig, text_from_config
+from ctseg.triton.configuration import ModelConfig, text_from_config
 
 PATCH = (6, 10, 14)
 WEIGHTS = np.array([[1.0, 0.0], [-2.0, 0.5], [0.25, 3.0]], np.float32)

@@ -1,0 +1,62 @@
+"""The configuration of a model as Triton has it, and the parameters that ctseg writes into it."""
+
+from typing import Any
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from ctseg.errors import SpecError
+
+ModelConfig = model_config_pb2.ModelConfig
+"""Triton's protobuf message of a model's configuration."""
+
+THREADS_PARAMETER = "ctseg_threads"
+"""CPU threads of one instance of the python backend; absent shares the CPUs among them."""
+
+_SPEC_PREFIX = "ctseg_spec."
+_RUNTIME_PREFIX = "ctseg_runtime."
+_PRECISION_HINT_PREFIX = "ctseg_precision_hint."
+
+
+def spec_parameter(version: int) -> str:
+    """Return the name of the parameter that holds the spec of a model version, as JSON."""
+    return f"{_SPEC_PREFIX}{version}"
+
+
+def runtime_parameter(version: int) -> str:
+    """Return the name of the parameter that says what the python backend runs a version with."""
+    return f"{_RUNTIME_PREFIX}{version}"
+
+
+def precision_hint_parameter(version: int) -> str:
+    """Return the name of the parameter that holds OpenVINO's inference precision for a version."""
+    return f"{_PRECISION_HINT_PREFIX}{version}"
+
+
+def spec_parameters(config: Any) -> list[str]:
+    """Return the names of the parameters of a :data:`ModelConfig` that hold specs, in order."""
+    return sorted(key for key in config.parameters if key.startswith(_SPEC_PREFIX))
+
+
+def config_from_text(text: str, *, source: str) -> Any:
+    """Parse a ``config.pbtxt``.
+
+    Args:
+        text: Protobuf's text format.
+        source: Where it comes from, for the error message.
+
+    Returns:
+        A :data:`ModelConfig`.
+
+    Raises:
+        SpecError: It is not Triton's message.
+    """
+    try:
+        return text_format.Parse(text, ModelConfig())
+    except text_format.ParseError as error:
+        raise SpecError(f"{source}: not a configuration that Triton reads: {error}") from error
+
+
+def text_from_config(config: Any) -> str:
+    """Return the content of a ``config.pbtxt``: protobuf's text format, to be written as UTF-8."""
+    return str(text_format.MessageToString(config))
