@@ -60,8 +60,9 @@ from benchmarks.results import (
 )
 from benchmarks.scans import AS_GIVEN, collect_scans, link_scans, megavoxels, scan_file, write_tiny_scan
 from ctseg.errors import CtsegError, OutputError, SetupError
+from ctseg.files.atomic import write_text
 from ctseg.numerics.resample import compute_new_shape
-from ctseg.predict.report import REPORT_NAME, Report, write_text_atomically
+from ctseg.predict.report import REPORT_NAME, Report
 
 Mode = Literal["tiny", "quick", "standard", "full"]
 
@@ -725,8 +726,8 @@ class _Benchmark:
             self._output.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"{self._output}: cannot be made: {error.strerror or error}") from error
-        write_text_atomically(self._output / JSON_NAME, result.model_dump_json(indent=2) + "\n")
-        write_text_atomically(self._output / PAGE_NAME, page_of(result))
+        write_text(self._output / JSON_NAME, result.model_dump_json(indent=2) + "\n")
+        write_text(self._output / PAGE_NAME, page_of(result))
         return result
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ctseg.files.volume import Volume, read_volume, volume_from_array, write_label_map
     from ctseg.model_spec import ModelSpec
     from ctseg.predict.folder import BatchOptions, segment_cases
-    from ctseg.predict.segment import segment_volume
+    from ctseg.predict.segmenter import segment_volume
     from ctseg.serving.server import embedded_server
     from ctseg.triton.predictor import ClientOptions, connect
 
@@ -53,7 +53,7 @@ _HOMES = {
     "find_cases": "ctseg.files.cases",
     "read_volume": "ctseg.files.volume",
     "segment_cases": "ctseg.predict.folder",
-    "segment_volume": "ctseg.predict.segment",
+    "segment_volume": "ctseg.predict.segmenter",
     "volume_from_array": "ctseg.files.volume",
     "write_label_map": "ctseg.files.volume",
 }

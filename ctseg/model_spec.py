@@ -8,8 +8,9 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
+from ctseg.documents import Document
 from ctseg.errors import SpecError
 
 SCHEMA_VERSION = 1
@@ -24,11 +25,7 @@ DType = Literal["FP32", "FP16", "BF16"]
 Precision = Literal["fp32", "fp16", "bf16"]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class IntensityProperties(_Strict):
+class IntensityProperties(Document):
     """Foreground intensities of the training set, in the unit of the images (HU for CT)."""
 
     mean: float
@@ -37,7 +34,7 @@ class IntensityProperties(_Strict):
     percentile_99_5: float
 
 
-class Channel(_Strict):
+class Channel(Document):
     """One input channel and how it is normalised."""
 
     name: str
@@ -46,7 +43,7 @@ class Channel(_Strict):
     intensity: IntensityProperties
 
 
-class SplineResampling(_Strict):
+class SplineResampling(Document):
     """nnU-Net's default resampling: scikit-image's spline resize, slice-wise when anisotropic."""
 
     function: Literal["resample_data_or_seg_to_shape"] = "resample_data_or_seg_to_shape"
@@ -56,7 +53,7 @@ class SplineResampling(_Strict):
     separate_z_anisotropy_threshold: float = 3.0
 
 
-class TorchResampling(_Strict):
+class TorchResampling(Document):
     """nnU-Net's torch resampling: (bi-, tri-)linear without antialiasing."""
 
     function: Literal["resample_torch_fornnunet"] = "resample_torch_fornnunet"
@@ -66,7 +63,7 @@ class TorchResampling(_Strict):
     aniso_axis_mode: Literal["nearest", "nearest-exact"] = "nearest-exact"
 
 
-class NoResampling(_Strict):
+class NoResampling(Document):
     """nnU-Net's ``no_resampling_hack``: the grid stays as it is."""
 
     function: Literal["no_resampling_hack"] = "no_resampling_hack"
@@ -75,21 +72,21 @@ class NoResampling(_Strict):
 Resampling = Annotated[SplineResampling | TorchResampling | NoResampling, Field(discriminator="function")]
 
 
-class Label(_Strict):
+class Label(Document):
     """A label (one value) or a region (several values that are segmented as one)."""
 
     name: str
     values: tuple[int, ...] = Field(min_length=1)
 
 
-class KeepLargest(_Strict):
+class KeepLargest(Document):
     """Keep the largest connected component of the union of ``labels``; the rest becomes background."""
 
     kind: Literal["keep_largest"] = "keep_largest"
     labels: tuple[int, ...] = Field(min_length=1)
 
 
-class Tensor(_Strict):
+class Tensor(Document):
     """A tensor of the served network."""
 
     name: str
@@ -101,7 +98,7 @@ class Tensor(_Strict):
         return 4 if self.dtype == "FP32" else 2
 
 
-class Provenance(_Strict):
+class Provenance(Document):
     """Where the network comes from; not part of the digest."""
 
     dataset: str = ""
@@ -110,10 +107,10 @@ class Provenance(_Strict):
     folds: tuple[str, ...] = ()
     checkpoint: str = ""
     created: str = ""
-    tools: dict[str, str] = {}
+    tools: dict[str, str] = Field(default={})
 
 
-class Parity(_Strict):
+class Parity(Document):
     """What the parity gate found; not part of the digest."""
 
     state: Literal["proven", "unproven", "untested"] = "untested"
@@ -124,7 +121,7 @@ class Parity(_Strict):
     detail: str = ""
 
 
-class ModelSpec(_Strict):
+class ModelSpec(Document):
     """The contract between a trained network and whoever runs it.
 
     Spatial axes are those of nnU-Net after ``transpose_forward``; for a 2d configuration patch and

@@ -287,8 +287,8 @@ class _InstantPredictor:
 
 def _ctseg_memory(job: Job, spec: ModelSpec) -> JobResult:
     from ctseg.files.volume import read_volume
-    from ctseg.predict.inference_queue import InferenceQueue
-    from ctseg.predict.segment import BATCHES_AHEAD, segment
+    from ctseg.predict.segment import BATCHES_AHEAD
+    from ctseg.predict.segmenter import segment_volume
 
     logits = _patch_logits(job)[None]
     planes: list[int] = []
@@ -302,11 +302,7 @@ def _ctseg_memory(job: Job, spec: ModelSpec) -> JobResult:
             )
         ]
         planes[:] = [sides[1] * sides[2], 4 * volume.voxels.size]
-        inference = InferenceQueue(_InstantPredictor(spec, logits), mirroring=False)
-        try:
-            return 0.0, segment(volume, inference).labels
-        finally:
-            inference.close()
+        return 0.0, segment_volume(volume, _InstantPredictor(spec, logits), mirroring=False)
 
     result = _timed(run, job)
     patches = BATCHES_AHEAD * _InstantPredictor.max_in_flight * 4 * int(np.prod(spec.patch_size))

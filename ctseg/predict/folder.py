@@ -9,33 +9,33 @@ no worker process can be killed silently.
 
 import logging
 import threading
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
 from ctseg.errors import CtsegError, OutputError, SetupError, SpecError
 from ctseg.files.cases import Case
+from ctseg.files.digests import sha256_of_file
 from ctseg.files.probabilities import ProbabilityFile
 from ctseg.files.volume import WRITE_ENDINGS, read_volume, write_label_map
-from ctseg.predict.inference_queue import InferenceQueue
+from ctseg.model_spec import ModelSpec
 from ctseg.predict.memory import MemoryBudget, available_bytes, estimated_bytes
 from ctseg.predict.predictor import PatchPredictor
-from ctseg.predict.progress import Progress
+from ctseg.predict.progress import Progress, StageClock
 from ctseg.predict.report import (
     CaseError,
     CaseReport,
     Options,
     Report,
     ReportWriter,
-    StageSeconds,
     error_of,
     read_finished_cases,
-    sha256_of_file,
 )
-from ctseg.predict.segment import segment
+from ctseg.predict.segment import CaseContext, WindowOptions
+from ctseg.predict.segmenter import CaseSegmenter, WindowSegmenter
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +63,11 @@ class BatchOptions:
     case_timeout_s: float | None = None
     memory_bytes: int | None = None
 
+    @property
+    def window_options(self) -> WindowOptions:
+        """What of this is about windows."""
+        return WindowOptions(self.tile_step_size, self.mirroring, self.case_timeout_s)
+
 
 def segment_cases(
     cases: Sequence[Case],
@@ -72,7 +77,7 @@ def segment_cases(
     *,
     progress: Progress | None = None,
 ) -> Report:
-    """Segment cases into a folder.
+    """Segment cases into a folder, by windows that are cut here.
 
     Args:
         cases: What to segment; a case with a ``problem`` is reported as failed.
@@ -90,80 +95,174 @@ def segment_cases(
         SpecError: The model cannot be run by this client.
         SetupError: A label map would overwrite a scan.
     """
-    spec = predictor.spec
+    segmenter = WindowSegmenter(predictor, options.window_options)
+    return FolderRun(segmenter, output, options, progress).segment(cases)
+
+
+class FolderRun:
+    """One run over cases with one output folder.
+
+    Args:
+        segmenter: Segments the cases; closed at the end of the run.
+        output: Folder for label maps and ``report.json``; made if missing.
+        options: See :class:`BatchOptions`.
+        progress: What a person sees.
+    """
+
+    def __init__(
+        self, segmenter: CaseSegmenter, output: Path, options: BatchOptions, progress: Progress | None = None
+    ) -> None:
+        self._segmenter = segmenter
+        self._output = output
+        self._options = options
+        self._progress = progress or Progress()
+        self._budget = MemoryBudget(options.memory_bytes or available_bytes() // 2)
+        self._stopped = threading.Event()
+        self._unwritten: list[OutputError] = []
+
+    def segment(self, cases: Sequence[Case]) -> Report:
+        """Segment the cases; see :func:`segment_cases`."""
+        try:
+            _check_can_be_written(cases, self._segmenter.spec, self._output)
+            self._make_output()
+            head = self._head()
+            skipped = self._finished_before(cases, head)
+            # they are in the report from its first moment on: a run that is killed can be continued again
+            writer = ReportWriter(self._output, head, skipped)
+            skipped_names = {report.case for report in skipped}
+            waiting = [case for case in cases if case.name not in skipped_names]
+            with self._progress:
+                for report in skipped:
+                    self._progress.case_done(report)
+                self._run(waiting, writer)
+        finally:
+            self._segmenter.close()
+        if self._unwritten:
+            raise self._unwritten[-1]
+        return writer.report
+
+    def _make_output(self) -> None:
+        try:
+            self._output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"{self._output}: the output folder cannot be made: {error.strerror or error}") from error
+
+    def _head(self) -> Report:
+        """Return the report before any case."""
+        identity, spec = self._segmenter.identity, self._segmenter.spec
+        return Report(
+            model=identity.model,
+            model_version=str(identity.version),
+            spec_digest=identity.digest,
+            parity=spec.parity.state,
+            url=" ".join(identity.servers),
+            transport=identity.transport,
+            options=Options(tile_step_size=self._options.tile_step_size, mirroring=self._options.mirroring),
+            started=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        )
+
+    def _finished_before(self, cases: Sequence[Case], head: Report) -> list[CaseReport]:
+        """Return the reports of the cases that an earlier run has finished, if this one continues it."""
+        if not self._options.continue_prediction:
+            return []
+        finished = read_finished_cases(self._output, head)
+        return [
+            finished[case.name].model_copy(update={"status": "skipped"})
+            for case in cases
+            if case.name in finished
+            and (not self._options.save_probabilities or self._probabilities_path(case).is_file())
+        ]
+
+    def _run(self, cases: Sequence[Case], writer: ReportWriter) -> None:
+        """Segment cases on threads, and note what becomes of each."""
+
+        def run(index: int, case: Case) -> None:
+            if self._stopped.is_set():
+                return
+            report = self._report_of(case, index)
+            if self._stopped.is_set():
+                return
+            try:
+                writer.add(report)
+            except OutputError as error:
+                self._unwritten.append(error)
+            self._progress.case_done(report)
+
+        with ThreadPoolExecutor(CASES_IN_FLIGHT, thread_name_prefix="case") as pool:
+            try:
+                for future in [pool.submit(run, index, case) for index, case in enumerate(cases)]:
+                    future.result()
+            except BaseException:  # above all Ctrl-C: what is finished stays, what is half-done is dropped
+                self._stopped.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                self._segmenter.abort()
+                raise
+
+    def _report_of(self, case: Case, index: int) -> CaseReport:
+        """Segment one case; whatever goes wrong, the other cases go on, and the report names it."""
+        try:
+            return self._segment(case, index)
+        except CtsegError as error:
+            return CaseReport(case=case.name, status="failed", error=_named(error, case))
+        except Exception as error:
+            logger.debug("%s failed", case.name, exc_info=True)
+            return CaseReport(case=case.name, status="failed", error=error_of(error))
+
+    def _segment(self, case: Case, index: int) -> CaseReport:
+        """Read, segment and write one case."""
+        if case.problem is not None:
+            raise case.problem
+        spec = self._segmenter.spec
+        clock = StageClock(case.name, self._progress)
+        with clock.stage("read"):
+            volume = read_volume(case.files, spec.reader)
+        path = self._output / f"{case.name}{spec.file_ending}"
+        with self._budget.reserved(estimated_bytes(volume, spec)), self._probabilities(case) as probabilities:
+            result = self._segmenter.segment(volume, CaseContext(index, clock, probabilities))
+            with clock.stage("write"):
+                write_label_map(path, result.labels, volume)
+                if probabilities is not None:
+                    probabilities.commit()
+        return CaseReport(
+            case=case.name,
+            status="ok",
+            output=path.name,
+            output_sha256=sha256_of_file(path),
+            seconds=clock.seconds,
+            windows=result.windows,
+            bytes_sent=result.bytes_sent,
+            bytes_received=result.bytes_received,
+        )
+
+    def _probabilities_path(self, case: Case) -> Path:
+        return self._output / f"{case.name}.npz"
+
+    @contextmanager
+    def _probabilities(self, case: Case) -> Iterator[ProbabilityFile | None]:
+        """Give the file for the case's probabilities, if they are wanted; what is not finished is removed."""
+        if not self._options.save_probabilities:
+            yield None
+            return
+        file = ProbabilityFile(self._probabilities_path(case))
+        try:
+            yield file
+        finally:
+            file.close()
+
+
+def _check_can_be_written(cases: Sequence[Case], spec: ModelSpec, output: Path) -> None:
+    """Refuse before any work what could not be written at its end.
+
+    Raises:
+        SpecError: The model cannot be run by this client, or its label maps cannot be written.
+        SetupError: A label map would overwrite a scan.
+    """
     spec.check_runnable()
     if spec.file_ending not in WRITE_ENDINGS:
         raise SpecError(
             f"{spec.name}: label maps would end in {spec.file_ending!r}, ctseg writes {', '.join(WRITE_ENDINGS)}"
         )
     _check_no_scan_is_overwritten(cases, output, spec.file_ending)
-    identity = predictor.identity
-    head = Report(
-        model=identity.model,
-        model_version=str(identity.version),
-        spec_digest=identity.digest,
-        parity=spec.parity.state,
-        url=" ".join(identity.servers),
-        transport=identity.transport,
-        options=Options(tile_step_size=options.tile_step_size, mirroring=options.mirroring),
-        started=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    )
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{output}: the output folder cannot be made: {error.strerror or error}") from error
-    finished = read_finished_cases(output, head) if options.continue_prediction else {}
-    skipped = [
-        finished[case.name].model_copy(update={"status": "skipped"})
-        for case in cases
-        if case.name in finished and (not options.save_probabilities or (output / f"{case.name}.npz").is_file())
-    ]
-    # they are in the report from its first moment on: a run that is killed can be continued again
-    writer = ReportWriter(output, head, skipped)
-    skipped_names = {case.case for case in skipped}
-    progress = progress or Progress()
-    budget = MemoryBudget(options.memory_bytes or available_bytes() // 2)
-    inference = InferenceQueue(predictor, mirroring=options.mirroring)
-    stopped = threading.Event()
-    unwritten: list[OutputError] = []
-
-    def report(result: CaseReport) -> None:
-        try:
-            writer.add(result)
-        except OutputError as error:
-            unwritten.append(error)
-        progress.case_done(result)
-
-    def run(index: int, case: Case) -> None:
-        if stopped.is_set():
-            return
-        try:
-            result = _segment_case(case, index, inference, output, options, budget, progress)
-        except CtsegError as error:
-            result = CaseReport(case=case.name, status="failed", error=_named(error, case))
-        except Exception as error:  # whatever it is, the other cases go on, and the report names it
-            logger.debug("%s failed", case.name, exc_info=True)
-            result = CaseReport(case=case.name, status="failed", error=error_of(error))
-        if not stopped.is_set():
-            report(result)
-
-    with progress, ThreadPoolExecutor(CASES_IN_FLIGHT, thread_name_prefix="case") as pool:
-        try:
-            for case_report in skipped:
-                progress.case_done(case_report)
-            waiting = [case for case in cases if case.name not in skipped_names]
-            for future in [pool.submit(run, index, case) for index, case in enumerate(waiting)]:
-                future.result()
-        except BaseException:  # above all Ctrl-C: what is finished stays, what is half-done is dropped
-            stopped.set()
-            pool.shutdown(wait=False, cancel_futures=True)
-            inference.abort()
-            raise
-        finally:
-            inference.close()
-    if unwritten:
-        raise unwritten[-1]
-    return writer.report
 
 
 def _check_no_scan_is_overwritten(cases: Sequence[Case], output: Path, file_ending: str) -> None:
@@ -177,63 +276,6 @@ def _check_no_scan_is_overwritten(cases: Sequence[Case], output: Path, file_endi
         path = output / f"{case.name}{file_ending}"
         if path.resolve() in scans:
             raise SetupError(f"the label map {path} would overwrite a scan of this run: name another output folder")
-
-
-def _segment_case(
-    case: Case,
-    index: int,
-    inference: InferenceQueue,
-    output: Path,
-    options: BatchOptions,
-    budget: MemoryBudget,
-    progress: Progress,
-) -> CaseReport:
-    """Read, segment and write one case."""
-    started = time.monotonic()
-    if case.problem is not None:
-        raise case.problem
-    spec = inference.predictor.spec
-    volume = read_volume(case.files, spec.reader)
-    read_s = time.monotonic() - started
-    path = output / f"{case.name}{spec.file_ending}"
-    with budget.reserved(estimated_bytes(volume, spec)):
-        probabilities = ProbabilityFile(output / f"{case.name}.npz") if options.save_probabilities else None
-        try:
-            result = segment(
-                volume,
-                inference,
-                priority=index,
-                tile_step_size=options.tile_step_size,
-                timeout_s=options.case_timeout_s,
-                progress=progress,
-                probabilities=probabilities,
-            )
-            writing = time.monotonic()
-            write_label_map(path, result.labels, volume)
-            if probabilities is not None:
-                probabilities.commit()
-        finally:
-            if probabilities is not None:
-                probabilities.close()
-    ended = time.monotonic()
-    measures = result.measures
-    return CaseReport(
-        case=case.name,
-        status="ok",
-        output=path.name,
-        output_sha256=sha256_of_file(path),
-        seconds=StageSeconds(
-            read=round(read_s, 3),
-            prepare=round(measures.prepare_s, 3),
-            network=round(measures.network_s, 3),
-            restore=round(measures.restore_s, 3),
-            write=round(ended - writing, 3),
-            total=round(ended - started, 3),
-        ),
-        windows=measures.windows,
-        bytes_sent=measures.bytes_sent,
-        bytes_received=measures.bytes_received,
-    )
 
 
 def _named(error: CtsegError, case: Case) -> CaseError:

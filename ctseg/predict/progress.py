@@ -1,11 +1,18 @@
-"""What a person sees while cases are segmented: a bar on a terminal, log lines elsewhere."""
+"""What a person sees while cases are segmented: a bar on a terminal, log lines elsewhere; and where time goes."""
 
 import logging
 import sys
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
+from typing import Literal
 
-from ctseg.predict.report import CaseReport
+from ctseg.predict.report import CaseReport, StageSeconds
+
+Stage = Literal["read", "prepare", "network", "restore", "write"]
+"""A case reads, prepares, waits for the network and restores what came in turns, and writes."""
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +36,12 @@ class Progress:
 
     def windows_done(self, count: int) -> None:
         """So many more windows came back."""
+
+    def stage_began(self, case: str, stage: Stage) -> None:
+        """A case entered a stage, on the thread that calls; ``network`` and ``restore`` alternate many times."""
+
+    def stage_ended(self, case: str, stage: Stage) -> None:
+        """The case left the stage, by an error too."""
 
     def case_done(self, report: CaseReport) -> None:
         """A case ended, one way or another."""
@@ -89,6 +102,40 @@ class TerminalProgress(Progress):
         """A case ended; a failure is printed above the bar."""
         super().case_done(report)
         self._bar.advance(self._cases)
+
+
+class StageClock:
+    """Measures the stages of one case, and tells a :class:`Progress` of them.
+
+    Args:
+        case: Its name.
+        progress: Told when a stage begins and ends.
+    """
+
+    def __init__(self, case: str = "", progress: Progress | None = None) -> None:
+        self.case = case
+        self.progress = progress or Progress()
+        self._started = time.monotonic()
+        self._seconds: dict[Stage, float] = dict.fromkeys(("read", "prepare", "network", "restore", "write"), 0.0)
+
+    @contextmanager
+    def stage(self, stage: Stage) -> Iterator[None]:
+        """Count what happens inside to a stage."""
+        began = time.monotonic()
+        self.progress.stage_began(self.case, stage)
+        try:
+            yield
+        finally:
+            self._seconds[stage] += time.monotonic() - began
+            self.progress.stage_ended(self.case, stage)
+
+    @property
+    def seconds(self) -> StageSeconds:
+        """The wall-clock seconds so far, rounded to milliseconds, as the report has them."""
+        return StageSeconds(
+            **{stage: round(seconds, 3) for stage, seconds in self._seconds.items()},
+            total=round(time.monotonic() - self._started, 3),
+        )
 
 
 def progress_for(cases: int, *, quiet: bool = False) -> Progress:

@@ -1,36 +1,32 @@
 """``report.json``: what became of every case, valid on disk after each of them."""
 
-import hashlib
 import json
-import os
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
-from ctseg.errors import CtsegError, OutputError
+from ctseg.documents import Document
+from ctseg.errors import CtsegError
+from ctseg.files.atomic import write_text
+from ctseg.files.digests import sha256_of_file
 
 REPORT_NAME = "report.json"
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class CaseError(_Strict):
+class CaseError(Document):
     """Why a case failed."""
 
     type: str
     message: str
 
 
-class StageSeconds(_Strict):
+class StageSeconds(Document):
     """Wall-clock seconds of a case in each stage; stages of several cases overlap.
 
-    ``network`` is the time from the first window sent to the last logits received, less ``restore``,
-    which runs in between.
+    ``network`` is what the case waited for logits; ``restore`` runs in between.
     """
 
     read: float = 0.0
@@ -41,7 +37,7 @@ class StageSeconds(_Strict):
     total: float = 0.0
 
 
-class CaseReport(_Strict):
+class CaseReport(Document):
     """What became of one case. Bytes are those of the tensors, repeated requests not counted."""
 
     case: str
@@ -55,14 +51,14 @@ class CaseReport(_Strict):
     bytes_received: int = 0
 
 
-class Options(_Strict):
+class Options(Document):
     """What the user may vary and the labels depend on."""
 
     tile_step_size: float
     mirroring: bool
 
 
-class Report(_Strict):
+class Report(Document):
     """The whole of ``report.json``."""
 
     schema_version: Literal[1] = 1
@@ -109,25 +105,7 @@ class ReportWriter:
 
     def _write(self) -> None:
         text = json.dumps(self.report.model_dump(mode="json"), indent=2)
-        write_text_atomically(self._path, text)
-
-
-def write_text_atomically(path: Path, text: str) -> None:
-    """Write a text file so that it is whole at every moment, also after a kill.
-
-    Raises:
-        OutputError: The folder is missing, not writable, or the disk is full; the old file stays.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
+        write_text(self._path, text)
 
 
 def read_finished_cases(folder: Path, head: Report) -> Mapping[str, CaseReport]:
@@ -155,18 +133,13 @@ def read_finished_cases(folder: Path, head: Report) -> Mapping[str, CaseReport]:
         if case.status in ("ok", "skipped")
         and case.output is not None
         and case.output_sha256 is not None
-        and sha256_of_file(folder / case.output) == case.output_sha256
+        and _digest_or_none(folder / case.output) == case.output_sha256
     }
 
 
-def sha256_of_file(path: Path) -> str | None:
-    """Return the SHA-256 of a file, or None if it cannot be read."""
+def _digest_or_none(path: Path) -> str | None:
     try:
-        with path.open("rb") as file:
-            digest = hashlib.sha256()
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-            return digest.hexdigest()
+        return sha256_of_file(path)
     except OSError:
         return None
 

@@ -9,144 +9,120 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ctseg.arrays import LabelMap, Logits
+from ctseg.arrays import LabelMap, Logits, Probabilities
 from ctseg.errors import ServerTimeoutError
 from ctseg.files.probabilities import ProbabilityFile
 from ctseg.files.volume import Volume
+from ctseg.model_spec import ModelSpec
 from ctseg.numerics.blend import SlabBlender
 from ctseg.numerics.postprocess import apply_postprocessing
-from ctseg.numerics.prepare import Prepared, prepare
-from ctseg.numerics.restore import LabelRestorer, probabilities_outside_crop
+from ctseg.numerics.prepare import PreparationRecord, Prepared, prepare
+from ctseg.numerics.restore import LabelRestorer, Receiver, probabilities_outside_crop
 from ctseg.numerics.windows import WindowPlan, cut_patches, plan_windows
 from ctseg.predict.inference_queue import InferenceQueue
-from ctseg.predict.predictor import PatchPredictor
-from ctseg.predict.progress import Progress
+from ctseg.predict.progress import StageClock
 
 BATCHES_AHEAD = 2
 """A case keeps this many times ``max_in_flight`` batches on their way: the network has work while it restores."""
 
 
-@dataclass
-class CaseMeasures:
-    """Wall-clock seconds and tensor bytes of one case; filled while it runs."""
-
-    prepare_s: float = 0.0
-    network_s: float = 0.0
-    restore_s: float = 0.0
-    windows: int = 0
-    bytes_sent: int = 0
-    bytes_received: int = 0
-
-
 @dataclass(frozen=True)
+class WindowOptions:
+    """How windows are laid and run.
+
+    Attributes:
+        tile_step_size: Step between windows as a fraction of the patch, in (0, 1].
+        mirroring: Average over mirrored patches, if the spec says that the client does this.
+        timeout_s: Longest time from when a case's first window is sent to when its last is back; None: no limit.
+    """
+
+    tile_step_size: float = 0.5
+    mirroring: bool = True
+    timeout_s: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class CaseContext:
+    """What the segmentation of one case is told, and whom it tells.
+
+    Attributes:
+        priority: Index of the case among those in flight; smaller goes first.
+        clock: Measures its stages, and knows its name.
+        probabilities: Filled with (heads, z, y, x) on the grid of the scan, if given.
+    """
+
+    priority: int = 0
+    clock: StageClock = field(default_factory=StageClock)
+    probabilities: ProbabilityFile | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class Segmentation:
     """What became of a scan.
 
     Attributes:
         labels: (z, y, x) on the grid of the scan as read, smallest unsigned integer that fits.
-        measures: Where the time went.
+        windows: How many there were.
+        bytes_sent: Of the tensors, repeated requests not counted.
+        bytes_received: Likewise.
     """
 
     labels: LabelMap
-    measures: CaseMeasures = field(default_factory=CaseMeasures)
+    windows: int
+    bytes_sent: int
+    bytes_received: int
 
 
-def segment_volume(
-    volume: Volume, predictor: PatchPredictor, *, tile_step_size: float = 0.5, mirroring: bool = True
-) -> LabelMap:
-    """Segment one scan.
-
-    Args:
-        volume: The scan, read by the reader that the predictor's spec names.
-        predictor: Runs the network.
-        tile_step_size: Step between windows as a fraction of the patch, in (0, 1].
-        mirroring: Average over mirrored patches, if the spec says that the client does this.
-
-    Returns:
-        Labels (z, y, x) on the grid of the scan as read.
-
-    Raises:
-        InputError: The scan cannot be segmented by this model.
-        ServerError: The network gave no answer; the children say why.
-    """
-    inference = InferenceQueue(predictor, mirroring=mirroring)
-    try:
-        return segment(volume, inference, tile_step_size=tile_step_size).labels
-    finally:
-        inference.close()
-
-
-def segment(
-    volume: Volume,
-    inference: InferenceQueue,
-    *,
-    priority: int = 0,
-    tile_step_size: float = 0.5,
-    timeout_s: float | None = None,
-    progress: Progress | None = None,
-    probabilities: ProbabilityFile | None = None,
-) -> Segmentation:
-    """Segment one scan through a queue that other cases may share.
-
-    Args:
-        volume: The scan, read by the reader that the spec names.
-        inference: The queue to the network.
-        priority: Index of the case; smaller goes first.
-        tile_step_size: Step between windows as a fraction of the patch, in (0, 1].
-        timeout_s: Longest time from when the first window is sent to when the last is back; None: no limit.
-        progress: Told about windows.
-        probabilities: Filled with (heads, z, y, x) on the grid of the scan, if given.
-
-    Raises:
-        InputError: The scan cannot be segmented by this model.
-        ServerError: The network gave no answer; the children say why.
-        OutputError: The probabilities cannot be written.
-    """
+def segment(volume: Volume, inference: InferenceQueue, options: WindowOptions, context: CaseContext) -> Segmentation:
+    """Segment one scan through a queue that other cases may share; see ``CaseSegmenter.segment``."""
+    clock = context.clock
     spec = inference.predictor.spec
     spec.check_runnable()
-    progress = progress or Progress()
-    measures = CaseMeasures()
-
-    started = time.monotonic()
-    prepared = prepare(volume.voxels, volume.spacing_mm, spec)
-    measures.prepare_s = time.monotonic() - started
-
-    plan = plan_windows(prepared.record.network_shape, spec.patch_size, tile_step_size)
-    measures.windows = len(plan)
-    progress.windows_planned(len(plan))
-
-    started = time.monotonic()
-    on_probabilities = None
-    if probabilities is not None:
-        array = probabilities.allocate((spec.num_heads, *prepared.record.shape))
-        outside = probabilities_outside_crop(spec)
-        for head in np.flatnonzero(outside):
-            array[head] = outside[head]
-
-        def on_probabilities(where: tuple[slice, slice, slice], part: Logits) -> None:
-            z, y, x = where
-            array[:, z, y, x] = part
-
-    restorer = LabelRestorer(spec, prepared.record, on_probabilities=on_probabilities)
-    blender = SlabBlender(plan, spec.num_heads, model=spec.name)
-    clock = _CaseClock(timeout_s)
-    for logits in _predict(prepared, plan, inference, priority, clock, measures):
+    with clock.stage("prepare"):
+        prepared = prepare(volume.voxels, volume.spacing_mm, spec)
+    plan = plan_windows(prepared.record.network_shape, spec.patch_size, options.tile_step_size)
+    clock.progress.windows_planned(len(plan))
+    with clock.stage("restore"):
+        receiver = _probabilities_receiver(context.probabilities, spec, prepared.record)
+        restorer = LabelRestorer(spec, prepared.record, on_probabilities=receiver)
+        blender = SlabBlender(plan, spec.num_heads, model=spec.name)
+    windows = _Windows(prepared, plan, inference, context.priority, _CaseTimeout(options.timeout_s))
+    answers = windows.logits()
+    while True:
+        with clock.stage("network"):
+            logits = next(answers, None)
+        if logits is None:
+            break
         count = len(logits)
-        restoring = time.monotonic()
-        for slab in blender.add(logits):
-            restorer.add(slab)
+        with clock.stage("restore"):
+            for slab in blender.add(logits):
+                restorer.add(slab)
         del logits  # its memory may be the predictor's, which uses it again
-        measures.restore_s += time.monotonic() - restoring
-        progress.windows_done(count)
-    restoring = time.monotonic()
-    labels = apply_postprocessing(restorer.finish(), spec)
-    ended = time.monotonic()
-    measures.restore_s += ended - restoring
-    measures.network_s = ended - started - measures.restore_s
-    return Segmentation(labels, measures)
+        clock.progress.windows_done(count)
+    with clock.stage("restore"):
+        labels = apply_postprocessing(restorer.finish(), spec)
+    return Segmentation(labels, len(plan), windows.bytes_sent, windows.bytes_received)
 
 
-class _CaseClock:
+def _probabilities_receiver(
+    file: ProbabilityFile | None, spec: ModelSpec, record: PreparationRecord
+) -> Receiver | None:
+    """Return what writes finished probabilities into the file, filled already with those outside the crop."""
+    if file is None:
+        return None
+    array = file.allocate((spec.num_heads, *record.shape))
+    outside = probabilities_outside_crop(spec)
+    for head in np.flatnonzero(outside):
+        array[head] = outside[head]
+
+    def receive(where: tuple[slice, slice, slice], part: Probabilities) -> None:
+        z, y, x = where
+        array[:, z, y, x] = part
+
+    return receive
+
+
+class _CaseTimeout:
     """Runs from when the case's first window is sent; waiting for other cases does not count."""
 
     def __init__(self, timeout_s: float | None) -> None:
@@ -173,45 +149,54 @@ class _CaseClock:
         )
 
 
-def _predict(
-    prepared: Prepared,
-    plan: WindowPlan,
-    inference: InferenceQueue,
-    priority: int,
-    clock: _CaseClock,
-    measures: CaseMeasures,
-) -> Iterator[Logits]:
-    """Yield the logits of all windows in order, batch by batch, with several batches on their way."""
-    spec, batch_size = inference.predictor.spec, inference.predictor.max_batch_size
-    ahead = BATCHES_AHEAD * inference.predictor.max_in_flight
-    on_their_way: deque[Future[Logits]] = deque()
-    next_window = 0
-    try:
-        while next_window < len(plan) or on_their_way:
-            while next_window < len(plan) and len(on_their_way) < ahead:
-                count = min(batch_size, len(plan) - next_window)
-                patches = cut_patches(prepared.voxels, plan, next_window, count)
-                measures.bytes_sent += patches.size * spec.input.item_bytes * inference.requests_per_batch
-                on_their_way.append(inference.submit(patches, priority=priority, on_start=clock.start))
-                next_window += count
-            logits = _result_of(on_their_way.popleft(), clock, spec.name)
-            measures.bytes_received += logits.size * spec.output.item_bytes * inference.requests_per_batch
-            yield logits
-            del logits
-    finally:
-        for future in on_their_way:
-            future.cancel()
+class _Windows:
+    """The windows of one case on their way to the network and back."""
 
+    def __init__(
+        self, prepared: Prepared, plan: WindowPlan, inference: InferenceQueue, priority: int, timeout: _CaseTimeout
+    ) -> None:
+        self._prepared = prepared
+        self._plan = plan
+        self._inference = inference
+        self._priority = priority
+        self._timeout = timeout
+        self.bytes_sent = 0
+        self.bytes_received = 0
 
-def _result_of(future: "Future[Logits]", clock: _CaseClock, model: str) -> Logits:
-    while True:
+    def logits(self) -> Iterator[Logits]:
+        """Yield the logits of all windows in order, batch by batch, with several batches on their way."""
+        predictor, plan = self._inference.predictor, self._plan
+        spec, times = predictor.spec, self._inference.requests_per_batch
+        on_their_way: deque[Future[Logits]] = deque()
+        next_window = 0
         try:
-            return future.result(clock.wait_s())
-        except FutureTimeoutError as error:
-            if future.done():
-                raise  # the predictor itself raised it
-            if clock.is_over():
-                raise ServerTimeoutError(
-                    f"{model}: the windows of the case were not all back within {clock.timeout_s} s: "
-                    "raise --case_timeout_s, or look at the server's load"
-                ) from error
+            while next_window < len(plan) or on_their_way:
+                while next_window < len(plan) and len(on_their_way) < BATCHES_AHEAD * predictor.max_in_flight:
+                    count = min(predictor.max_batch_size, len(plan) - next_window)
+                    patches = cut_patches(self._prepared.voxels, plan, next_window, count)
+                    self.bytes_sent += patches.size * spec.input.item_bytes * times
+                    on_their_way.append(
+                        self._inference.submit(patches, priority=self._priority, on_start=self._timeout.start)
+                    )
+                    next_window += count
+                logits = self._result_of(on_their_way.popleft(), spec.name)
+                self.bytes_received += logits.size * spec.output.item_bytes * times
+                yield logits
+                del logits
+        finally:
+            for future in on_their_way:
+                future.cancel()
+
+    def _result_of(self, future: "Future[Logits]", model: str) -> Logits:
+        while True:
+            try:
+                return future.result(self._timeout.wait_s())
+            except FutureTimeoutError as error:
+                if future.done():
+                    raise  # the predictor itself raised it
+                if self._timeout.is_over():
+                    raise ServerTimeoutError(
+                        f"{model}: the windows of the case were not all back within {self._timeout.timeout_s} s: "
+                        "allow the case more time, or look at the server's load",
+                        settings=("case_timeout_s",),
+                    ) from error

@@ -15,6 +15,7 @@ from ctseg.files.cases import find_cases
 from ctseg.nnunet.plans import spec_from_plans
 from ctseg.predict.folder import BatchOptions, segment_cases
 from ctseg.predict.predictor import Identity
+from ctseg.predict.progress import Progress
 from ctseg.predict.report import Report
 from tests.support.nnunet_plans import make_dataset, make_plans
 
@@ -44,6 +45,19 @@ class ThresholdPredictor:
         if self.fails_with is not None:
             raise self.fails_with
         return np.concatenate([np.zeros_like(patches), patches], axis=1)
+
+
+class RecordingProgress(Progress):
+    """Remembers what it was told of stages."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, str, str]] = []
+
+    def stage_began(self, case, stage):
+        self.told.append(("began", case, stage))
+
+    def stage_ended(self, case, stage):
+        self.told.append(("ended", case, stage))
 
 
 def write_scan(path: Path, *, seed: int = 0, shape=(20, 18, 12)) -> np.ndarray:
@@ -170,7 +184,8 @@ def test_a_case_that_takes_too_long_fails_by_name(folder):
     report = run(folder, predictor, case_timeout_s=0.2)
     assert report.cases[0].error.type == "ServerTimeoutError"
     assert "case slow" in report.cases[0].error.message
-    assert "--case_timeout_s" in report.cases[0].error.message
+    assert "allow the case more time" in report.cases[0].error.message
+    assert "--" not in report.cases[0].error.message
 
 
 def test_probabilities_are_those_of_the_softmax_and_there_only_when_whole(folder):
@@ -270,3 +285,18 @@ def test_bytes_are_those_of_all_requests(folder, mirroring, requests):
     assert case.bytes_sent == case.windows * patch_bytes * requests
     assert case.bytes_received == 2 * case.bytes_sent
     assert predictor.calls == -(-case.windows // 2) * requests
+
+
+def test_progress_is_told_of_every_stage_of_every_case(folder):
+    for name in "ab":
+        write_scan(folder / f"{name}.nii.gz")
+    recorder = RecordingProgress()
+    predictor = ThresholdPredictor()
+    segment_cases(find_cases(folder, channels=1), predictor, folder.parent / "out", BatchOptions(), progress=recorder)
+    for name in "ab":
+        told = [(event, stage) for event, case, stage in recorder.told if case == name]
+        assert told[:4] == [("began", "read"), ("ended", "read"), ("began", "prepare"), ("ended", "prepare")]
+        assert told[-2:] == [("began", "write"), ("ended", "write")]
+        middle = told[4:-2]
+        assert {stage for _, stage in middle} == {"network", "restore"}
+        assert [event for event, _ in middle] == ["began", "ended"] * (len(middle) // 2)

@@ -3,9 +3,11 @@
 import threading
 
 import numpy as np
+import pytest
 
 from ctseg.files.volume import volume_from_array
 from ctseg.nnunet.plans import spec_from_plans
+from ctseg.predict import memory
 from ctseg.predict.memory import MemoryBudget, available_bytes, estimated_bytes
 from tests.support.nnunet_plans import make_dataset, make_plans
 
@@ -44,5 +46,21 @@ def test_the_estimate_grows_with_the_classes_times_the_patch_and_not_times_the_s
     assert estimated_bytes(volume, few) > volume.voxels.nbytes
 
 
-def test_what_is_available_is_less_than_all_there_is():
-    assert 0 < available_bytes() < 1 << 50
+@pytest.mark.parametrize(
+    ("meminfo", "limit", "expected"),
+    [
+        ("MemTotal: 9 kB\nMemAvailable:  5000 kB\n", "max\n", 5000 << 10),
+        ("MemTotal: 9 kB\nMemAvailable:  5000 kB\n", "2048000\n", 2048000),
+        ("MemTotal: 9 kB\nMemAvailable:  5000 kB\n", "9000000\n", 5000 << 10),
+        ("MemAvailable:  5000 kB\n", None, 5000 << 10),
+        (None, None, 8 << 30),
+    ],
+)
+def test_available_is_the_smaller_of_what_is_free_and_the_containers_limit(
+    meminfo, limit, expected, tmp_path, monkeypatch
+):
+    for name, text in (("_MEMINFO", meminfo), ("_CGROUP_LIMIT", limit)):
+        if text is not None:
+            (tmp_path / name).write_text(text)
+        monkeypatch.setattr(memory, name, tmp_path / name)
+    assert available_bytes() == expected

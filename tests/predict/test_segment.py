@@ -11,7 +11,7 @@ from nnunetv2.postprocessing.remove_connected_components import remove_all_but_l
 
 from ctseg.files.volume import read_volume
 from ctseg.model_spec import KeepLargest
-from ctseg.predict.segment import segment_volume
+from ctseg.predict.segmenter import segment_volume
 from tests.support.nnunet_plans import make_dataset, make_plans, swin_architecture, unet_architecture
 from tests.support.nnunet_reference import make_trained_folder, reference_predictor, reference_segmentation
 from tests.support.torch_predictor import TorchPredictor

@@ -1,0 +1,109 @@
+"""CaseSegmenter: a scan in, labels out; by windows that are cut here."""
+
+from typing import Protocol
+
+from ctseg.arrays import LabelMap
+from ctseg.files.volume import Volume
+from ctseg.model_spec import ModelSpec
+from ctseg.predict.inference_queue import InferenceQueue
+from ctseg.predict.predictor import Identity, PatchPredictor
+from ctseg.predict.segment import CaseContext, Segmentation, WindowOptions, segment
+
+
+class CaseSegmenter(Protocol):
+    """Turns scans into labels, and says with what. ``segment`` is called from several threads at once.
+
+    A folder run knows only this. Windows that are cut here are one way to do it (:class:`WindowSegmenter`).
+    """
+
+    @property
+    def identity(self) -> Identity:
+        """Which network runs where."""
+        ...
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The contract of the network that runs."""
+        ...
+
+    def segment(self, volume: Volume, context: CaseContext) -> Segmentation:
+        """Segment one scan.
+
+        Args:
+            volume: The scan, read by the reader that the spec names.
+            context: What belongs to the case.
+
+        Raises:
+            InputError: The scan cannot be segmented by this model.
+            ServerError: The network gave no answer; the children say why.
+            OutputError: The probabilities cannot be written.
+        """
+        ...
+
+    def abort(self) -> None:
+        """Wait for nothing any more: every call of :meth:`segment`, now or later, raises ``CancelledError``."""
+        ...
+
+    def close(self) -> None:
+        """Finish what was begun, unless aborted, and free what is held; the network itself stays open."""
+        ...
+
+
+class WindowSegmenter:
+    """Cuts windows here and runs them on a predictor that all cases share.
+
+    Args:
+        predictor: Runs the network; mirroring is added here.
+        options: How windows are laid and run.
+    """
+
+    def __init__(self, predictor: PatchPredictor, options: WindowOptions | None = None) -> None:
+        self._options = options or WindowOptions()
+        self._inference = InferenceQueue(predictor, mirroring=self._options.mirroring)
+
+    @property
+    def identity(self) -> Identity:
+        """The predictor's."""
+        return self._inference.predictor.identity
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The predictor's."""
+        return self._inference.predictor.spec
+
+    def segment(self, volume: Volume, context: CaseContext) -> Segmentation:
+        """See :meth:`CaseSegmenter.segment`."""
+        return segment(volume, self._inference, self._options, context)
+
+    def abort(self) -> None:
+        """See :meth:`CaseSegmenter.abort`."""
+        self._inference.abort()
+
+    def close(self) -> None:
+        """See :meth:`CaseSegmenter.close`."""
+        self._inference.close()
+
+
+def segment_volume(
+    volume: Volume, predictor: PatchPredictor, *, tile_step_size: float = 0.5, mirroring: bool = True
+) -> LabelMap:
+    """Segment one scan.
+
+    Args:
+        volume: The scan, read by the reader that the predictor's spec names.
+        predictor: Runs the network.
+        tile_step_size: Step between windows as a fraction of the patch, in (0, 1].
+        mirroring: Average over mirrored patches, if the spec says that the client does this.
+
+    Returns:
+        Labels (z, y, x) on the grid of the scan as read.
+
+    Raises:
+        InputError: The scan cannot be segmented by this model.
+        ServerError: The network gave no answer; the children say why.
+    """
+    segmenter = WindowSegmenter(predictor, WindowOptions(tile_step_size=tile_step_size, mirroring=mirroring))
+    try:
+        return segmenter.segment(volume, CaseContext()).labels
+    finally:
+        segmenter.close()
