@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ctseg.errors import InputError, SetupError
-from ctseg.train.paths import VARIABLES
+from ctseg.nnunet.variables import VARIABLES
 
 EXIT_STOPPED = 143
 """SIGTERM came and the training was saved: 128 + 15, as a shell reports it."""

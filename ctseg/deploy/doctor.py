@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ctseg.errors import CtsegError, ModelNotFoundError, SetupError, SpecError
+from ctseg.nnunet.variables import VARIABLES
 
 Level = Literal["ok", "note", "problem"]
 
@@ -77,7 +78,7 @@ def _installation() -> Iterator[Finding]:
         else:
             yield Finding(f"layer {layer}", "ok", ", ".join(f"{name} {_version(name)}" for name in packages))
 
-    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+    for variable in VARIABLES:
         value = os.environ.get(variable)
         if value and not Path(value).is_dir():
             yield Finding(variable, "problem", f"{value} is not a folder", "create it, or set the variable to another")

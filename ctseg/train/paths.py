@@ -9,8 +9,7 @@ from pathlib import Path
 
 from ctseg.errors import SetupError
 from ctseg.nnunet.trainers import TRAINERS_FOLDER
-
-VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+from ctseg.nnunet.variables import VARIABLES
 
 _PURPOSE = {
     "nnUNet_raw": "data sets as they were created",

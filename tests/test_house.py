@@ -1,0 +1,141 @@
+"""The rules of the house that import-linter cannot hold: what is loaded when, who prints, who knows the flags."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "ctseg"
+CONTRACTS = {
+    contract["name"]: contract
+    for contract in tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+}
+BELOW_DEPLOY = CONTRACTS["Below deploy nothing loads the libraries of training and deployment"]
+ABOVE = {"cli", "container", "deploy", "train"}
+
+FOREIGN_FLAGS = {
+    # tritonserver
+    "allow-client-shm", "allow-gpu-metrics", "allow-http", "allow-metrics", "backend-config", "backend-directory",
+    "cuda-memory-pool-byte-size", "disable-auto-complete-config", "exit-on-error", "exit-timeout-secs", "grpc-address",
+    "grpc-port", "grpc-restricted-protocol", "grpc-root-cert", "grpc-server-cert", "grpc-server-key", "grpc-use-ssl",
+    "grpc-use-ssl-mutual", "help", "http-address", "http-max-input-size", "http-port", "http-restricted-api",
+    "load-model", "log-format", "metrics-address", "metrics-port", "model-control-mode", "model-repository",
+    "pinned-memory-pool-byte-size", "repository-poll-secs", "strict-readiness",
+    # docker and podman
+    "gpus", "shm-size", "user",
+    # pip, Python's configure
+    "no-deps", "enable-shared",
+}  # fmt: skip
+
+NAMES_FLAGS_STILL = {
+    "container/entrypoint.py", "deploy/build.py", "deploy/bundle.py", "deploy/doctor.py", "deploy/export.py",
+    "deploy/parity.py", "deploy/tensorrt_plan.py", "deploy/trained_model.py", "predict/segment.py", "serving/server.py",
+    "train/checkpoints.py", "train/cross_validation.py", "train/extended_trainer.py", "train/launch.py",
+    "train/planner.py", "triton/predictor.py",
+}  # fmt: skip
+"""Modules whose errors still name flags; each leaves the list when its errors carry settings instead."""
+PRINTS_STILL = {
+    "container/entrypoint.py", "container/readiness.py", "serving/server.py", "serving/supervisor.py",
+    "train/cross_validation.py", "train/extended_trainer.py", "train/planner.py",
+}  # fmt: skip
+"""Modules that still print; each leaves the list when it returns values or logs."""
+MAY_PRINT = {
+    "container/probe.py",  # a program of its own: what it prints is what a container's health check shows
+}
+
+
+def modules() -> list[str]:
+    return sorted(str(file.relative_to(PACKAGE)) for file in PACKAGE.rglob("*.py") if "cli" not in file.parts)
+
+
+def nodes_but_docstrings(module: str) -> Iterator[ast.AST]:
+    tree = ast.parse((PACKAGE / module).read_text())
+    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    return (node for node in ast.walk(tree) if id(node) not in docstrings)
+
+
+def loaded_after(program: str, names: list[str]) -> list[str]:
+    """Run a program in a fresh process and return which of the modules it has loaded."""
+    program += f"\nimport json, sys\nprint(json.dumps([name for name in {names!r} if name in sys.modules]))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=300)
+    found: list[str] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def test_contract_about_heavy_libraries_names_every_room_below_deploy() -> None:
+    rooms = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    files = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "__main__"}
+    assert {f"ctseg.{name}" for name in (rooms | files) - ABOVE} == set(BELOW_DEPLOY["source_modules"])
+
+
+def test_importing_everything_below_deploy_loads_no_heavy_library() -> None:
+    names = [
+        module.removesuffix(".py").replace("/", ".").removesuffix(".__init__")
+        for module in modules()
+        if module.split("/")[0] not in ABOVE and module not in ("__init__.py", "__main__.py")
+    ]
+    imports = "\n".join(f"import ctseg.{name}" for name in names if not name.startswith("serving.python_backend"))
+    assert loaded_after(imports, [*BELOW_DEPLOY["forbidden_modules"], "ctseg.deploy", "ctseg.train"]) == []
+
+
+@pytest.mark.parametrize("arrow", BELOW_DEPLOY["ignore_imports"])
+def test_library_that_a_function_imports_is_not_loaded_with_its_module(arrow: str) -> None:
+    module, library = arrow.split(" -> ")
+    assert loaded_after(f"import {module}", [library]) == []
+
+
+def test_arrows_that_are_allowed_are_named_one_by_one() -> None:
+    assert not any("*" in arrow for arrow in BELOW_DEPLOY["ignore_imports"])
+
+
+def test_help_of_the_client_loads_nothing_heavy() -> None:
+    program = (
+        "import contextlib, io\n"
+        "from ctseg.cli.main import main\n"
+        "with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):\n"
+        "    main(['predict', '--help'])\n"
+    )
+    heavy = ["torch", "nnunetv2", "onnx", "onnxruntime", "numba", "tritonclient", "ctseg.deploy", "ctseg.train"]
+    assert loaded_after(program, heavy) == []
+
+
+def test_the_check_of_loaded_modules_finds_what_is_loaded() -> None:
+    assert loaded_after("import ctseg.errors, json", ["ctseg.errors", "torch"]) == ["ctseg.errors"]
+
+
+def test_flags_are_known_to_the_command_line_alone() -> None:
+    flags = {
+        module: {
+            flag
+            for node in nodes_but_docstrings(module)
+            if isinstance(node, ast.Constant) and isinstance(node.value, str)
+            for flag in re.findall(r"(?<![\w-])--([A-Za-z][\w-]*)", node.value)
+        }
+        - FOREIGN_FLAGS
+        for module in modules()
+    }
+    assert {module: found for module, found in flags.items() if found and module not in NAMES_FLAGS_STILL} == {}
+
+
+def test_only_the_command_line_prints() -> None:
+    lines = {
+        module: [
+            node.lineno
+            for node in nodes_but_docstrings(module)
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+        ]
+        for module in modules()
+    }
+    allowed = MAY_PRINT | PRINTS_STILL
+    assert {module: found for module, found in lines.items() if found and module not in allowed} == {}
