@@ -2,16 +2,27 @@
 PYTHON ?= python3
 DEMO_VENV := .venv-demo
 TEST_VENV := .venv
+# the environment that is active, else one of its own
+CLIENT_VENV := $(or $(VIRTUAL_ENV),.venv-client)
 export MPLBACKEND := Agg
 # a CT of a whole chest, too large for the repository; without it the benchmark leaves out its rows
 BENCHMARK_LARGE ?= $(wildcard $(or $(CTSEG_TEST_DATA),../shared/data)/lung_tumour/pyradiomics_lung2_ct.nrrd)
 PYTEST := $(TEST_VENV)/bin/python -m pytest
 PIP_INSTALL = $(1)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test test-full check images format benchmark clean
+.PHONY: help install install-server demo test test-full check images format benchmark clean
 
 help:  ## show this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+install: $(CLIENT_VENV)/bin/python  ## the client alone, into the active environment or .venv-client
+	$(call PIP_INSTALL,$(CLIENT_VENV)) -c requirements/constraints.txt .
+	@echo "installed: $(CLIENT_VENV)/bin/ctseg"
+
+install-server: $(CLIENT_VENV)/bin/python  ## the client and a Triton server for one machine (Linux)
+	$(call PIP_INSTALL,$(CLIENT_VENV)) -c requirements/constraints.txt '.[serve]'
+	$(call PIP_INSTALL,$(CLIENT_VENV)) --no-deps -r requirements/triton_server.txt
+	@echo "installed: $(CLIENT_VENV)/bin/ctseg, with a server"
 
 demo: $(DEMO_VENV)/.ready  ## segment real CT through a real Triton server; pictures in demo_output/
 	$(DEMO_VENV)/bin/python scripts/demo.py --output demo_output
@@ -26,9 +37,10 @@ check: $(TEST_VENV)/.ready  ## style, types, and what else needs no run
 	$(TEST_VENV)/bin/ruff check .
 	$(TEST_VENV)/bin/ruff format --check .
 	$(TEST_VENV)/bin/mypy
+	$(TEST_VENV)/bin/lint-imports --no-cache
 	$(TEST_VENV)/bin/hadolint -c .hadolint.yaml Dockerfile.train Dockerfile.serve tests/images/Dockerfile.triton
 	$(TEST_VENV)/bin/shellcheck scripts/*.sh docker/*/*.sh .ci/run
-	$(TEST_VENV)/bin/yamllint -s docs/examples
+	$(TEST_VENV)/bin/yamllint -s docs/examples .github .pre-commit-config.yaml
 	$(TEST_VENV)/bin/docker-compose -f docs/examples/compose.yaml config -q
 	$(TEST_VENV)/bin/kubernetes-validate --strict --quiet docs/examples/kubernetes.yaml
 
@@ -43,7 +55,11 @@ benchmark: $(TEST_VENV)/.ready  ## time ctseg beside nnU-Net on this machine, ha
 	$(TEST_VENV)/bin/python -m benchmarks --output benchmark_output $(addprefix --large ,$(BENCHMARK_LARGE))
 
 clean:  ## remove the environments and all output
-	rm -rf $(DEMO_VENV) $(TEST_VENV) demo_output benchmark_output build *.egg-info
+	rm -rf $(DEMO_VENV) $(TEST_VENV) .venv-client demo_output benchmark_output build *.egg-info
+
+$(CLIENT_VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "ctseg needs Python 3.10 or newer; set PYTHON=...")'
+	$(PYTHON) -m venv $(CLIENT_VENV)
 
 $(DEMO_VENV)/.ready: requirements/client.txt requirements/triton_server.txt requirements/demo.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "ctseg needs Python 3.10 or newer; set PYTHON=...")'

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Step 4 of 4: segment a scan, or a folder of scans, through the server. Needs the client only: pip install ctseg
+# Step 4 of 4: segment a scan, or a folder of scans, through the server. Needs the client only (docs/install.md).
 #   scripts/predict.sh MODEL INPUT OUTPUT [more words of `ctseg predict`]
 # From the environment: URL (gRPC address of the server), CTSEG (the program).
 set -euo pipefail
