@@ -4,11 +4,13 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ctseg.cli.parser import Parser
+
 if TYPE_CHECKING:
     from ctseg.model_spec import KeepLargest
 
 
-def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_commands(commands: "argparse._SubParsersAction[Parser]") -> None:
     """Add ``export``, ``build``, ``serve`` and ``doctor``."""
     _add_export(commands)
     _add_build(commands)
@@ -16,12 +18,11 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     _add_doctor(commands)
 
 
-def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_export(commands: "argparse._SubParsersAction[Parser]") -> None:
     parser = commands.add_parser(
         "export",
         help="trained nnU-Net to a bundle: ONNX, proven against PyTorch",
         description="Write the bundle of a trained nnU-Net: spec, ONNX, and the proof that it gives PyTorch's labels.",
-        allow_abbrev=False,
     )
     source = parser.add_argument_group("the trained model")
     source.add_argument(
@@ -43,7 +44,7 @@ def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         "-chk", "--checkpoint", default="checkpoint_final.pth", help="default: %(default)s; also `final`, `best`"
     )
     source.add_argument(
-        "--trust-checkpoint",
+        "--trust_checkpoint",
         action="store_true",
         help="load checkpoints, classes and trainers that could run code of whoever made them, with your rights",
     )
@@ -57,7 +58,7 @@ def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         choices=["fp32", "fp16"],
         help="networks to write; fp32 is always written",
     )
-    target.add_argument("--fp16-output", action="store_true", help="let the FP16 network answer in FP16: half the wire")
+    target.add_argument("--fp16_output", action="store_true", help="let the FP16 network answer in FP16: half the wire")
     target.add_argument(
         "--tta",
         choices=["graph", "client", "none"],
@@ -66,7 +67,7 @@ def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     )
     target.add_argument("--opset", type=int, default=17, help="ONNX operator set; default: %(default)s")
     target.add_argument(
-        "--max-batch-size", type=int, default=4, help="most patches in one request; default: %(default)s"
+        "--max_batch_size", type=int, default=4, help="most patches in one request; default: %(default)s"
     )
     target.add_argument(
         "--cases",
@@ -75,7 +76,7 @@ def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         default=[],
         help="scans (or folders) to prove the graphs with; default: nnU-Net's preprocessed training data",
     )
-    target.add_argument("--accept-unproven", action="store_true", help="write networks that failed, marked as unproven")
+    target.add_argument("--accept_unproven", action="store_true", help="write networks that failed, marked as unproven")
     parser.set_defaults(run=_run_export)
 
 
@@ -147,13 +148,12 @@ def _chosen(
     return folder, dict.fromkeys(wanted), best.postprocessing, best.folds
 
 
-def _add_build(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_build(commands: "argparse._SubParsersAction[Parser]") -> None:
     parser = commands.add_parser(
         "build",
         help="bundle to an entry of a Triton model repository, proven on this machine",
         description="Build an entry of a Triton model repository from a bundle, on the machine that will serve it; "
         "or, bare, a TensorRT plan from an ONNX file: `ctseg build model.onnx -o model.plan`.",
-        allow_abbrev=False,
     )
     parser.add_argument("bundle", type=Path, help="folder that `ctseg export` wrote; or an ONNX file (bare form)")
     parser.add_argument("--repository", type=Path, help="Triton's model repository")
@@ -164,28 +164,26 @@ def _add_build(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--precision", choices=["fp32", "fp16", "bf16"], default="fp32", help="default: %(default)s")
     parser.add_argument("--name", help="name of the model; default: the bundle's")
     parser.add_argument("--version", type=int, help="version number; default: the next free one")
-    parser.add_argument("--max-batch-size", type=int, help="most patches in one request; default: the bundle's")
+    parser.add_argument("--max_batch_size", type=int, help="most patches in one request; default: the bundle's")
     parser.add_argument("--instances", type=int, default=1, help="instances of the model; default: %(default)s")
     parser.add_argument(
-        "--max-queue-delay-us", type=int, default=2000, help="wait to join requests, in µs; default: %(default)s"
+        "--max_queue_delay_us", type=int, default=2000, help="wait to join requests, in µs; default: %(default)s"
     )
     parser.add_argument("--warmup", action="store_true", help="let Triton run one batch before the model is ready")
-    parser.add_argument("--if-needed", action="store_true", help="build only if input, tools or machine differ")
-    parser.add_argument("--accept-unproven", action="store_true", help="write what failed the gate, marked as unproven")
+    parser.add_argument("--if_needed", action="store_true", help="build only if input, tools or machine differ")
+    parser.add_argument("--accept_unproven", action="store_true", help="write what failed the gate, marked as unproven")
     parser.add_argument(
-        "--prove-live", action="store_true", help="start a server on a copy of the entry and compare its answers too"
+        "--prove_live", action="store_true", help="start a server on a copy of the entry and compare its answers too"
     )
     cpu = parser.add_argument_group("python backend")
     cpu.add_argument("--runtime", choices=["onnxruntime", "openvino"], help="default: the fastest that passes")
     cpu.add_argument("--threads", type=int, default=0, help="CPU threads of an instance; default: all")
     gpu = parser.add_argument_group("tensorrt backend")
-    gpu.add_argument(
-        "--workspace_mb", "--workspace-mb", type=int, default=4096, help="scratch memory in MiB; default: %(default)s"
-    )
-    gpu.add_argument("--builder-level", type=int, default=3, help="0 (quick build) to 5; default: %(default)s")
+    gpu.add_argument("--workspace_mb", type=int, default=4096, help="scratch memory in MiB; default: %(default)s")
+    gpu.add_argument("--builder_level", type=int, default=3, help="0 (quick build) to 5; default: %(default)s")
     gpu.add_argument("--tf32", action="store_true", help="let an FP32 plan round factors to TF32")
-    gpu.add_argument("--timing-cache", type=Path, help="folder that keeps measurements for the next build")
-    gpu.add_argument("--server-tensorrt", metavar="VERSION", help="what the server loads; default: its library here")
+    gpu.add_argument("--timing_cache", type=Path, help="folder that keeps measurements for the next build")
+    gpu.add_argument("--server_tensorrt", metavar="VERSION", help="what the server loads; default: its library here")
     parser.set_defaults(run=_run_build)
 
 
@@ -243,19 +241,18 @@ def _run_build(args: argparse.Namespace) -> int:
     return 0
 
 
-def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_serve(commands: "argparse._SubParsersAction[Parser]") -> None:
     parser = commands.add_parser(
         "serve",
         help="run Triton on a model repository, on this machine only",
         description="Run a tritonserver on a model repository, on loopback; for production use Dockerfile.serve.",
-        allow_abbrev=False,
     )
     parser.add_argument("--repository", type=Path, required=True, help="Triton's model repository")
     parser.add_argument("--watch", action="store_true", help="serve new versions while running")
-    parser.add_argument("--grpc-port", type=int, default=8001, help="0 takes a free one; default: %(default)s")
-    parser.add_argument("--metrics-port", type=int, help="serve metrics on this port; default: no metrics")
+    parser.add_argument("--grpc_port", type=int, default=8001, help="0 takes a free one; default: %(default)s")
+    parser.add_argument("--metrics_port", type=int, help="serve metrics on this port; default: no metrics")
     parser.add_argument(
-        "--start-timeout-s", type=float, default=300.0, help="longest time until it is ready; default: %(default)s"
+        "--start_timeout_s", type=float, default=300.0, help="longest time until it is ready; default: %(default)s"
     )
     parser.set_defaults(run=_run_serve)
 
@@ -272,12 +269,11 @@ def _run_serve(args: argparse.Namespace) -> int:
     )
 
 
-def _add_doctor(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_doctor(commands: "argparse._SubParsersAction[Parser]") -> None:
     parser = commands.add_parser(
         "doctor",
         help="what is wrong with this setup, and what to do",
         description="Look at what is installed, the GPU, TensorRT, the server and the model repository.",
-        allow_abbrev=False,
     )
     parser.add_argument("--repository", type=Path, help="Triton's model repository")
     parser.add_argument("--url", nargs="+", default=[], metavar="HOST:PORT", help="running Triton servers")

@@ -1,40 +1,32 @@
-"""The command line: parses, calls, prints; nothing else.
+"""The door: finds the command, runs it, words its errors.
 
-Every layer adds its own commands (``add_commands``) and imports its heavy libraries only when a
-command runs, so that ``ctseg --help`` stays fast and the client never loads torch.
-
-Exit codes: 0 all done; 1 some cases failed (each is in the report); 2 wrong usage or setup.
+Each module here adds its own commands (``add_commands``) and imports heavy libraries only when a command
+runs, so that ``ctseg --help`` stays fast and the client never loads torch.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 
-from ctseg.cli import deploy as deploy_cli
-from ctseg.cli import predict as client_cli
-from ctseg.cli import train as train_cli
+from ctseg.cli import deploy, predict, train
+from ctseg.cli.console import configure_logging
+from ctseg.cli.exit_codes import INTERRUPTED, WRONG_SETUP
+from ctseg.cli.parser import Parser, worded
 from ctseg.errors import CtsegError
 
-EXIT_OK = 0
-EXIT_SOME_FAILED = 1
-EXIT_USAGE = 2
 
-
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of all commands; each leaves its function in ``args.run``."""
+def build_parser() -> Parser:
+    """Return the parser of all commands; each leaves its function in ``args.run``, its parser in ``args.parser``."""
     from ctseg import __version__
 
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="ctseg",
         description="CT segmentation from data to production: train nnU-Net, export, serve with Triton, segment.",
         epilog="Software for research and engineering; not a medical device.",
-        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"ctseg {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    train_cli.add_commands(commands)
-    deploy_cli.add_commands(commands)
-    client_cli.add_commands(commands)
+    for module in (train, deploy, predict):
+        module.add_commands(commands)
     return parser
 
 
@@ -45,14 +37,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The words after ``ctseg``; the process's own when None.
 
     Returns:
-        The exit code (see the module's docstring).
+        The exit status, see :mod:`ctseg.cli.exit_codes`.
     """
-    args = build_parser().parse_args(argv)
+    args = build_parser().parse_args(sys.argv[1:] if argv is None else argv)
+    configure_logging(quiet=getattr(args, "quiet", False), verbose=getattr(args, "verbose", False))
     try:
         return int(args.run(args))
     except CtsegError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return EXIT_USAGE
+        print(worded(error, args.parser), file=sys.stderr)
+        return WRONG_SETUP
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED

@@ -3,16 +3,14 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
+from ctseg.cli.exit_codes import TERMINATED
+from ctseg.cli.parser import Parser
 from ctseg.errors import InputError, SetupError
 from ctseg.nnunet.variables import VARIABLES
 
-EXIT_STOPPED = 143
-"""SIGTERM came and the training was saved: 128 + 15, as a shell reports it."""
 
-
-def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_commands(commands: "argparse._SubParsersAction[Parser]") -> None:
     """Add ``dataset``, ``plan``, ``train``, ``find-best`` and ``results``.
 
     Names that nnU-Net's users type are aliases: ``nnUNetv2_X`` is ``ctseg X``.
@@ -37,10 +35,10 @@ def _overrides(args: argparse.Namespace) -> dict[str, str | None]:
 # dataset
 
 
-def _add_dataset(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = commands.add_parser("dataset", help="build a data set for nnU-Net, and check it", allow_abbrev=False)
+def _add_dataset(commands: "argparse._SubParsersAction[Parser]") -> None:
+    parser = commands.add_parser("dataset", help="build a data set for nnU-Net, and check it")
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
-    create = actions.add_parser("create", help="from a folder of images and one of labels", allow_abbrev=False)
+    create = actions.add_parser("create", help="from a folder of images and one of labels")
     create.add_argument("-d", dest="dataset", type=int, required=True, metavar="ID", help="1 to 999")
     create.add_argument("--name", required=True, help="DatasetXXX_NAME")
     create.add_argument("--images", type=Path, required=True, metavar="DIR", help="NIfTI, NRRD or MHA")
@@ -59,10 +57,8 @@ def _add_dataset(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     create.add_argument("--channel", action="append", metavar="NAME", help="once per channel, in order (default: CT)")
     _paths_arguments(create)
     create.set_defaults(run=_run_create)
-    _add_verify_arguments(actions.add_parser("verify", help="tell all problems at once", allow_abbrev=False))
-    _add_verify_arguments(
-        commands.add_parser("verify_dataset_integrity", help="as `dataset verify`", allow_abbrev=False)
-    )
+    _add_verify_arguments(actions.add_parser("verify", help="tell all problems at once"))
+    _add_verify_arguments(commands.add_parser("verify_dataset_integrity", help="as `dataset verify`"))
 
 
 def _add_verify_arguments(parser: argparse.ArgumentParser) -> None:
@@ -126,12 +122,11 @@ def _run_verify(args: argparse.Namespace) -> int:
 # plan
 
 
-def _add_plan(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_plan(commands: "argparse._SubParsersAction[Parser]") -> None:
     parser = commands.add_parser(
         "plan",
         aliases=["plan_and_preprocess"],
         help="plan and preprocess: nnU-Net's plans and the Swin UNETR's",
-        allow_abbrev=False,
     )
     parser.add_argument("-d", dest="dataset", required=True, metavar="ID", help="id or DatasetXXX_Name")
     parser.add_argument(
@@ -192,27 +187,13 @@ def _run_plan(args: argparse.Namespace) -> int:
 # train
 
 
-class _FoldsAnywhere(argparse.ArgumentParser):
-    """Takes folds after options, too: ``train 101 3d_fullres -tr T 0``, as ``nnUNetv2_train`` does.
-
-    argparse by itself closes a list of positional words at the first option.
-    """
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        found, left = super().parse_known_args(args, namespace)
-        words = [word for word in left if not word.startswith("-")]
-        found.positional_folds = [*found.positional_folds, *words]
-        return found, [word for word in left if word.startswith("-")]
-
-
-def _add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_train(commands: "argparse._SubParsersAction[Parser]") -> None:
     parser = commands.add_parser(
         "train",
         help="train folds of a configuration, with any trainer of nnU-Net",
         description="Train. Several processes: `torchrun --nproc_per_node=2 -m ctseg train … --distributed=ddp`.",
-        allow_abbrev=False,
     )
-    parser.__class__ = _FoldsAnywhere
+    parser.words_anywhere = "positional_folds"
     parser.add_argument("dataset", metavar="ID", help="id or DatasetXXX_Name")
     parser.add_argument("configuration", metavar="CONFIG", help="2d, 3d_fullres, 3d_lowres, …")
     parser.add_argument("positional_folds", nargs="*", metavar="FOLD", help="0 to 4, or `full` (every case)")
@@ -231,12 +212,14 @@ def _add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument(
         "--gradient_accumulation_steps", type=int, metavar="N", help="batches that make one optimizer step (1)"
     )
-    parser.add_argument(
+    amp = parser.add_mutually_exclusive_group()
+    amp.add_argument(
         "--amp",
-        action=argparse.BooleanOptionalAction,
+        action="store_true",
         default=None,
         help="mixed precision: float16 on CUDA (on by default), bfloat16 on the CPU (off by default)",
     )
+    amp.add_argument("--no_amp", dest="amp", action="store_false", default=None, help="no mixed precision")
     parser.add_argument("--seed", type=int, metavar="N")
     parser.add_argument("--npz", action="store_true", help="keep the validation's probabilities, for ensembles")
     parser.add_argument("--c", dest="resume", action="store_true", help="continue; no checkpoint is an error")
@@ -300,7 +283,7 @@ def _run_train(args: argparse.Namespace) -> int:
         except TrainingStopped as stopped:
             if placement.rank == 0:
                 print(stopped, file=sys.stderr)
-            return EXIT_STOPPED
+            return TERMINATED
     return 0
 
 
@@ -314,12 +297,11 @@ def _prepare_nnunet() -> None:
 # find-best, results
 
 
-def _add_find_best(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_find_best(commands: "argparse._SubParsersAction[Parser]") -> None:
     parser = commands.add_parser(
         "find-best",
         aliases=["find_best_configuration"],
         help="nnU-Net's best configuration and post-processing, as best.json",
-        allow_abbrev=False,
     )
     parser.add_argument("dataset", metavar="ID", help="id or DatasetXXX_Name")
     _selection_arguments(parser)
@@ -374,8 +356,8 @@ def _run_find_best(args: argparse.Namespace) -> int:
     return 0
 
 
-def _add_results(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = commands.add_parser("results", help="Dice of the cross-validation, by label and fold", allow_abbrev=False)
+def _add_results(commands: "argparse._SubParsersAction[Parser]") -> None:
+    parser = commands.add_parser("results", help="Dice of the cross-validation, by label and fold")
     parser.add_argument("dataset", metavar="ID", help="id or DatasetXXX_Name")
     _selection_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print the table as JSON")

@@ -17,10 +17,11 @@ REPORT_NAME = "report.json"
 
 
 class CaseError(Document):
-    """Why a case failed."""
+    """Why a case failed; ``settings`` are the names of parameters that would help."""
 
     type: str
     message: str
+    settings: tuple[str, ...] = ()
 
 
 class StageSeconds(Document):
@@ -147,5 +148,5 @@ def _digest_or_none(path: Path) -> str | None:
 def error_of(exception: BaseException) -> CaseError:
     """Return the report's form of an exception; one that ctseg did not raise on purpose says so."""
     if isinstance(exception, CtsegError):
-        return CaseError(type=type(exception).__name__, message=str(exception))
+        return CaseError(type=type(exception).__name__, message=str(exception), settings=exception.settings)
     return CaseError(type=type(exception).__name__, message=f"unexpected: {exception!r}")

@@ -1,0 +1,57 @@
+"""A folder of scans, segmented by a model: from names and addresses to finished files."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from ctseg.errors import SetupError
+from ctseg.files.cases import find_cases
+from ctseg.model_spec import ModelSpec
+from ctseg.predict.folder import BatchOptions, segment_cases
+from ctseg.predict.progress import Progress
+from ctseg.predict.report import Report
+from ctseg.runs.model import ServedModel, opened
+
+logger = logging.getLogger(__name__)
+
+
+def segment_folder(
+    input_path: Path,
+    output: Path,
+    model: ServedModel,
+    options: BatchOptions,
+    *,
+    progress_for: Callable[[int], Progress] = lambda cases: Progress(),  # noqa: ARG005 (how many there are)
+) -> Report:
+    """Segment a scan or a folder of scans.
+
+    Args:
+        input_path: A scan, or a folder of scans, see :func:`ctseg.files.cases.find_cases`.
+        output: Folder for label maps and ``report.json``; made if missing.
+        model: Which model, and who serves it.
+        options: How cases are segmented.
+        progress_for: Returns what a person sees, for so many cases.
+
+    Returns:
+        The report; failed cases are in it.
+
+    Raises:
+        CtsegError: Nothing could be segmented; its children say why.
+    """
+    with opened(model) as predictor:
+        _check_mirroring(predictor.spec, options)
+        if predictor.spec.parity.state != "proven":
+            logger.warning(
+                "%s is %s: nobody has shown that it gives the labels of its checkpoint (see ctseg build)",
+                model.name, predictor.spec.parity.state,
+            )  # fmt: skip
+        cases = find_cases(input_path, channels=len(predictor.spec.channels))
+        return segment_cases(cases, predictor, output, options, progress=progress_for(len(cases)))
+
+
+def _check_mirroring(spec: ModelSpec, options: BatchOptions) -> None:
+    if not options.mirroring and spec.mirroring == "graph":
+        raise SetupError(
+            f"{spec.name} mirrors inside its graph, which cannot be switched off here: use an entry that was exported "
+            "with mirroring in the client, or without"
+        )
