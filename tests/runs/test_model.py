@@ -10,7 +10,7 @@ from ctseg.runs.model import ServedModel, opened
 
 @pytest.mark.parametrize("given", [{}, {"urls": ("gpu1:8001",), "repository": Path("models")}])
 def test_a_model_has_servers_or_a_repository(given: dict) -> None:
-    with pytest.raises(SetupError, match="liver: .*give one of the two") as caught:
+    with pytest.raises(SetupError, match=r"liver: .*give one of the two") as caught:
         ServedModel("liver", **given)
     assert caught.value.settings == ("url", "repository")
 
