@@ -50,7 +50,7 @@ class Limits:
     small_differing: int | None
 
 
-# labels decide; the logits' own limit is for scans on which a fault changes no label (decision 13)
+# labels decide; the logits' own limit is for scans on which a fault changes no label (decision 7)
 LIMITS: dict[Precision, Limits] = {
     "fp32": Limits(1e-3, 1e-4, 0.9995, 4000, 2),
     "fp16": Limits(2e-2, 1e-3, 0.999, 1000, None),
