@@ -10,7 +10,7 @@ BENCHMARK_LARGE ?= $(wildcard $(or $(CTSEG_TEST_DATA),../shared/data)/lung_tumou
 PYTEST := $(TEST_VENV)/bin/python -m pytest
 PIP_INSTALL = $(1)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help install install-server demo test test-full check images format benchmark clean
+.PHONY: help install install-server demo test test-data test-full check images format benchmark clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -29,6 +29,10 @@ demo: $(DEMO_VENV)/.ready  ## segment real CT through a real Triton server; pict
 
 test: $(TEST_VENV)/.ready  ## all tests but the slow ones
 	$(PYTEST) -m "not full"
+
+test-data: $(TEST_VENV)/.ready  ## the tests on real CT; CTSEG_TEST_DATA names its folder
+	@test -n "$(CTSEG_TEST_DATA)" || { echo "CTSEG_TEST_DATA is not set: name the folder of real CT"; exit 2; }
+	$(PYTEST) -m data
 
 test-full: $(TEST_VENV)/.ready  ## all tests, the slow ones too
 	$(PYTEST)
@@ -70,6 +74,8 @@ $(DEMO_VENV)/.ready: requirements/client.txt requirements/triton_server.txt requ
 
 $(TEST_VENV)/.ready: $(wildcard requirements/*.txt) pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "ctseg needs Python 3.10 or newer; set PYTHON=...")'
+	@echo "installing torch, nnU-Net, MONAI and the tools of the checks into $(TEST_VENV), once: 3 GB on disk with a CPU"
+	@echo "build of torch, several more where pip takes a CUDA build; two minutes on a fast connection"
 	$(PYTHON) -m venv $(TEST_VENV)
 	$(call PIP_INSTALL,$(TEST_VENV)) -r requirements/test.txt -r requirements/images.txt
 	$(call PIP_INSTALL,$(TEST_VENV)) --no-deps -r requirements/triton_server.txt -e .

@@ -6,19 +6,45 @@ from pathlib import Path
 import nibabel as nib
 import pytest
 
+from tests.support.real_data import VARIABLE, real_data_folder
+
 # nnU-Net reads it when imported and otherwise starts eight workers for every small task
 os.environ.setdefault("nnUNet_def_n_proc", "2")
 
-SHARED_DATA = Path(os.environ.get("CTSEG_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 DEMO_DATA = Path(__file__).parents[1] / "examples" / "demo_data"
+
+_LEFT_OUT = pytest.StashKey[int]()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark the tests on real CT, and leave them out where there is none."""
+    try:
+        folder = real_data_folder()
+    except FileNotFoundError as error:
+        raise pytest.UsageError(str(error)) from error
+    on_real_data = [item for item in items if "shared_data" in getattr(item, "fixturenames", ())]
+    for item in on_real_data:
+        item.add_marker("data")
+    if folder is None and on_real_data:
+        if "data" in config.option.markexpr.replace("not data", "").split():
+            raise pytest.UsageError(f"the tests on real CT need their folder: set {VARIABLE}")
+        config.stash[_LEFT_OUT] = len(on_real_data)
+        config.hook.pytest_deselected(items=on_real_data)
+        items[:] = [item for item in items if item not in on_real_data]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say in one line how many tests on real CT were left out."""
+    if left_out := config.stash.get(_LEFT_OUT, 0):
+        terminalreporter.write_line(f"{left_out} tests on real CT left out: {VARIABLE} is not set (make test-data)")
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real CT that is too large for the repository."""
-    if not SHARED_DATA.is_dir():
-        pytest.skip(f"NO REAL CT: {SHARED_DATA} is missing; set CTSEG_TEST_DATA to run this test")
-    return SHARED_DATA
+    """The folder of real CT that is too large for the repository; tests that ask for it have the marker ``data``."""
+    folder = real_data_folder()
+    assert folder is not None, "left out at collection"
+    return folder
 
 
 @pytest.fixture(scope="session")

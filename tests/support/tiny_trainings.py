@@ -1,4 +1,4 @@
-"""A data set small enough to train on within seconds: crops of real CT, or made-up CT where that is missing."""
+"""A data set small enough to train on within seconds: crops of real CT, and made-up CT."""
 
 import json
 import os
@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from tests.conftest import SHARED_DATA
 from tests.support.nnunet_reference import swin_architecture, unet_architecture
+
+DEMO_DATA = Path(__file__).parents[2] / "examples" / "demo_data"
 
 CASES = 5
 CROP_ZYX = (24, 48, 48)
@@ -59,7 +60,7 @@ class TinyNnunet:
 def write_pairs(folder: Path, cases: int = CASES) -> None:
     """Write ``tinyN_ct.nii.gz`` and ``tinyN_gtv.nii.gz``."""
     folder.mkdir(parents=True)
-    real = sorted((SHARED_DATA / "sts_sarcoma" / "train").glob("*_ct.nii.gz"))
+    real = sorted((DEMO_DATA / "images").glob("*_0000.nii.gz"))
     for i in range(cases):
         if i < len(real):
             image, label = _crop_of(real[i])
@@ -71,7 +72,7 @@ def write_pairs(folder: Path, cases: int = CASES) -> None:
 
 def _crop_of(file: Path) -> tuple[sitk.Image, sitk.Image]:
     image = sitk.ReadImage(str(file))
-    label = sitk.ReadImage(str(file).replace("_ct.", "_gtv."))
+    label = sitk.ReadImage(str(DEMO_DATA / "labels" / file.name.replace("_0000", "")))
     where = np.argwhere(sitk.GetArrayViewFromImage(label) == 1).mean(axis=0)
     shape = image.GetSize()[::-1]
     start = [int(np.clip(c - n / 2, 0, s - n)) for c, n, s in zip(where, CROP_ZYX, shape, strict=True)]
