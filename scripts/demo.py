@@ -16,6 +16,7 @@ from rich.table import Table
 
 from ctseg.cli.main import main as ctseg
 from ctseg.model_spec import ModelSpec
+from ctseg.numerics.dice import dice
 from ctseg.predict.report import REPORT_NAME, CaseReport, Report
 
 ROOT = Path(__file__).parents[1]
@@ -60,13 +61,12 @@ def add_case(table: Table, case: CaseReport, output: Path, spec: ModelSpec) -> N
     voxel_ml = float(np.prod(spacing_mm)) / 1000
     for name, values in spec.named_values.items():
         ours, theirs = np.isin(predicted, values), np.isin(truth, values)
-        total = int(ours.sum() + theirs.sum())
-        dice = 2 * int((ours & theirs).sum()) / total if total else float("nan")
+        agreement = dice(ours, theirs)
         table.add_row(
             case.case, f"{case.seconds.total:.1f}", name,
-            f"{ours.sum() * voxel_ml:.1f}", f"{theirs.sum() * voxel_ml:.1f}", f"{dice:.3f}",
+            f"{ours.sum() * voxel_ml:.1f}", f"{theirs.sum() * voxel_ml:.1f}", f"{agreement:.3f}",
         )  # fmt: skip
-    title = f"{case.case}: Dice {dice:.3f}"
+    title = f"{case.case}: Dice {agreement:.3f}"
     draw(np.asarray(image.dataobj), predicted, truth, spacing_mm, title, output / f"{case.case}.png")
 
 
