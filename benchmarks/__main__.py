@@ -2,21 +2,22 @@
 
 import argparse
 import importlib.util
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ctseg.cli.parser import Parser, worded
 from ctseg.errors import CtsegError, SetupError
 
 _DEMO_SCANS = Path("examples/demo_data/images")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m benchmarks",
         description="Run nnUNetv2_predict and ctseg predict in turns on the same scans with the same checkpoints, and "
         "single functions of both; write benchmark.json and benchmark.md. Leave the machine alone meanwhile.",
-        allow_abbrev=False,
     )
     parser.add_argument("--output", "-o", type=Path, default=Path("benchmark_output"), help="default: %(default)s")
     parser.add_argument(
@@ -48,11 +49,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; return 0, 1 where a step failed, 2 where it cannot run."""
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args = parser.parse_args(argv)
+    _print_the_log()
     try:
         return _run(args)
     except CtsegError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        print(worded(error, parser), file=sys.stderr)
         return 2
 
 
@@ -68,6 +71,15 @@ def _run(args: argparse.Namespace) -> int:
         f"{met} of {len(result.budgets)} budgets met, {len(result.problems)} steps missing: {args.output / PAGE_NAME}"
     )
     return 1 if any(problem.is_failure for problem in result.problems) else 0
+
+
+def _print_the_log() -> None:
+    """Let the lines that say how it goes stand on standard output."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    root = logging.getLogger("benchmarks")
+    root.handlers = [handler]
+    root.setLevel(logging.INFO)
 
 
 if __name__ == "__main__":

@@ -202,6 +202,11 @@ def serve_network(root: Path, network: Network, scan: Path, *, timeout_s: float 
     run_measured(ctseg_command(*words), timeout_s=timeout_s)
 
 
+def sleeper_name(like: str, sleep_ms: float) -> str:
+    """Return the name of the model that :func:`write_sleeper` makes."""
+    return f"{like}-sleep{sleep_ms:g}"
+
+
 def write_sleeper(repository: Path, like: str, sleep_ms: float) -> str:
     """Write an entry that takes the same patches as another, and answers after a sleep.
 
@@ -216,7 +221,7 @@ def write_sleeper(repository: Path, like: str, sleep_ms: float) -> str:
     from ctseg.serving.repository import read_entry, write_entry
 
     newest = read_entry(repository / like).newest
-    name = f"{like}-sleep{sleep_ms:g}"
+    name = sleeper_name(like, sleep_ms)
     raw = newest.spec.model_dump(mode="json")
     spec = ModelSpec.validated({**raw, "name": name, "network_sha256": ""}, source=name)
     entry = write_entry(

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from ctseg.documents import Document
 
 JSON_NAME = "benchmark.json"
 PAGE_NAME = "benchmark.md"
@@ -13,14 +13,15 @@ TRACE_NAME = "benchmark_trace.png"
 LEAST_VOXELS_OF_A_DICE = 1000
 """Random weights give labels of a few voxels, of which a Dice says nothing."""
 
+Mode = Literal["tiny", "quick", "standard", "full"]
+"""How much is measured."""
 Program = Literal["nnunet", "ctseg"]
+FunctionName = Literal["prepare", "blend", "export"]
+Stage = Literal["read", "prepare", "network", "restore", "write", "compute"]
+"""Of a case, as :class:`ctseg.predict.progress.Progress` is told; the server computes."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Machine(_Strict):
+class Machine(Document):
     """Where it was measured.
 
     ``busy_cpus`` is what other processes took in the seconds before the benchmark: more than a small
@@ -35,7 +36,7 @@ class Machine(_Strict):
     python: str
 
 
-class Scan(_Strict):
+class Scan(Document):
     """A scan that was segmented.
 
     Attributes:
@@ -51,7 +52,7 @@ class Scan(_Strict):
     origin: str
 
 
-class StageSums(_Strict):
+class StageSums(Document):
     """Wall seconds of ctseg's stages, summed over the cases; the stages of several cases overlap."""
 
     read: float
@@ -61,7 +62,7 @@ class StageSums(_Strict):
     write: float
 
 
-class ProgramRun(_Strict):
+class ProgramRun(Document):
     """One run of a command, children and server included.
 
     Attributes:
@@ -89,7 +90,7 @@ class ProgramRun(_Strict):
     stages: StageSums | None = None
 
 
-class ProgramFigures(_Strict):
+class ProgramFigures(Document):
     """The runs of one program on one set of scans.
 
     Attributes:
@@ -132,7 +133,7 @@ class ProgramFigures(_Strict):
         return median(run.peak_mb for run in self.runs)
 
 
-class Agreement(_Strict):
+class Agreement(Document):
     """Labels of ctseg beside those of stock nnU-Net.
 
     Attributes:
@@ -144,7 +145,7 @@ class Agreement(_Strict):
     lowest_dice: float | None
 
 
-class EndToEnd(_Strict):
+class EndToEnd(Document):
     """Both commands on one set of scans; where nnU-Net was left out, ``note`` says why."""
 
     model: str
@@ -158,7 +159,7 @@ class EndToEnd(_Strict):
     note: str = ""
 
 
-class ReplayRun(_Strict):
+class ReplayRun(Document):
     """All windows of the scans, cut before, sent once; the answers dropped.
 
     Attributes:
@@ -172,7 +173,7 @@ class ReplayRun(_Strict):
     wall_s: float
 
 
-class Floor(_Strict):
+class Floor(Document):
     """A folder beside the replay of its windows.
 
     Attributes:
@@ -217,7 +218,7 @@ class Floor(_Strict):
         return max(own - self.startup_client_cpu_s, 0.0) / self.megavoxels
 
 
-class Span(_Strict):
+class Span(Document):
     """When something ran.
 
     Attributes:
@@ -228,12 +229,12 @@ class Span(_Strict):
     """
 
     row: str
-    stage: Literal["read", "prepare", "network", "restore", "write", "compute"]
+    stage: Stage
     begin: float
     end: float
 
 
-class Trace(_Strict):
+class Trace(Document):
     """One run of a folder, stage by stage, with a clock in client and server.
 
     Attributes:
@@ -259,7 +260,7 @@ class Trace(_Strict):
     spans: tuple[Span, ...]
 
 
-class Micro(_Strict):
+class Micro(Document):
     """One function of ctseg beside nnU-Net's, array to array.
 
     Attributes:
@@ -275,7 +276,7 @@ class Micro(_Strict):
         note: Such as a smaller volume, and why.
     """
 
-    function: Literal["prepare", "blend", "export"]
+    function: FunctionName
     classes: int | None
     source_shape: tuple[int, int, int]
     target_shape: tuple[int, int, int]
@@ -292,7 +293,7 @@ class Micro(_Strict):
         return min(self.nnunet_s) / max(min(self.ctseg_s), 1e-6)
 
 
-class Memory(_Strict):
+class Memory(Document):
     """Peak memory of the client while it blends and restores, with a network that answers at once.
 
     Attributes:
@@ -310,7 +311,7 @@ class Memory(_Strict):
     allowed_mb: float
 
 
-class StartUp(_Strict):
+class StartUp(Document):
     """What happens before the first case, in wall seconds.
 
     Attributes:
@@ -326,7 +327,7 @@ class StartUp(_Strict):
     load_kernels_s: float
 
 
-class Budget(_Strict):
+class Budget(Document):
     """A promise and what came of it.
 
     Attributes:
@@ -344,7 +345,7 @@ class Budget(_Strict):
     runs: int
 
 
-class Problem(_Strict):
+class Problem(Document):
     """A step that was left out on purpose, or failed."""
 
     step: str
@@ -352,24 +353,24 @@ class Problem(_Strict):
     is_failure: bool
 
 
-class BenchmarkResult(_Strict):
+class BenchmarkResult(Document):
     """The whole of ``benchmark.json``."""
 
     schema_version: Literal[1] = 1
-    mode: Literal["tiny", "quick", "standard", "full"]
+    mode: Mode
     started: str
-    seconds: float
+    seconds: float = 0.0
     machine: Machine
     versions: dict[str, str]
     scans: tuple[Scan, ...]
-    startup: StartUp | None
-    end_to_end: tuple[EndToEnd, ...]
-    floor: tuple[Floor, ...]
-    traces: tuple[Trace, ...]
-    micro: tuple[Micro, ...]
-    memory: tuple[Memory, ...]
-    budgets: tuple[Budget, ...]
-    problems: tuple[Problem, ...]
+    startup: StartUp | None = None
+    end_to_end: tuple[EndToEnd, ...] = ()
+    floor: tuple[Floor, ...] = ()
+    traces: tuple[Trace, ...] = ()
+    micro: tuple[Micro, ...] = ()
+    memory: tuple[Memory, ...] = ()
+    budgets: tuple[Budget, ...] = ()
+    problems: tuple[Problem, ...] = ()
 
 
 def runs_text(counts: Sequence[int]) -> str:

@@ -1,6 +1,7 @@
 """Scans to measure with, as NIfTI files under nnU-Net's names: given ones, and larger ones made from them."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
@@ -15,9 +16,31 @@ _TINY = (16, 48, 48)
 _ENDING = "_0000.nii.gz"
 
 
-def collect_scans(
-    folder: Path, target: Path, large: Path | None, *, more: bool, large_planes: int = 400
-) -> tuple[list[Scan], list[Scan]]:
+@dataclass(frozen=True)
+class ScanFolder:
+    """Scans as NIfTI files in one folder.
+
+    Attributes:
+        folder: Where they are.
+        small: Those as given first.
+        large: A whole chest and what was made from it, smallest first; perhaps none.
+    """
+
+    folder: Path
+    small: tuple[Scan, ...]
+    large: tuple[Scan, ...]
+
+    @property
+    def given(self) -> tuple[Scan, ...]:
+        """The small scans that were not made from others."""
+        return tuple(scan for scan in self.small if scan.origin == AS_GIVEN)
+
+    def file(self, scan: Scan) -> Path:
+        """Return the file of a scan."""
+        return scan_file(scan, self.folder)
+
+
+def collect_scans(folder: Path, target: Path, large: Path | None, *, more: bool, large_planes: int = 400) -> ScanFolder:
     """Put the scans into a folder.
 
     Args:
@@ -27,16 +50,15 @@ def collect_scans(
         more: Make more: mirrored ones, and one as long as a whole body.
         large_planes: Planes of that one.
 
-    Returns:
-        The small scans, those as given first, and the large ones, smallest first.
-
     Raises:
         InputError: There is no scan, or one cannot be read.
     """
     target.mkdir(parents=True, exist_ok=True)
     files = sorted(folder.glob(f"*{_ENDING}"))
     if not files:
-        raise InputError(f"{folder}: expected CT scans named <case>{_ENDING}, found none: name a folder by -i")
+        raise InputError(
+            f"{folder}: expected CT scans named <case>{_ENDING}, found none: give another folder", settings=("input",)
+        )
     small, big = [], []
     for file in files:
         voxels, spacing = _read(file)
@@ -55,7 +77,7 @@ def collect_scans(
             what = f"{large.name}, planes interpolated to {step_mm:.2f} mm and continued by reflection"
             big.append(_write(target, "long", long, (step_mm, *spacing[1:]), what))
     small.sort(key=lambda scan: scan.origin != AS_GIVEN)
-    return small, big
+    return ScanFolder(target, tuple(small), tuple(big))
 
 
 def write_tiny_scan(source: Path, target: Path) -> Scan:

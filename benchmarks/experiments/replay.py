@@ -12,21 +12,21 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict
 
 from benchmarks.results import ReplayRun
+from ctseg.documents import Document
 from ctseg.files.cases import find_cases
 from ctseg.files.volume import read_volume
 from ctseg.numerics.prepare import prepare
 from ctseg.numerics.windows import cut_patches, plan_windows
-from ctseg.serving.server import embedded_server
-from ctseg.triton.predictor import ClientOptions, TritonPredictor, connect
+from ctseg.runs.model import ServedModel, opened
+from ctseg.triton.predictor import TritonPredictor
 
 MAX_POOL_BYTES = 2 << 30
 """Windows kept in memory; of larger folders some are sent several times."""
 
 
-class ReplayJob(BaseModel):
+class ReplayJob(Document):
     """What to replay.
 
     Attributes:
@@ -37,8 +37,6 @@ class ReplayJob(BaseModel):
         probe_windows: How many windows each way is tried with before the best one sends all.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     repository: str
     model: str
     scans: str
@@ -46,10 +44,8 @@ class ReplayJob(BaseModel):
     probe_windows: int
 
 
-class ReplayResult(BaseModel):
+class ReplayResult(Document):
     """What came of it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     run: ReplayRun
     windows: int
@@ -58,10 +54,7 @@ class ReplayResult(BaseModel):
 def main() -> int:
     """Run the job in the first argument."""
     job = ReplayJob.model_validate_json(sys.argv[1])
-    with (
-        embedded_server(Path(job.repository), [job.model]) as server,
-        connect([server.url], job.model, options=ClientOptions(headers=server.headers)) as predictor,
-    ):
+    with opened(ServedModel(job.model, repository=Path(job.repository))) as predictor:
         pool, count = _windows(Path(job.scans), predictor)
         ways = [(concurrency, batch or predictor.max_batch_size) for concurrency, batch in job.ways]
         best = ways[0]
