@@ -8,6 +8,7 @@ from ctseg.cli.parser import Parser
 
 if TYPE_CHECKING:
     from ctseg.model_spec import KeepLargest
+    from ctseg.nnunet.results_folder import Choice
 
 
 def add_commands(commands: "argparse._SubParsersAction[Parser]") -> None:
@@ -81,7 +82,7 @@ def _add_export(commands: "argparse._SubParsersAction[Parser]") -> None:
 
 
 def _run_export(args: argparse.Namespace) -> int:
-    from ctseg.deploy.trained_model import require_extra
+    from ctseg.deploy.extra import require_extra
 
     require_extra()
     from ctseg.deploy.export import ExportOptions, export_model
@@ -89,11 +90,11 @@ def _run_export(args: argparse.Namespace) -> int:
     from ctseg.deploy.trained_model import load_trained_model
     from ctseg.nnunet.folds import parse_folds
 
-    path, wanted, postprocessing, folds = _chosen(args)
+    path, choice, postprocessing, folds = _chosen(args)
     checkpoint = {"final": "checkpoint_final.pth", "best": "checkpoint_best.pth"}.get(args.checkpoint, args.checkpoint)
     model = load_trained_model(
         path,
-        **wanted,
+        choice,
         folds=parse_folds(args.folds) if args.folds else folds,
         checkpoint=checkpoint,
         postprocessing=postprocessing,
@@ -121,18 +122,19 @@ def _run_export(args: argparse.Namespace) -> int:
 
 def _chosen(
     args: argparse.Namespace,
-) -> "tuple[Path, dict[str, str | None], tuple[KeepLargest, ...], tuple[int, ...] | None]":
+) -> "tuple[Path, Choice, tuple[KeepLargest, ...], tuple[int, ...] | None]":
     """Return where the trained model is, which one, its post-processing and its folds."""
     import os
 
     from ctseg.errors import SetupError
-    from ctseg.nnunet.best_configuration import Best
+    from ctseg.nnunet.best_configuration import BestConfiguration
+    from ctseg.nnunet.results_folder import Choice
 
     if sum(item is not None for item in (args.input, args.dataset, args.best)) != 1:
         raise SetupError("give the trained model by exactly one of -i FOLDER_OR_ZIP, -d DATASET, --from BEST_JSON")
-    wanted = {"configuration": args.configuration, "trainer": args.trainer, "plans": args.plans}
+    choice = Choice(trainer=args.trainer, plans=args.plans, configuration=args.configuration)
     if args.input is not None:
-        return args.input, wanted, (), None
+        return args.input, choice, (), None
     results = os.environ.get("nnUNet_results")  # noqa: SIM112 (nnU-Net's name)
     if not results:
         raise SetupError("nnUNet_results is not set: `export nnUNet_results=/a/folder`, or give the folder by -i")
@@ -141,11 +143,11 @@ def _chosen(
         found = sorted(path for path in Path(results).glob(pattern) if path.is_dir())
         if len(found) != 1:
             raise SetupError(f"data set {args.dataset}: {len(found)} folders fit {pattern} in {results}")
-        return found[0], wanted, (), None
-    best = Best.read(args.best)
+        return found[0], choice, (), None
+    best = BestConfiguration.read(args.best)
     member = best.members[0]
     folder = Path(results) / best.dataset / member.folder_name
-    return folder, dict.fromkeys(wanted), best.postprocessing, best.folds
+    return folder, Choice(), best.postprocessing, best.folds
 
 
 def _add_build(commands: "argparse._SubParsersAction[Parser]") -> None:

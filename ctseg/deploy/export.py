@@ -37,7 +37,7 @@ from ctseg.deploy.parity import (
     summary,
 )
 from ctseg.deploy.runtimes import describe_runtime, onnxruntime_network, sha256_of
-from ctseg.deploy.trained_model import TrainedModel
+from ctseg.deploy.trained_model import LoadedModel
 from ctseg.errors import ParityError, SetupError, SpecError
 from ctseg.model_spec import ModelSpec, Precision
 from ctseg.numerics.windows import cut_patches, plan_windows
@@ -98,7 +98,7 @@ class ExportOptions:
 
 
 def export_model(
-    model: TrainedModel,
+    model: LoadedModel,
     output: Path,
     options: ExportOptions = ExportOptions(),
     *,
@@ -181,7 +181,7 @@ def mirror_subsets(axes: Sequence[int]) -> list[tuple[int, ...]]:
     return [subset for size in range(len(axes) + 1) for subset in combinations(sorted(axes), size)]
 
 
-def served_module(model: TrainedModel, spec: ModelSpec) -> "torch.nn.Module":
+def served_module(model: LoadedModel, spec: ModelSpec) -> "torch.nn.Module":
     """Return the module that is exported: mean of the logits over folds, and over flips if the graph mirrors.
 
     The flips go through the network as one batch: eight copies of the graph would be eight times as large.
@@ -218,7 +218,7 @@ def served_module(model: TrainedModel, spec: ModelSpec) -> "torch.nn.Module":
     return Served().eval()
 
 
-def onnx_graph_of(model: TrainedModel, spec: ModelSpec, *, opset: int = DEFAULT_OPSET) -> Any:
+def onnx_graph_of(model: LoadedModel, spec: ModelSpec, *, opset: int = DEFAULT_OPSET) -> Any:
     """Export the network with torch's exporter, simplified, with a dynamic batch.
 
     Args:
@@ -274,7 +274,7 @@ def onnx_graph_of(model: TrainedModel, spec: ModelSpec, *, opset: int = DEFAULT_
     return graph
 
 
-def _check_size(model: TrainedModel, spec: ModelSpec) -> None:
+def _check_size(model: LoadedModel, spec: ModelSpec) -> None:
     """Refuse, before the minutes that an export takes, weights that one ONNX file cannot hold."""
     # a state dict names nnU-Net's weights several times, `parameters` each once
     weights = sum(item.numel() * item.element_size() for network in model.networks for item in network.parameters())
@@ -288,7 +288,7 @@ def _check_size(model: TrainedModel, spec: ModelSpec) -> None:
 # --- what PyTorch says --------------------------------------------------------------------------
 
 
-def torch_network(model: TrainedModel, spec: ModelSpec) -> Network:
+def torch_network(model: LoadedModel, spec: ModelSpec) -> Network:
     """Return PyTorch's FP32 answer for patches: the mean over folds, and over flips if the graph shall mirror.
 
     Written apart from :func:`served_module`, so that a mistake there is found.
@@ -312,7 +312,7 @@ def torch_network(model: TrainedModel, spec: ModelSpec) -> Network:
     return run
 
 
-def _parity_data(model: TrainedModel, spec: ModelSpec, cases: Sequence[PreparedCase], source: str) -> ParityData:
+def _parity_data(model: LoadedModel, spec: ModelSpec, cases: Sequence[PreparedCase], source: str) -> ParityData:
     network = torch_network(model, spec)
     channels = len(spec.channels)
     random = np.random.default_rng(0).standard_normal((2, channels, *spec.patch_size)).astype(np.float32)

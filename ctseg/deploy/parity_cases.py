@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ctseg.deploy.export import PreparedCase
-from ctseg.deploy.trained_model import TrainedModel
+from ctseg.deploy.trained_model import LoadedModel
 from ctseg.errors import InputError, SetupError
 from ctseg.model_spec import ModelSpec
 from ctseg.nnunet.plans import resolve_configuration
@@ -38,7 +38,7 @@ def prepare_scans(paths: Sequence[Path], spec: ModelSpec) -> list[PreparedCase]:
     return prepared
 
 
-def preprocessed_cases(model: TrainedModel) -> list[PreparedCase]:
+def preprocessed_cases(model: LoadedModel) -> list[PreparedCase]:
     """Return cases that nnU-Net preprocessed for the training; none where there are none.
 
     Read are ``*.b2nd`` and ``*.npz`` under ``nnUNet_preprocessed``, never the pickles beside them. The

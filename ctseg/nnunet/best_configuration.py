@@ -3,17 +3,14 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
+from ctseg.documents import Document
 from ctseg.errors import SpecError
 from ctseg.model_spec import KeepLargest
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class BestMember(_Strict):
+class BestMember(Document):
     """One trained model, by the three names that make its folder ``trainer__plans__configuration``."""
 
     trainer: str = Field(min_length=1)
@@ -28,7 +25,7 @@ class BestMember(_Strict):
         return f"{self.trainer}__{self.plans}__{self.configuration}"
 
 
-class Best(_Strict):
+class BestConfiguration(Document):
     """The best configuration of a data set.
 
     ``members[0]`` is what an export takes: the winner, or, where an ensemble of configurations won
@@ -51,7 +48,7 @@ class Best(_Strict):
         return len(self.members) > 1
 
     @classmethod
-    def read(cls, path: Path) -> "Best":
+    def read(cls, path: Path) -> "BestConfiguration":
         """Read and check a ``best.json``.
 
         Raises:

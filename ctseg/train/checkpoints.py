@@ -1,34 +1,23 @@
-"""nnU-Net's checkpoints: written whole or not at all, read without running what is in them."""
+"""The checkpoints of a training: written whole or not at all, and how far they have come."""
 
 import contextlib
 import errno
-import os
-import pickle
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 import torch
 
-from ctseg.errors import CheckpointError, OutputError
+from ctseg.errors import OutputError
+from ctseg.files import atomic
+from ctseg.nnunet.checkpoint import read_checkpoint
 from ctseg.train.options import RECORD_KEY, TrainingOptions
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Errors of a full disk, a used-up quota, and a file beyond what is allowed."""
 FINAL, LATEST, BEST = "checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth"
-
-_SCALAR, _RECONSTRUCT = np.float64(0).__reduce__()[0], np.zeros(1).__reduce__()[0]
-_SAFE_TYPES: list[Any] = [
-    # nnU-Net's log holds numpy scalars; the module they name depends on the numpy that wrote them
-    np.dtype,
-    np.ndarray,
-    *(type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32", "bool")),
-    *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
-    *((_RECONSTRUCT, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
-]
 
 
 class _Remembering:
@@ -62,50 +51,29 @@ def write_checkpoint(
     Raises:
         OutputError: The disk is full, or the folder cannot be written to; the former file is intact.
     """
-    part = path.with_name(f"{path.name}.part")
-    remembering = None
-    try:
-        with part.open("wb") as file:
-            remembering = _Remembering(file)
-            save(dict(checkpoint), remembering)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except (OSError, RuntimeError) as error:
-        part.unlink(missing_ok=True)
-        cause = remembering.error if remembering is not None and remembering.error is not None else error
-        raise OutputError(_why_not_written(path, cause)) from error
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    for leftover in path.parent.glob(f".{path.name}.*.tmp{path.suffix}"):  # of a process that was killed
+        leftover.unlink(missing_ok=True)
+    with atomic.replacing(path) as part:
+        remembering = None
+        try:
+            with part.open("wb") as file:
+                remembering = _Remembering(file)
+                save(dict(checkpoint), remembering)
+        except (OSError, RuntimeError) as error:
+            cause = remembering.error if remembering is not None and remembering.error is not None else error
+            raise _not_written(path, cause) from error
 
 
-def _why_not_written(path: Path, error: Exception) -> str:
-    kept = f"; the former {path.name} is intact: continue with --c" if path.is_file() else ""
+def _not_written(path: Path, error: Exception) -> OutputError:
+    is_kept = path.is_file()
+    kept = f"; the former {path.name} is intact, and the training can go on from it" if is_kept else ""
+    settings = ("resume",) if is_kept else ()
     if isinstance(error, OSError) and error.errno in NO_SPACE:
         free_mb = shutil.disk_usage(path.parent).free / 2**20
-        return f"{path}: no space left for the checkpoint ({free_mb:.0f} MiB free): make room{kept}"
-    return f"{path}: the checkpoint could not be written ({error}){kept}"
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU without running code from it.
-
-    Raises:
-        CheckpointError: The file is missing, damaged, or holds objects other than tensors and plain data.
-    """
-    try:
-        with torch.serialization.safe_globals(_SAFE_TYPES):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"{path}: damaged, or it holds objects that could run code: {str(error).splitlines()[0]}"
-        ) from error
-    if not isinstance(checkpoint, dict):
-        raise CheckpointError(f"{path}: expected a dictionary, found {type(checkpoint).__name__}")
-    return checkpoint
+        return OutputError(
+            f"{path}: no space left for the checkpoint ({free_mb:.0f} MiB free): make room{kept}", settings=settings
+        )
+    return OutputError(f"{path}: the checkpoint could not be written ({error}){kept}", settings=settings)
 
 
 @dataclass(frozen=True)

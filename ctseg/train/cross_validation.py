@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ctseg.errors import CheckpointError, OutputError, SetupError, TrainingError
-from ctseg.nnunet.best_configuration import Best, BestMember
+from ctseg.nnunet.best_configuration import BestConfiguration, BestMember
 from ctseg.nnunet.folds import CROSS_VALIDATION_FOLDS, Fold
 from ctseg.nnunet.postprocessing import read_postprocessing
 from ctseg.train.paths import NnunetPaths
@@ -100,7 +100,7 @@ def find_best(
     processes: int | None = None,
     overwrite: bool = True,
     output: Path | None = None,
-) -> tuple[Best, Path]:
+) -> tuple[BestConfiguration, Path]:
     """Let nnU-Net find the best configuration and post-processing, and write them as ``best.json``.
 
     Args:
@@ -161,7 +161,7 @@ def find_best(
         # nnU-Net determined the post-processing of the ensemble; its best member has its own
         with contextlib.redirect_stdout(said):
             _determine_postprocessing(paths, dataset, merged, workers)
-    best = Best(
+    best = BestConfiguration(
         dataset=dataset,
         members=tuple(members),
         folds=tuple(numbers),

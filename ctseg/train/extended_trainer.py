@@ -25,7 +25,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from ctseg.errors import SetupError
-from ctseg.train.checkpoints import LATEST, read_checkpoint, settle, write_checkpoint
+from ctseg.nnunet.checkpoint import read_checkpoint
+from ctseg.train.checkpoints import LATEST, settle, write_checkpoint
 from ctseg.train.options import RECORD_KEY, TrainingOptions
 
 GRADIENT_NORM_LIMITS = {"nnUNetTrainer": 12.0, "AbstractPrimus": 1.0}

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from ctseg.errors import CheckpointError
-from ctseg.train.checkpoints import read_checkpoint
+from ctseg.nnunet.checkpoint import read_checkpoint
 
 _HOLDERS = ("network_weights", "state_dict", "model_state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.", "model.")

@@ -14,6 +14,7 @@ from ctseg.deploy.export import torch_network
 from ctseg.deploy.trained_model import load_trained_model
 from ctseg.errors import CheckpointError
 from ctseg.model_spec import KeepLargest
+from ctseg.nnunet.results_folder import Choice
 from tests.support.nnunet_reference import make_dataset, make_plans, make_trained_folder, reference_predictor
 
 
@@ -109,11 +110,12 @@ def test_zip_with_huge_plans_is_refused(tmp_path: Path) -> None:
 def test_several_configurations_are_told_apart_or_refused(trained_unet: Path, tmp_path: Path) -> None:
     shutil.copytree(trained_unet, tmp_path / trained_unet.name)
     shutil.copytree(trained_unet, tmp_path / "nnUNetTrainer__nnUNetPlans__3d_lowres")
-    with pytest.raises(CheckpointError, match=r"choose with -c"):
+    with pytest.raises(CheckpointError, match=r"2 trained models fit, choose a configuration") as caught:
         load_trained_model(tmp_path)
-    assert load_trained_model(tmp_path, configuration="3d_fullres").folds == ("0", "1")
+    assert caught.value.settings == ("configuration", "trainer", "plans")
+    assert load_trained_model(tmp_path, Choice(configuration="3d_fullres")).folds == ("0", "1")
     with pytest.raises(CheckpointError, match=r"no trained model that fits"):
-        load_trained_model(tmp_path, configuration="2d")
+        load_trained_model(tmp_path, Choice(configuration="2d"))
 
 
 def test_missing_fold_and_missing_checkpoint_are_named(trained_unet: Path) -> None:
@@ -148,8 +150,9 @@ class Bomb:
 def test_code_in_a_checkpoint_does_not_run(copy_of_unet: Path, tmp_path: Path) -> None:
     mark = tmp_path / "ran"
     change_checkpoint(copy_of_unet, logging=Bomb(str(mark)))
-    with pytest.raises(CheckpointError, match=r"more than weights and numbers.*mkdir.*--trust-checkpoint"):
+    with pytest.raises(CheckpointError, match=r"more than weights and numbers.*mkdir.*can be trusted") as caught:
         load_trained_model(copy_of_unet, folds=(0,))
+    assert caught.value.settings == ("trust_checkpoint",)
     assert not mark.exists()
     load_trained_model(copy_of_unet, folds=(0,), trust=True)
     assert mark.exists()
@@ -172,8 +175,9 @@ def test_code_in_a_checkpoint_does_not_run(copy_of_unet: Path, tmp_path: Path) -
 )
 def test_class_from_elsewhere_in_the_plans_is_refused(copy_of_unet: Path, name: str) -> None:
     change_plans(copy_of_unet, network_class_name=name)
-    with pytest.raises(CheckpointError, match=r"plans.json names .* as network_class_name"):
+    with pytest.raises(CheckpointError, match=r"plans.json names .* as network_class_name") as caught:
         load_trained_model(copy_of_unet, folds=(0,))
+    assert caught.value.settings == ("trust_checkpoint",)
 
 
 def test_layer_class_from_elsewhere_is_refused(copy_of_unet: Path) -> None:
@@ -211,8 +215,9 @@ def test_trainer_that_builds_its_own_network_needs_trust(
     with pytest.raises(CheckpointError, match=r"nnUNetTrainerMine is neither in nnU-Net nor in a folder of nnUNet_ext"):
         load_trained_model(copy_of_unet, folds=(0,))
     monkeypatch.setenv("nnUNet_extTrainer", str(trainers))
-    with pytest.raises(CheckpointError, match=r"by its own code in .*mine.py.*--trust-checkpoint"):
+    with pytest.raises(CheckpointError, match=r"by its own code in .*mine.py.*can be trusted") as caught:
         load_trained_model(copy_of_unet, folds=(0,))
+    assert caught.value.settings == ("trust_checkpoint",)
     change_checkpoint(copy_of_unet, trainer_name="nnUNetTrainerSlow")
     assert load_trained_model(copy_of_unet, folds=(0,)).trainer == "nnUNetTrainerSlow"
     assert not (trainers / "mine.ran").exists()
@@ -245,7 +250,7 @@ def test_weights_that_do_not_fit_or_have_diverged_are_refused(copy_of_unet: Path
 def test_truncated_checkpoint_is_named(copy_of_unet: Path) -> None:
     file = copy_of_unet / "fold_0" / "checkpoint_final.pth"
     file.write_bytes(file.read_bytes()[:2000])
-    with pytest.raises(CheckpointError, match=r"checkpoint_final.pth: cannot be read"):
+    with pytest.raises(CheckpointError, match=r"checkpoint_final.pth: damaged or not copied whole"):
         load_trained_model(copy_of_unet, folds=(0,))
 
 

@@ -17,9 +17,9 @@ import SimpleITK as sitk
 import torch
 
 from ctseg.cli.main import main
-from ctseg.nnunet.best_configuration import Best
+from ctseg.nnunet.best_configuration import BestConfiguration
+from ctseg.nnunet.checkpoint import read_checkpoint
 from ctseg.nnunet.trainers import TRAINERS_FOLDER
-from ctseg.train.checkpoints import read_checkpoint
 from ctseg.train.options import RECORD_KEY
 from ctseg.train.swin_unetr import SwinUNETR
 from tests.support.tiny_trainings import TinyNnunet
@@ -49,7 +49,7 @@ def test_five_folds_then_the_best_then_nnunets_own_prediction(
 
     # `nnUNetv2_find_best_configuration XXX -c 3d_fullres`
     said = tiny.run("ctseg", "find_best_configuration", "301", "-c", "3d_fullres").stdout
-    best = Best.read(tiny.results / "best.json")
+    best = BestConfiguration.read(tiny.results / "best.json")
     assert (best.members[0].folder_name, best.folds, best.is_ensemble) == (UNET, (0, 1, 2, 3, 4), False)
     merged = tiny.results / UNET / "crossval_results_folds_0_1_2_3_4"
     own = json.loads((merged / "postprocessing.json").read_text())

@@ -11,7 +11,7 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from scipy import ndimage
 
 from ctseg.model_spec import KeepLargest
-from ctseg.nnunet.best_configuration import Best
+from ctseg.nnunet.best_configuration import BestConfiguration
 from tests.support.tiny_trainings import TinyNnunet
 
 UNET, SWIN = "nnUNetTrainer__nnUNetPlans__3d_fullres", "nnUNetTrainerSwinUNETR__nnUNetSwinUNETRPlans__3d_fullres"
@@ -61,7 +61,7 @@ def test_an_ensemble_that_wins_leaves_its_better_member_with_its_own_postprocess
 
     said = tiny.run("ctseg", "find-best", "301", "-f", "0", "1", "-np", "1").stdout
 
-    best = Best.read(tiny.results / "best.json")
+    best = BestConfiguration.read(tiny.results / "best.json")
     assert [member.folder_name for member in best.members] == [SWIN, UNET]
     assert best.is_ensemble
     assert best.dice == 1.0

@@ -18,7 +18,8 @@ import torch
 
 from ctseg.cli.main import main
 from ctseg.errors import CheckpointError, OutputError, TrainingError
-from ctseg.train.checkpoints import read_checkpoint, replacing, settle, training_state, write_checkpoint
+from ctseg.nnunet.checkpoint import read_checkpoint
+from ctseg.train.checkpoints import replacing, settle, training_state, write_checkpoint
 from ctseg.train.extended_trainer import StopRequest, TrainingStopped
 from ctseg.train.launch import Training, _full_disk_told, _memory_advice
 from ctseg.train.options import TrainingOptions
@@ -297,10 +298,11 @@ def test_a_full_disk_leaves_the_former_checkpoint_and_says_so(tmp_path: Path) ->
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (64 * 1024, hard))
     try:
-        with pytest.raises(OutputError, match=r"no space left for the checkpoint.*continue with --c"):
+        with pytest.raises(OutputError, match=r"no space left for the checkpoint.*can go on from it") as caught:
             write_checkpoint(file, {"current_epoch": 2, "network_weights": torch.zeros(100_000)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.settings == ("resume",)
     assert read_checkpoint(file)["current_epoch"] == 1
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
 

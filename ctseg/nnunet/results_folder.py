@@ -1,0 +1,166 @@
+"""Trained models as nnU-Net leaves them: a folder ``trainer__plans__configuration``, or the zip of one.
+
+Only plans, data set and checkpoints are looked at, and of a zip nothing else is unpacked.
+"""
+
+import contextlib
+import json
+import shutil
+import stat
+import tempfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ctseg.errors import CheckpointError
+from ctseg.nnunet.folds import Fold
+
+MAX_ZIP_BYTES = 64 << 30
+"""Most bytes that a zipped model may unpack to."""
+MAX_JSON_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which of several trained models is meant; None leaves a part open.
+
+    Attributes:
+        trainer: Name of the trainer class.
+        plans: Name of the plans.
+        configuration: Name of the configuration.
+    """
+
+    trainer: str | None = None
+    plans: str | None = None
+    configuration: str | None = None
+
+    def fits(self, folder: Path) -> bool:
+        """Whether a folder of a trained model has the names that were asked for."""
+        parts = folder.name.split("__")
+        wanted = (self.trainer, self.plans, self.configuration)
+        return len(parts) != 3 or all(want in (None, part) for want, part in zip(wanted, parts, strict=True))
+
+
+ANY_MODEL = Choice()
+"""Leaves all parts open."""
+
+
+@contextlib.contextmanager
+def opened_results(path: Path, choice: Choice = ANY_MODEL) -> Iterator[Path]:
+    """Yield the folder of one trained model.
+
+    Args:
+        path: The folder ``trainer__plans__configuration``, a folder above it, or the zip that
+            ``nnUNetv2_export_model_to_zip`` writes; what is unpacked goes away afterwards.
+        choice: Which model, where there are several.
+
+    Raises:
+        CheckpointError: There is no such model, there are several, or the zip is broken or tries to leave its folder.
+    """
+    if path.is_dir():
+        yield _model_folder(path, path, choice)
+        return
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such folder or zip file")
+    with tempfile.TemporaryDirectory(prefix="ctseg-model-") as temporary:
+        _unpack(path, Path(temporary))
+        yield _model_folder(Path(temporary), path, choice)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read ``plans.json`` or ``dataset.json``.
+
+    Raises:
+        CheckpointError: It is missing, too large, or no JSON object.
+    """
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise CheckpointError(
+                f"{path}: larger than {MAX_JSON_BYTES >> 20} MiB, which no nnU-Net file of this name is"
+            )
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: is missing; a trained model has it beside its folds") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content
+
+
+def trained_folds(folder: Path, folds: Sequence[Fold] | None, checkpoint: str) -> tuple[str, ...]:
+    """Return folds that have a checkpoint, as in the names of their folders.
+
+    Args:
+        folder: Of one trained model.
+        folds: Which; None takes every numbered fold that has the checkpoint, else ``fold_all``.
+        checkpoint: Name of the checkpoint file.
+
+    Raises:
+        CheckpointError: One that was asked for has none, or none has one.
+    """
+    having = sorted(file.parent.name.removeprefix("fold_") for file in folder.glob(f"fold_*/{checkpoint}"))
+    if folds is None:
+        names = [name for name in having if name != "all"] or having
+        if not names:
+            others = sorted({file.name for file in folder.glob("fold_*/checkpoint_*.pth")})
+            raise CheckpointError(
+                f"{folder}: no fold has {checkpoint}; found {', '.join(others) or 'no checkpoint'}: "
+                "finish the training, or choose another checkpoint",
+                settings=("checkpoint",),
+            )
+        return tuple(names)
+    if missing := [str(fold) for fold in folds if str(fold) not in having]:
+        raise CheckpointError(
+            f"{folder}: {checkpoint} is missing for folds {', '.join(missing)}; "
+            f"it is there for {', '.join(having) or 'none'}"
+        )
+    return tuple(str(fold) for fold in folds)
+
+
+def _model_folder(root: Path, path: Path, choice: Choice) -> Path:
+    """Return the one folder with ``plans.json`` at or below ``root`` that fits."""
+    if (root / "plans.json").is_file():
+        return root
+    found = sorted({file.parent for depth in ("*", "*/*") for file in root.glob(f"{depth}/plans.json")})
+    found = [folder for folder in found if any(folder.glob("fold_*"))]
+    fitting = [folder for folder in found if choice.fits(folder)]
+    if len(fitting) == 1:
+        return fitting[0]
+    names = ", ".join(folder.name for folder in found) or "none"
+    if not fitting:
+        raise CheckpointError(f"{path}: no trained model that fits (trainer__plans__configuration); found: {names}")
+    raise CheckpointError(
+        f"{path}: {len(fitting)} trained models fit, choose a configuration, a trainer or plans; found: {names}",
+        settings=("configuration", "trainer", "plans"),
+    )
+
+
+def _unpack(path: Path, target: Path) -> None:
+    """Unpack plans, dataset and checkpoints; refuse names that leave the folder, links, and zip bombs."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            total = 0
+            for member in archive.infolist():
+                name = PurePosixPath(member.filename)
+                is_link = stat.S_ISLNK(member.external_attr >> 16)
+                if name.is_absolute() or ".." in name.parts or "\\" in member.filename or is_link:
+                    raise CheckpointError(
+                        f"{path}: member {member.filename!r} leaves the archive's folder: not unpacked"
+                    )
+                is_json = name.name in ("plans.json", "dataset.json")
+                if member.is_dir() or not (is_json or (name.name.startswith("checkpoint_") and name.suffix == ".pth")):
+                    continue
+                total += member.file_size
+                if total > MAX_ZIP_BYTES or (is_json and member.file_size > MAX_JSON_BYTES):
+                    raise CheckpointError(
+                        f"{path}: member {member.filename!r} makes the archive unpack to too many bytes"
+                    )
+                output = target.joinpath(*name.parts)
+                output.parent.mkdir(parents=True, exist_ok=True)
+                with archive.open(member) as source, output.open("wb") as sink:
+                    shutil.copyfileobj(source, sink, 1 << 20)
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, EOFError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: not a zip file that nnU-Net wrote: {error}") from error
