@@ -14,6 +14,8 @@ from ctseg.documents import Document
 from ctseg.errors import SpecError
 
 SCHEMA_VERSION = 1
+SPEC_NAME = "ctseg.json"
+"""Name of a spec's file: in a bundle the FP32 network's, in a model repository the newest version's."""
 MAX_SPEC_BYTES = 64 * 1024
 """Largest spec that travels in a Triton model's ``parameters``."""
 

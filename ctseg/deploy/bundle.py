@@ -14,10 +14,10 @@ from pathlib import Path
 from ctseg.deploy.parity import ParityData, ParityReport, Variant
 from ctseg.deploy.runtimes import sha256_of
 from ctseg.errors import OutputError, SetupError, SpecError
-from ctseg.model_spec import ModelSpec, Precision
+from ctseg.files.folders import require_writable
+from ctseg.model_spec import SPEC_NAME, ModelSpec, Precision
 
-SPEC_NAME = "ctseg.json"
-REPORT_NAME = "parity.json"
+PARITY_NAME = "parity.json"
 PAGE_NAME = "parity.md"
 DATA_NAME = "parity"
 
@@ -52,7 +52,7 @@ class Bundle:
             if variant.file == file:
                 path = self.folder / file
                 if not path.is_file() or sha256_of(path) != variant.sha256:
-                    raise SpecError(f"{path}: is missing or not the file that {REPORT_NAME} describes: export again")
+                    raise SpecError(f"{path}: is missing or not the file that {PARITY_NAME} describes: export again")
                 return variant
         having = ", ".join(variant.precision for variant in self.report.variants)
         raise SpecError(
@@ -93,9 +93,9 @@ def read_bundle(folder: Path) -> Bundle:
             f"{path}: cannot be read ({error.strerror}); is {folder} a bundle of `ctseg export`?"
         ) from error
     spec = ModelSpec.from_json(text, source=str(path))
-    report = ParityReport.read(folder / REPORT_NAME)
+    report = ParityReport.read(folder / PARITY_NAME)
     if report.network_sha256 != spec.network_sha256:
-        raise SpecError(f"{folder}: {REPORT_NAME} is about another network than {SPEC_NAME}: export the model again")
+        raise SpecError(f"{folder}: {PARITY_NAME} is about another network than {SPEC_NAME}: export the model again")
     return Bundle(folder=folder, spec=spec, report=report)
 
 
@@ -143,6 +143,4 @@ def check_replaceable(folder: Path) -> None:
     """
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / SPEC_NAME).is_file())):
         raise SetupError(f"{folder}: is there and is no bundle: choose another -o")
-    there = next(path for path in folder.absolute().parents if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise OutputError(f"{folder}: cannot be written: {there} is read-only, or no folder")
+    require_writable(folder.parent)

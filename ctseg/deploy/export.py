@@ -15,8 +15,7 @@ import numpy as np
 from ctseg.deploy.bundle import (
     DATA_NAME,
     PAGE_NAME,
-    REPORT_NAME,
-    SPEC_NAME,
+    PARITY_NAME,
     Bundle,
     check_replaceable,
     model_name,
@@ -39,7 +38,7 @@ from ctseg.deploy.parity import (
 from ctseg.deploy.runtimes import describe_runtime, onnxruntime_network, sha256_of
 from ctseg.deploy.trained_model import LoadedModel
 from ctseg.errors import ParityError, SetupError, SpecError
-from ctseg.model_spec import ModelSpec, Precision
+from ctseg.model_spec import SPEC_NAME, ModelSpec, Precision
 from ctseg.numerics.windows import cut_patches, plan_windows
 
 if TYPE_CHECKING:
@@ -162,7 +161,7 @@ def export_model(
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             variants=tuple(variants),
         )
-        (folder / REPORT_NAME).write_text(parity.to_json(), encoding="utf-8")
+        (folder / PARITY_NAME).write_text(parity.to_json(), encoding="utf-8")
         (folder / PAGE_NAME).write_text(parity.to_markdown(), encoding="utf-8")
         data.write(folder / DATA_NAME)
 

@@ -1,0 +1,29 @@
+"""Whether a folder can be written to, asked before any work."""
+
+import os
+from pathlib import Path
+
+from ctseg.errors import OutputError
+
+
+def require_writable(folder: Path, *, name: str = "") -> None:
+    """Refuse a folder that nothing can be written into; one that is missing counts as what it would be made in.
+
+    Nothing is made.
+
+    Args:
+        folder: Where something is to be written.
+        name: What it is, such as a model's name; begins the message.
+
+    Raises:
+        OutputError: It, or the nearest folder above it that exists, is no folder, or this user may not write there.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+        return
+    owner = there.stat()
+    who = f"user {os.getuid()}:{os.getgid()}, " if hasattr(os, "getuid") else ""
+    raise OutputError(
+        f"{name}{': ' if name else ''}cannot write into {folder}: {there} is read-only, or no folder "
+        f"({who}owner {owner.st_uid}:{owner.st_gid}, mode {owner.st_mode & 0o777:o})"
+    )

@@ -1,0 +1,29 @@
+"""Folders that cannot be written to are told before any work."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from ctseg.errors import OutputError
+from ctseg.files.folders import require_writable
+
+
+def test_a_folder_that_could_be_made_is_writable_and_nothing_is_made(tmp_path: Path) -> None:
+    require_writable(tmp_path)
+    require_writable(tmp_path / "not" / "yet")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("folder", ["file", "file/below"])
+def test_a_file_in_its_place_is_told(tmp_path: Path, folder: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=r"liver: cannot write into .*: .*file is read-only, or no folder"):
+        require_writable(tmp_path / folder, name="liver")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere; `make images` checks it as another user")
+def test_a_read_only_folder_is_told_with_its_owner(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(OutputError, match=rf"user {os.getuid()}:.*, owner {os.getuid()}:.*, mode 500"):
+        require_writable(tmp_path / "models")
