@@ -218,21 +218,21 @@ def write_sleeper(repository: Path, like: str, sleep_ms: float) -> str:
     Returns:
         The new model's name.
     """
-    from ctseg.serving.repository import read_entry, write_entry
+    from ctseg.serving.entries import read_entry
+    from ctseg.serving.publish import EntryDraft, publish
 
     newest = read_entry(repository / like).newest
     name = sleeper_name(like, sleep_ms)
     raw = newest.spec.model_dump(mode="json")
     spec = ModelSpec.validated({**raw, "name": name, "network_sha256": ""}, source=name)
-    entry = write_entry(
-        repository,
-        spec,
-        1,
+    draft = EntryDraft(
+        spec=spec,
         backend="python",
         model_file=newest.folder / "model.onnx",
         parameters={"ctseg_sleep_ms": f"{sleep_ms:g}"},
         build_info={"benchmark": "sleeps"},
     )
+    entry = publish(repository, draft, 1)
     (entry.newest.folder / "model.py").write_bytes(_SLEEPER.read_bytes())
     return name
 
@@ -243,7 +243,7 @@ def write_recorder(repository: Path, like: str, log: Path) -> str:
     Returns:
         The new model's name.
     """
-    from ctseg.serving.repository import CONFIG_NAME, read_entry
+    from ctseg.serving.entries import CONFIG_NAME, read_entry
     from ctseg.triton.configuration import config_from_text, spec_parameter, text_from_config
 
     newest = read_entry(repository / like).newest

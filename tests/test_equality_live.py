@@ -10,6 +10,7 @@ import pytest
 
 from ctseg.cli.main import main as ctseg
 from ctseg.predict.report import Report
+from ctseg.serving.process import ServerOptions
 from ctseg.serving.server import embedded_server
 from tests.support.nnunet_plans import make_dataset, make_plans, swin_architecture
 from tests.support.nnunet_reference import make_trained_folder, reference_predictor, reference_segmentation
@@ -39,7 +40,7 @@ def served(tmp_path_factory, ct_piece):
         assert ctseg([str(word) for word in words]) == 0
         words = ["build", root / f"{name}_bundle", "--repository", root / "repository", "--backend", "python"]
         assert ctseg([str(word) for word in words]) == 0
-    with embedded_server(root / "repository", is_private=False) as server:
+    with embedded_server(root / "repository", options=ServerOptions(is_private=False)) as server:
         yield root, server.url
 
 

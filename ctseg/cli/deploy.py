@@ -260,15 +260,22 @@ def _add_serve(commands: "argparse._SubParsersAction[Parser]") -> None:
 
 
 def _run_serve(args: argparse.Namespace) -> int:
+    from ctseg.serving.process import RunningServer, ServerOptions
     from ctseg.serving.server import run_server
 
-    return run_server(
-        args.repository,
+    def tell(server: RunningServer) -> None:
+        print(f"serving {', '.join(server.models)} on {server.url} (loopback only; Ctrl-C stops)", flush=True)
+
+    options = ServerOptions(
+        is_private=False,
         watch=args.watch,
         grpc_port=args.grpc_port,
         metrics_port=args.metrics_port,
         start_timeout_s=args.start_timeout_s,
     )
+    run_server(args.repository, options, tell)
+    print("stopped", flush=True)
+    return 0
 
 
 def _add_doctor(commands: "argparse._SubParsersAction[Parser]") -> None:

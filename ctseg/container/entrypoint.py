@@ -32,17 +32,10 @@ from typing import Any, NoReturn
 
 from filelock import FileLock, Timeout
 
-from ctseg.deploy.bundle import SPEC_NAME
 from ctseg.errors import CtsegError, SetupError
-from ctseg.serving.repository import (
-    BUILD_NAME,
-    CONFIG_NAME,
-    Entry,
-    EntryVersion,
-    list_entries,
-    remove_leftovers,
-    remove_versions,
-)
+from ctseg.model_spec import SPEC_NAME
+from ctseg.serving.entries import BUILD_NAME, CONFIG_NAME, Entry, EntryVersion, list_entries
+from ctseg.serving.upkeep import remove_leftovers, remove_versions
 from ctseg.triton.configuration import config_from_text
 
 ADMIN_HEADER = "ctseg-admin"

@@ -39,18 +39,11 @@ from ctseg.deploy.runtimes import (
     sha256_of,
 )
 from ctseg.errors import OutputError, ParityError, SetupError, SpecError
+from ctseg.files.folders import require_writable
 from ctseg.model_spec import ModelSpec, Precision
 from ctseg.predict.predictor import PatchPredictor
-from ctseg.serving.repository import (
-    Backend,
-    Entry,
-    Runtime,
-    add_plan,
-    next_version,
-    read_entry,
-    require_writable,
-    write_entry,
-)
+from ctseg.serving.entries import Backend, Entry, next_version, read_entry
+from ctseg.serving.publish import EntryDraft, PlanDraft, Runtime, add_plan, publish
 
 if TYPE_CHECKING:
     from ctseg.deploy.tensorrt_plan import Compiler, PlanOptions
@@ -192,10 +185,8 @@ def _finish(job: _Job, *, model_file: Path, check: Check, build_info: Mapping[st
     info = {**build_info, **_identity(job), "created": _now(), "ctseg": version("ctseg")}
 
     def write(repository: Path, number: int, checks: tuple[Check, ...]) -> Entry:
-        return write_entry(
-            repository,
-            final,
-            number,
+        draft = EntryDraft(
+            spec=final,
             backend=job.options.backend,
             model_file=model_file,
             instance_count=job.options.instance_count,
@@ -205,6 +196,7 @@ def _finish(job: _Job, *, model_file: Path, check: Check, build_info: Mapping[st
             documents=_reports(job, checks),
             **entry,
         )
+        return publish(repository, draft, number)
 
     checks: tuple[Check, ...] = (check,)
     if job.options.prove_live:  # in a repository of its own: what fails is never seen by a server that watches
@@ -292,7 +284,7 @@ def _build_python(job: _Job) -> Entry:
     tools = {"runtimes": sorted(describe_runtime(name) for name in runtimes), "machine": machine()}
     if same := _up_to_date(job, tools):
         return same
-    require_writable(job.repository, job.spec.name)
+    require_writable(job.repository, name=job.spec.name)
     candidates = []
     for runtime in runtimes:
         candidate = _try(job, runtime)
@@ -344,7 +336,7 @@ def _build_onnxruntime(job: _Job) -> Entry:
     tools = {"runtimes": [describe_runtime("onnxruntime")]}
     if same := _up_to_date(job, tools):
         return same
-    require_writable(job.repository, job.spec.name)
+    require_writable(job.repository, name=job.spec.name)
     check = _try(job, "onnxruntime").check
     job.require(check)
     # Triton's backend brings its own ONNX Runtime: the live check is what proves that one
@@ -378,7 +370,7 @@ def _build_tensorrt(job: _Job) -> Entry:
     built = None if entry is None else _plan_builds(entry)
     if same := _up_to_date(job, tools):
         return same
-    require_writable(job.repository, name)
+    require_writable(job.repository, name=name)
     job.report(f"{name}: TensorRT {compiler.version} builds for {gpu.name} ({gpu.compute_capability})")
     plan = compiler.build(job.model_file, plan_options)
     network, types = compiler.load(plan.data, job.spec)
@@ -407,15 +399,13 @@ def _build_tensorrt(job: _Job) -> Entry:
         if entry is not None and built and job.options.version is None and _lacks_only_this_gpu(job, built, tools):
             identity = {**_identity(job), "created": _now(), "ctseg": version("ctseg")}
             number = entry.newest.version
-            return add_plan(
-                job.repository,
-                name,
-                number,
+            draft = PlanDraft(
                 plan=file,
                 compute_capability=gpu.compute_capability,
                 build_info={**info, **identity},
                 documents=_reports(job, (check,), f"_sm{gpu.compute_capability.replace('.', '')}"),
             )
+            return add_plan(job.repository, name, number, draft)
         return _finish(job, model_file=file, check=check, build_info=info, compute_capability=gpu.compute_capability)
 
 

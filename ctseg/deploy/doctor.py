@@ -152,7 +152,7 @@ def _gpu() -> Iterator[Finding]:
 
 
 def _server() -> Iterator[Finding]:
-    from ctseg.serving.server import find_server
+    from ctseg.serving.installation import find_server
 
     try:
         installation = find_server()
@@ -168,7 +168,7 @@ def _server() -> Iterator[Finding]:
 
 
 def _repository(folder: Path) -> Iterator[Finding]:
-    from ctseg.serving.repository import list_models, read_entry
+    from ctseg.serving.entries import list_models, read_entry
 
     try:
         names = list(list_models(folder))
@@ -202,7 +202,7 @@ def _repository(folder: Path) -> Iterator[Finding]:
 
 def _freshness(subject: str, backend: str, folder: Path, build: dict[str, Any]) -> Iterator[Finding]:
     from ctseg.deploy.runtimes import available_runtimes, describe_runtime, sha256_of
-    from ctseg.serving.repository import MODEL_NAMES
+    from ctseg.serving.entries import MODEL_NAMES
 
     if backend == "tensorrt":
         yield from _plan_freshness(subject, build)
@@ -244,7 +244,7 @@ def _plan_freshness(subject: str, build: dict[str, Any]) -> Iterator[Finding]:
 
 
 def _running_server(url: str, repository: Path | None) -> Iterator[Finding]:
-    from ctseg.serving.repository import list_models, read_entry
+    from ctseg.serving.entries import list_models, read_entry
     from ctseg.triton.predictor import ClientOptions, connect, is_ready
 
     subject = f"server {url}"
@@ -295,7 +295,7 @@ def _live_parity(
 def _embedded_parity(repository: Path | None, bundle_folder: Path) -> Iterator[Finding]:
     """Compare the models that were built from a bundle, served here for the time of the comparison."""
     from ctseg.deploy.bundle import read_bundle
-    from ctseg.serving.repository import list_entries
+    from ctseg.serving.entries import list_entries
     from ctseg.serving.server import embedded_server
 
     subject = f"bundle {bundle_folder}"

@@ -51,7 +51,8 @@ def main() -> int:
             stderr=log,
             preexec_fn=die_with_supervisor,
         )
-    print(json.dumps({"pid": server.pid, "shm_prefix": shm_prefix}), flush=True)
+    sys.stdout.write(json.dumps({"pid": server.pid, "shm_prefix": shm_prefix}) + "\n")
+    sys.stdout.flush()
     try:
         while server.poll() is None:
             readable, _, _ = select.select([sys.stdin], [], [], _POLL_S)

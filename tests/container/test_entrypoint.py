@@ -13,7 +13,7 @@ import pytest
 from filelock import FileLock
 
 from ctseg.errors import SetupError
-from ctseg.serving.repository import read_entry
+from ctseg.serving.entries import read_entry
 from tests.container.programs import FOLDER, load
 from tests.support.toy_models import write_toy_entry
 
@@ -204,7 +204,7 @@ HOLDER = """
 import sys, time
 sys.path[:0] = sys.argv[3:]
 from pathlib import Path
-from ctseg.serving.repository import read_entry
+from ctseg.serving.entries import read_entry
 from tests.container.programs import load
 entry = read_entry(Path(sys.argv[1]))
 load("entrypoint").hold([entry.versions[int(sys.argv[2])]])

@@ -25,7 +25,7 @@ from ctseg.deploy.trained_model import load_trained_model
 from ctseg.errors import OutputError, ParityError, SetupError, SpecError
 from ctseg.model_spec import ModelSpec
 from ctseg.predict.predictor import Identity
-from ctseg.serving.repository import read_entry
+from ctseg.serving.entries import read_entry
 from ctseg.triton.configuration import config_from_text
 
 ONNXRUNTIME = BuildOptions(runtime="onnxruntime")

@@ -7,7 +7,7 @@ from pathlib import Path
 from ctseg.deploy.build import BuildOptions, build_entry
 from ctseg.deploy.bundle import Bundle
 from ctseg.deploy.cuda_driver import Gpu
-from ctseg.serving.repository import read_entry
+from ctseg.serving.entries import read_entry
 from tests.container.programs import load
 from tests.deploy.test_build import ONNXRUNTIME, OnnxAsPlan
 

@@ -16,8 +16,8 @@ from ctseg import BatchOptions, ClientOptions, connect, embedded_server, find_ca
 from ctseg.arrays import Logits, Patches
 from ctseg.model_spec import KeepLargest
 from ctseg.predict.report import Report
-from ctseg.serving.repository import write_entry
-from ctseg.serving.server import RunningServer
+from ctseg.serving.process import RunningServer, ServerOptions
+from ctseg.serving.publish import EntryDraft, publish
 from ctseg.triton.predictor import TritonPredictor
 from tests.support.toy_models import WEIGHTS, save_toy_network, toy_spec, write_toy_entry
 
@@ -46,7 +46,7 @@ def free_port() -> int:
 def run_and_kill(folder: Path, output: Path, *, timeout_s: float, comes_back: bool) -> Report:
     """Segment the folder, kill the server once it has answered something, and perhaps start it again."""
     port, reports = free_port(), []
-    with embedded_server(REPOSITORY, ["sarcoma"], is_private=False, grpc_port=port) as server:
+    with embedded_server(REPOSITORY, ["sarcoma"], ServerOptions(is_private=False, grpc_port=port)) as server:
         predictor = connect([server.url], "sarcoma", options=ClientOptions(timeout_s=timeout_s))
         runner = threading.Thread(
             target=lambda: reports.append(segment_cases(find_cases(folder, channels=1), predictor, output, OPTIONS))
@@ -56,7 +56,7 @@ def run_and_kill(folder: Path, output: Path, *, timeout_s: float, comes_back: bo
             time.sleep(0.01)
         os.kill(server.pid, signal.SIGKILL)
     if comes_back:
-        with embedded_server(REPOSITORY, ["sarcoma"], is_private=False, grpc_port=port):
+        with embedded_server(REPOSITORY, ["sarcoma"], ServerOptions(is_private=False, grpc_port=port)):
             runner.join()
     runner.join()
     predictor.close()
@@ -67,7 +67,7 @@ def test_a_server_that_comes_back_completes_every_case(folder, tmp_path):
     report = run_and_kill(folder, tmp_path / "out", timeout_s=60, comes_back=True)
     assert [(case.case, case.status) for case in report.cases] == [("a", "ok"), ("b", "ok")]
     with (
-        embedded_server(REPOSITORY, ["sarcoma"], is_private=False) as server,
+        embedded_server(REPOSITORY, ["sarcoma"], ServerOptions(is_private=False)) as server,
         connect([server.url], "sarcoma") as predictor,
     ):
         segment_cases(find_cases(folder, channels=1), predictor, tmp_path / "undisturbed", OPTIONS)
@@ -125,7 +125,7 @@ def write_other_version(root: Path, version: int) -> None:
     """Another network under another contract: its labels are others."""
     network = save_toy_network(root.parent / "other.onnx", weights=WEIGHTS[::-1])
     spec = toy_spec(postprocessing=(KeepLargest(labels=(1,)),))
-    write_entry(root, spec, version, backend="python", model_file=network)
+    publish(root, EntryDraft(spec=spec, backend="python", model_file=network), version)
 
 
 def wait_for_version(server: RunningServer, version: int) -> None:
@@ -146,7 +146,7 @@ def test_a_folder_finishes_on_the_version_that_it_began_with(toy_folder, tmp_pat
     root = tmp_path / "models"
     write_toy_entry(root)
     cases = find_cases(toy_folder, channels=2)
-    with embedded_server(root, is_private=False, watch=True) as server:
+    with embedded_server(root, options=ServerOptions(is_private=False, watch=True)) as server:
 
         def update() -> None:
             write_other_version(root, 2)
@@ -169,7 +169,7 @@ def test_a_folder_finishes_on_the_version_that_it_began_with(toy_folder, tmp_pat
 def test_a_folder_whose_version_has_gone_stops_by_name_and_keeps_what_is_finished(toy_folder, tmp_path):
     root = tmp_path / "models"
     write_toy_entry(root)
-    with embedded_server(root, is_private=False, watch=True) as server:
+    with embedded_server(root, options=ServerOptions(is_private=False, watch=True)) as server:
 
         def replace() -> None:
             for version in (2, 3):  # Triton serves the latest two

@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ctseg.arrays import Logits, Patches
 from ctseg.model_spec import Channel, IntensityProperties, Label, ModelSpec, SplineResampling, Tensor
-from ctseg.serving.repository import write_entry
+from ctseg.serving.publish import EntryDraft, publish
 from ctseg.triton.configuration import ModelConfig, text_from_config
 
 PATCH = (6, 10, 14)
@@ -66,7 +66,7 @@ def save_toy_network(path: Path, *, half: bool = False, weights: np.ndarray = WE
 def write_toy_entry(repository: Path, spec: ModelSpec | None = None, version: int = 1, **options: Any) -> ModelSpec:
     spec = spec or toy_spec()
     network = save_toy_network(repository.parent / "toy.onnx", half=spec.output.dtype == "FP16")
-    write_entry(repository, spec, version, backend="python", model_file=network, **options)
+    publish(repository, EntryDraft(spec=spec, backend="python", model_file=network, **options), version)
     return spec
 
 

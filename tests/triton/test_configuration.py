@@ -5,7 +5,7 @@ import re
 import pytest
 
 from ctseg.errors import SpecError
-from ctseg.serving.repository import PYTHON_MODEL
+from ctseg.serving.publish import PYTHON_MODEL
 from ctseg.triton.configuration import (
     THREADS_PARAMETER,
     ModelConfig,

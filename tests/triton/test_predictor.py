@@ -28,7 +28,8 @@ from ctseg.errors import (
     SpecError,
 )
 from ctseg.model_spec import KeepLargest
-from ctseg.serving.server import RunningServer, embedded_server
+from ctseg.serving.process import RunningServer, ServerOptions
+from ctseg.serving.server import embedded_server
 from ctseg.triton import shared_memory
 from ctseg.triton.predictor import SEGMENT_PREFIX, ClientOptions, TritonPredictor, batch_limit, connect
 from tests.predict.test_predictor import check_predictor
@@ -62,7 +63,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     write_foreign_entry(root, "empty", empty, parameters={SPEC_KEY: toy_spec("empty").to_json()})
     slow = f"time.sleep(2.0 if patches[0, 0, 0, 0, 0] == 99 else 0.05)\n{GOOD}"
     write_foreign_entry(root, "slow", slow, parameters={SPEC_KEY: toy_spec("slow").to_json()})
-    with embedded_server(root, prove=False) as running:
+    with embedded_server(root, options=ServerOptions(prove=False)) as running:
         yield running
     assert not list(shared_memory.FOLDER.glob(f"*-{os.getpid()}-*"))
 
@@ -353,7 +354,10 @@ def test_certificate_files_are_checked_before_anything_is_sent(tmp_path: Path) -
 def test_two_servers_with_different_specs_are_refused_and_both_named(server: RunningServer, tmp_path: Path) -> None:
     root = tmp_path / "models"
     spec = write_toy_entry(root, toy_spec(postprocessing=(KeepLargest(labels=(1,)),)))
-    with embedded_server(root, is_private=False, prove=False) as other, pytest.raises(SpecError) as caught:
+    with (
+        embedded_server(root, options=ServerOptions(is_private=False, prove=False)) as other,
+        pytest.raises(SpecError) as caught,
+    ):
         connect([server.url, other.url], "toy", options=ClientOptions(headers=server.headers))
     for part in (server.url, other.url, toy_spec().digest[:12], spec.digest[:12]):
         assert part in str(caught.value)
@@ -364,7 +368,7 @@ def test_work_goes_to_both_servers_and_on_with_one_when_the_other_dies(server: R
     write_toy_entry(root)
     options = ClientOptions(headers=server.headers, timeout_s=10)
     with (
-        embedded_server(root, is_private=False, prove=False) as other,
+        embedded_server(root, options=ServerOptions(is_private=False, prove=False)) as other,
         connect([server.url, other.url], "toy", options=options) as predictor,
         ThreadPoolExecutor(4) as threads,
     ):
@@ -396,8 +400,8 @@ def test_a_hung_server_loses_no_window_while_another_answers_and_gets_work_when_
             slowest_s[0] = max(slowest_s[0], time.monotonic() - started)
 
     with (
-        embedded_server(tmp_path / "works", is_private=False, prove=False) as works,
-        embedded_server(tmp_path / "hangs", is_private=False, prove=False) as hangs,
+        embedded_server(tmp_path / "works", options=ServerOptions(is_private=False, prove=False)) as works,
+        embedded_server(tmp_path / "hangs", options=ServerOptions(is_private=False, prove=False)) as hangs,
         connect([works.url, hangs.url], "toy", options=ClientOptions(timeout_s=1)) as predictor,
         ThreadPoolExecutor(4) as threads,
     ):
@@ -417,14 +421,14 @@ def test_a_killed_server_that_comes_back_loses_no_window(tmp_path: Path) -> None
     write_toy_entry(root)
     patches = [toy_patches(1, seed) for seed in range(60)]
     with ThreadPoolExecutor(2) as threads, contextlib.ExitStack() as stack:
-        with embedded_server(root, is_private=False, prove=False, grpc_port=port) as first:
+        with embedded_server(root, options=ServerOptions(is_private=False, prove=False, grpc_port=port)) as first:
             predictor = connect([first.url], "toy", options=ClientOptions(timeout_s=60))
             stack.callback(predictor.close)
             answers = threads.map(predictor.predict, patches)
             received = [next(answers).copy() for _ in range(10)]
             os.kill(first.pid, signal.SIGKILL)
         time.sleep(0.5)
-        with embedded_server(root, is_private=False, prove=False, grpc_port=port):
+        with embedded_server(root, options=ServerOptions(is_private=False, prove=False, grpc_port=port)):
             received += [logits.copy() for logits in answers]
             predictor.close()
     assert predictor.retries >= 1
@@ -435,7 +439,7 @@ def test_a_killed_server_that_stays_away_is_unavailable(tmp_path: Path) -> None:
     root = tmp_path / "models"
     write_toy_entry(root)
     with (
-        embedded_server(root, is_private=False, prove=False) as server,
+        embedded_server(root, options=ServerOptions(is_private=False, prove=False)) as server,
         connect([server.url], "toy", options=ClientOptions(timeout_s=1.5)) as predictor,
     ):
         predictor.predict(toy_patches(1))
@@ -449,7 +453,7 @@ def test_a_new_version_under_way_does_not_disturb_and_a_lost_one_is_named(tmp_pa
     write_toy_entry(root)
     changed = toy_spec(postprocessing=(KeepLargest(labels=(1,)),))
     patches = toy_patches(1)
-    with embedded_server(root, is_private=False, watch=True) as server:
+    with embedded_server(root, options=ServerOptions(is_private=False, watch=True)) as server:
         options = ClientOptions(timeout_s=30)
         with connect([server.url], "toy", options=options) as old:
             write_toy_entry(root, changed, 2)

@@ -1,4 +1,4 @@
-"""Model repository entries: what stands on disk, what is refused, and that nothing is half-written."""
+"""Publishing a version: what stands on disk, what is refused, and that nothing is half-written."""
 
 import json
 import multiprocessing
@@ -9,19 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from ctseg.errors import OutputError, SetupError, SpecError
+from ctseg.errors import OutputError, SpecError
 from ctseg.model_spec import KeepLargest, Label, ModelSpec
-from ctseg.serving import repository as repository_module
-from ctseg.serving.repository import (
-    add_plan,
-    list_entries,
-    list_models,
-    next_version,
-    read_entry,
-    write_entry,
-)
+from ctseg.serving.entries import list_entries, list_models, next_version, read_entry
+from ctseg.serving.publish import EntryDraft, PlanDraft, add_plan, publish
 from ctseg.triton.configuration import config_from_text
-from tests.support.toy_models import PATCH, save_toy_network, toy_spec, write_foreign_entry, write_toy_entry
+from tests.support.toy_models import PATCH, save_toy_network, toy_spec, write_toy_entry
 
 
 @pytest.fixture
@@ -126,7 +119,7 @@ def test_a_version_is_never_replaced(root: Path) -> None:
 def test_another_backend_under_the_same_name_is_refused(root: Path, tmp_path: Path) -> None:
     write_toy_entry(root)
     with pytest.raises(SpecError, match=r"python backend.*not of onnxruntime"):
-        write_entry(root, toy_spec(), 2, backend="onnxruntime", model_file=tmp_path / "toy.onnx")
+        publish(root, EntryDraft(toy_spec(), "onnxruntime", tmp_path / "toy.onnx"), 2)
 
 
 def test_a_spec_that_triton_cannot_carry_is_refused(root: Path) -> None:
@@ -139,8 +132,8 @@ def test_a_spec_that_triton_cannot_carry_is_refused(root: Path) -> None:
 
 def test_onnxruntime_and_tensorrt_entries_have_tritons_own_file_names(root: Path, tmp_path: Path) -> None:
     network = save_toy_network(tmp_path / "x.onnx")
-    write_entry(root, toy_spec("ort"), 1, backend="onnxruntime", model_file=network)
-    write_entry(root, toy_spec("trt"), 1, backend="tensorrt", model_file=network)
+    publish(root, EntryDraft(toy_spec("ort"), "onnxruntime", network), 1)
+    publish(root, EntryDraft(toy_spec("trt"), "tensorrt", network), 1)
     assert config_of(root, "ort").backend == "onnxruntime"
     assert (root / "ort" / "1" / "model.onnx").is_file()
     assert config_of(root, "trt").platform == "tensorrt_plan"
@@ -152,8 +145,8 @@ def test_onnxruntime_and_tensorrt_entries_have_tritons_own_file_names(root: Path
 def test_plans_for_several_gpu_types_stand_side_by_side(root: Path, tmp_path: Path) -> None:
     (tmp_path / "a.plan").write_bytes(b"sm90")
     (tmp_path / "b.plan").write_bytes(b"sm89")
-    write_entry(root, toy_spec(), 1, backend="tensorrt", model_file=tmp_path / "a.plan", compute_capability="9.0")
-    add_plan(root, "toy", 1, plan=tmp_path / "b.plan", compute_capability="8.9", build_info={"gpu": "L40S"})
+    publish(root, EntryDraft(toy_spec(), "tensorrt", tmp_path / "a.plan", compute_capability="9.0"), 1)
+    add_plan(root, "toy", 1, PlanDraft(tmp_path / "b.plan", "8.9", build_info={"gpu": "L40S"}))
     assert dict(config_of(root).cc_model_filenames) == {"9.0": "model_sm90.plan", "8.9": "model_sm89.plan"}
     assert (root / "toy" / "1" / "model_sm89.plan").read_bytes() == b"sm89"
     assert json.loads((root / "toy" / "1" / "build_sm89.json").read_text()) == {"gpu": "L40S"}
@@ -165,7 +158,7 @@ def test_a_failed_write_leaves_nothing_where_a_server_looks(root: Path, monkeypa
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(repository_module, "_sync", fail)
+    monkeypatch.setattr("ctseg.serving.publish.bring_to_disk", fail)
     with pytest.raises(OutputError, match=r"toy: cannot write into .*No space left"):
         write_toy_entry(root)
     assert list_models(root) == ["other"]
@@ -175,7 +168,7 @@ def test_a_failed_write_leaves_nothing_where_a_server_looks(root: Path, monkeypa
 WRITER_THAT_STOPS = """
 import sys, time
 from pathlib import Path
-from ctseg.serving import repository
+from ctseg.serving import publish
 from tests.support.toy_models import toy_spec
 
 def stop(folder):
@@ -183,12 +176,12 @@ def stop(folder):
     time.sleep(600)
 
 where, network, moment = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
-setattr(repository, moment, stop if moment == "_sync" else lambda *_: stop(None))
-repository.write_entry(where, toy_spec(), int(sys.argv[4]), backend="python", model_file=network)
+setattr(publish, moment, stop if moment == "bring_to_disk" else lambda *_: stop(None))
+publish.publish(where, publish.EntryDraft(toy_spec(), "python", network), int(sys.argv[4]))
 """
 
 
-@pytest.mark.parametrize("moment", ["_sync", "_write_head"])
+@pytest.mark.parametrize("moment", ["bring_to_disk", "write_head"])
 @pytest.mark.parametrize("version", [1, 2])
 def test_a_writer_that_is_killed_leaves_nothing_where_a_server_looks(
     root: Path, tmp_path: Path, moment: str, version: int
@@ -218,7 +211,7 @@ def test_the_rest_of_a_killed_writer_goes_with_the_next_write(root: Path) -> Non
 
 
 def _write(root: Path, version: int) -> None:
-    write_entry(root, toy_spec(), version, backend="python", model_file=root.parent / "toy.onnx")
+    publish(root, EntryDraft(toy_spec(), "python", root.parent / "toy.onnx"), version)
 
 
 def test_several_writers_take_turns(root: Path) -> None:
@@ -231,42 +224,3 @@ def test_several_writers_take_turns(root: Path) -> None:
         writer.join(60)
     assert [writer.exitcode for writer in writers] == [0, 0, 0]
     assert [item.version for item in read_entry(root / "toy").versions] == [1, 2, 3, 4]
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda toy: (toy / "config.pbtxt").write_text('name: "toy" colour: "red"'), "not a configuration that Triton"),
-        (lambda toy: (toy / "config.pbtxt").unlink(), "cannot be read"),
-        (lambda toy: (toy / "1" / "model.onnx").unlink(), r"none of \['model.onnx'\]"),
-        (lambda toy: (toy / "1" / "model.py").unlink(), "model.py is missing"),
-        (lambda toy: (toy / "1" / "build.json").write_text("{"), "build.json cannot be read"),
-        (lambda toy: (toy / "1").rename(toy / "x"), "no version folder"),
-        (lambda toy: (toy / "1").rename(toy / "2"), "no parameter ctseg_spec.2"),
-        (
-            lambda toy: (toy / "config.pbtxt").write_text(
-                (toy / "config.pbtxt").read_text().replace("dims: 3", "dims: 4")
-            ),
-            r"expects the output logits TYPE_FP32 \[3, 6, 10, 14\], .* \['logits TYPE_FP32 \[4",
-        ),
-    ],
-)
-def test_a_damaged_entry_is_refused_by_name(root: Path, damage, message: str) -> None:
-    write_toy_entry(root)
-    damage(root / "toy")
-    with pytest.raises(SpecError, match=message) as caught:
-        read_entry(root / "toy")
-    assert "toy" in str(caught.value)
-
-
-def test_an_entry_that_ctseg_did_not_write_is_refused(root: Path) -> None:
-    write_foreign_entry(root, "foreign", "return None")
-    with pytest.raises(SpecError, match=r"foreign version 1: .*no parameter ctseg_spec.1"):
-        list_entries(root)
-
-
-def test_an_empty_or_missing_repository_is_a_setup_error(tmp_path: Path) -> None:
-    with pytest.raises(SetupError, match="is not a folder"):
-        list_entries(tmp_path / "none")
-    with pytest.raises(SetupError, match="holds no model"):
-        list_entries(tmp_path)

@@ -7,20 +7,21 @@ from pathlib import Path
 
 import pytest
 
-from ctseg.serving.repository import list_models, read_entry, remove_leftovers, remove_versions
+from ctseg.serving.entries import list_models, read_entry
+from ctseg.serving.upkeep import remove_leftovers, remove_versions
 from tests.support.toy_models import write_toy_entry
 
 WRITER = """
 import sys, time
 from pathlib import Path
-from ctseg.serving import repository
+from ctseg.serving import publish
 from tests.support.toy_models import write_toy_entry
 
 def stop(folder):
     print("half-written", flush=True)
     time.sleep(120)
 
-repository._sync = stop
+publish.bring_to_disk = stop
 write_toy_entry(Path(sys.argv[1]), version=2)
 """
 

@@ -1,0 +1,214 @@
+"""Model repository entries, read strictly.
+
+``<name>/config.pbtxt`` belongs to the model, not to a version; its ``parameters`` hold the spec of every
+version on disk under ``ctseg_spec.<version>``, so that the spec reaches each client with no file.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ctseg.errors import SetupError, SpecError
+from ctseg.model_spec import ModelSpec
+from ctseg.triton.configuration import ModelConfig, config_from_text, spec_parameter
+
+Backend = Literal["python", "onnxruntime", "tensorrt"]
+
+CONFIG_NAME = "config.pbtxt"
+BUILD_NAME = "build.json"
+MODEL_NAMES: Mapping[str, str] = {"python": "model.onnx", "onnxruntime": "model.onnx", "tensorrt": "model.plan"}
+TENSORRT_PLATFORM = "tensorrt_plan"
+"""How Triton calls the TensorRT backend in a configuration."""
+
+
+@dataclass(frozen=True)
+class EntryVersion:
+    """One version of a model on disk.
+
+    Attributes:
+        version: Triton's version number.
+        folder: ``<repository>/<name>/<version>``.
+        spec: The spec that travels with this version.
+        build: What ``build.json`` says.
+    """
+
+    version: int
+    folder: Path
+    spec: ModelSpec
+    build: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model of a repository.
+
+    Attributes:
+        name: Name of the model, and of its folder.
+        folder: ``<repository>/<name>``.
+        backend: What runs it.
+        versions: Its versions on disk, oldest first; at least one.
+    """
+
+    name: str
+    folder: Path
+    backend: Backend
+    versions: tuple[EntryVersion, ...]
+
+    @property
+    def newest(self) -> EntryVersion:
+        """The version with the highest number."""
+        return self.versions[-1]
+
+
+def read_entry(folder: Path) -> Entry:
+    """Read and check one model of a repository.
+
+    Args:
+        folder: ``<repository>/<name>``.
+
+    Raises:
+        SpecError: Not an entry that ctseg wrote, or one whose parts do not fit together.
+    """
+    config = read_config(folder)
+    name = folder.name
+    if config.name != name:
+        raise SpecError(f"{folder}: {CONFIG_NAME} is of a model named {config.name!r}, expected {name!r}")
+    backend = _backend_of(config, folder)
+    numbers = versions_on_disk(folder)
+    if not numbers:
+        raise SpecError(f"{folder}: no version folder (1, 2, …): build the entry again")
+    return Entry(
+        name=name,
+        folder=folder,
+        backend=backend,
+        versions=tuple(_read_version(folder, config, backend, number) for number in numbers),
+    )
+
+
+def list_entries(repository: Path) -> list[Entry]:
+    """Read and check every model of a repository, in order of their names.
+
+    Raises:
+        SetupError: No such folder, or nothing in it.
+        SpecError: See :func:`read_entry`.
+    """
+    return [read_entry(repository / name) for name in list_models(repository)]
+
+
+def list_models(repository: Path) -> list[str]:
+    """Return the names of the models of a repository, whoever wrote them, without checking them.
+
+    Raises:
+        SetupError: No such folder, or nothing in it.
+    """
+    if not repository.is_dir():
+        raise SetupError(f"model repository {repository} is not a folder: write an entry with `ctseg build`")
+    names = sorted(path.parent.name for path in repository.glob(f"*/{CONFIG_NAME}") if path.parent.name[0] != ".")
+    if not names:
+        raise SetupError(f"model repository {repository} holds no model: write an entry with `ctseg build`")
+    return names
+
+
+def next_version(repository: Path, name: str) -> int:
+    """Return the number after the newest version of a model, 1 for a model that is not there."""
+    return max(versions_on_disk(repository / name), default=0) + 1
+
+
+def versions_on_disk(folder: Path) -> list[int]:
+    """Return the version folders of a model as Triton takes them: positive numbers without leading zeros."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(path.name) for path in folder.iterdir() if path.is_dir() and re.fullmatch(r"[1-9]\d*", path.name))
+
+
+def read_config(folder: Path) -> Any:
+    """Read the configuration of a model, whoever wrote it.
+
+    Args:
+        folder: ``<repository>/<name>``.
+
+    Returns:
+        Triton's message, see :data:`ctseg.triton.configuration.ModelConfig`.
+
+    Raises:
+        SpecError: It cannot be read.
+    """
+    path = folder / CONFIG_NAME
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path}: cannot be read: {error}") from error
+    return config_from_text(text, source=str(path))
+
+
+def add_tensors(config: Any, spec: ModelSpec) -> None:
+    """Write the input and the output of a spec into a configuration."""
+    config.input.add(
+        name=spec.input.name, data_type=f"TYPE_{spec.input.dtype}", dims=[len(spec.channels), *spec.patch_size]
+    )
+    config.output.add(
+        name=spec.output.name, data_type=f"TYPE_{spec.output.dtype}", dims=[spec.num_heads, *spec.patch_size]
+    )
+
+
+def _backend_of(config: Any, folder: Path) -> Backend:
+    if config.platform == TENSORRT_PLATFORM or config.backend == "tensorrt":
+        return "tensorrt"
+    if config.backend == "python":
+        return "python"
+    if config.backend == "onnxruntime":
+        return "onnxruntime"
+    raise SpecError(f"{folder}: backend {config.backend!r} is none that ctseg writes")
+
+
+def _read_version(folder: Path, config: Any, backend: Backend, number: int) -> EntryVersion:
+    source = f"{folder.name} version {number}"
+    key = spec_parameter(number)
+    if key not in config.parameters:
+        raise SpecError(f"{source}: {folder / CONFIG_NAME} has no parameter {key}: build the entry with `ctseg build`")
+    spec = ModelSpec.from_json(config.parameters[key].string_value, source=f"{source} in {folder / CONFIG_NAME}")
+    if spec.name != folder.name:
+        raise SpecError(f"{source}: its spec is of a model named {spec.name!r}: build the entry under that name")
+    _check_tensors(config, spec, source)
+    version_folder = folder / str(number)
+    _check_files(version_folder, config, backend, source)
+    try:
+        build = json.loads((version_folder / BUILD_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SpecError(f"{source}: {version_folder / BUILD_NAME} cannot be read: {error}") from error
+    return EntryVersion(version=number, folder=version_folder, spec=spec, build=build)
+
+
+def _check_tensors(config: Any, spec: ModelSpec, source: str) -> None:
+    expected = ModelConfig()
+    add_tensors(expected, spec)
+    for what, wanted, found in (
+        ("input", expected.input[0], list(config.input)),
+        ("output", expected.output[0], list(config.output)),
+    ):
+        if found != [wanted]:
+            raise SpecError(
+                f"{source}: the spec expects the {what} {_tensor_text(wanted)}, {CONFIG_NAME} has "
+                f"{[_tensor_text(tensor) for tensor in found]}: build the entry again"
+            )
+    if not 1 <= config.max_batch_size <= spec.max_batch_size:
+        raise SpecError(
+            f"{source}: the spec allows batches of {spec.max_batch_size}, {CONFIG_NAME} has max_batch_size "
+            f"{config.max_batch_size}: build the entry again"
+        )
+
+
+def _check_files(version_folder: Path, config: Any, backend: Backend, source: str) -> None:
+    plans = dict(config.cc_model_filenames) or {"": MODEL_NAMES[backend]}
+    if not any((version_folder / file_name).is_file() for file_name in plans.values()):
+        raise SpecError(f"{source}: none of {sorted(plans.values())} in {version_folder}: build the entry again")
+    if backend == "python" and not (version_folder / "model.py").is_file():
+        raise SpecError(f"{source}: model.py is missing in {version_folder}: build the entry again")
+
+
+def _tensor_text(tensor: Any) -> str:
+    types = tensor.DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_number
+    return f"{tensor.name} {types[tensor.data_type].name} {list(tensor.dims)}"
