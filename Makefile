@@ -10,7 +10,7 @@ BENCHMARK_LARGE ?= $(wildcard $(or $(CTSEG_TEST_DATA),../shared/data)/lung_tumou
 PYTEST := $(TEST_VENV)/bin/python -m pytest
 PIP_INSTALL = $(1)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help install install-server demo test test-data test-full check images format benchmark clean
+.PHONY: help install install-server demo test test-data test-full check images format benchmark imports clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -57,6 +57,9 @@ format: $(TEST_VENV)/.ready  ## format the code
 
 benchmark: $(TEST_VENV)/.ready  ## time ctseg beside nnU-Net on this machine, half an hour; writes benchmark_output/
 	$(TEST_VENV)/bin/python -m benchmarks --output benchmark_output $(addprefix --large ,$(BENCHMARK_LARGE))
+
+imports: $(TEST_VENV)/.ready  ## draw which room imports which, into docs/pictures/
+	$(TEST_VENV)/bin/python scripts/draw_imports.py --output docs/pictures/imports.svg
 
 clean:  ## remove the environments and all output
 	rm -rf $(DEMO_VENV) $(TEST_VENV) .venv-client demo_output benchmark_output build *.egg-info

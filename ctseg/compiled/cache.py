@@ -7,6 +7,8 @@ import stat
 import tempfile
 from pathlib import Path
 
+import platformdirs
+
 _log = logging.getLogger(__name__)
 
 
@@ -26,7 +28,7 @@ def find_cache_home(source: Path) -> Path | None:
     shipped = source.parent / "__pycache__"
     if not named and _is_writable(shipped):
         return None
-    user = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "ctseg" / "kernels"
+    user = platformdirs.user_cache_path("ctseg", appauthor=False) / "kernels"
     for home in (user, Path(tempfile.gettempdir()) / f"ctseg-kernels-{getattr(os, 'getuid', int)()}"):
         if _is_writable(home):
             _log.debug("compiled kernels are kept in %s", home)
