@@ -6,6 +6,8 @@ model's ``parameters``. Unknown fields, kinds and schema versions are refused, n
 
 import hashlib
 import json
+import math
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -25,6 +27,8 @@ Normalization = Literal[
 Reader = Literal["SimpleITKIO", "SimpleITKIOWithReorient", "NibabelIO", "NibabelIOWithReorient"]
 DType = Literal["FP32", "FP16", "BF16"]
 Precision = Literal["fp32", "fp16", "bf16"]
+
+_ITEM_BYTES: Mapping[DType, int] = {"FP32": 4, "FP16": 2, "BF16": 2}
 
 
 class IntensityProperties(Document):
@@ -97,7 +101,7 @@ class Tensor(Document):
     @property
     def item_bytes(self) -> int:
         """Bytes of one number on the wire."""
-        return 4 if self.dtype == "FP32" else 2
+        return _ITEM_BYTES[self.dtype]
 
 
 class Provenance(Document):
@@ -211,6 +215,16 @@ class ModelSpec(Document):
     def num_heads(self) -> int:
         """Channels of the logits."""
         return len(self.labels)
+
+    @property
+    def patch_bytes(self) -> int:
+        """Bytes of one patch on the wire, all channels."""
+        return len(self.channels) * math.prod(self.patch_size) * self.input.item_bytes
+
+    @property
+    def logits_bytes(self) -> int:
+        """Bytes of one patch's logits on the wire."""
+        return self.num_heads * math.prod(self.patch_size) * self.output.item_bytes
 
     @property
     def written_values(self) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ from ctseg.errors import SpecError
 from ctseg.model_spec import MAX_SPEC_BYTES, KeepLargest, ModelSpec, Parity, Provenance
 from ctseg.nnunet.plans import resolve_configuration, spec_from_plans
 from tests.support.nnunet_plans import make_dataset, make_plans
+from tests.support.toy_models import toy_spec
 
 
 def make_spec(**extra):
@@ -39,6 +40,16 @@ def test_digest_covers_what_the_labels_depend_on_and_nothing_else():
     assert make_spec(network_sha256="0" * 64).digest != spec.digest
     assert make_spec(max_batch_size=1).digest != spec.digest
     assert make_spec(postprocessing=(KeepLargest(labels=(1,)),)).digest != spec.digest
+
+
+@pytest.mark.parametrize(("dtype", "item_bytes"), [("FP32", 4), ("FP16", 2), ("BF16", 2)])
+def test_bytes_on_the_wire(dtype: str, item_bytes: int):
+    spec = toy_spec(input={"name": "input", "dtype": dtype}, output={"name": "logits", "dtype": dtype})
+    assert spec.input.item_bytes == spec.output.item_bytes == item_bytes
+    assert spec.patch_bytes == 2 * (6 * 10 * 14) * item_bytes  # two channels
+    assert spec.logits_bytes == 3 * (6 * 10 * 14) * item_bytes  # three heads
+    flat = toy_spec(patch_size=(10, 14), spacing_mm=(1.0, 1.0), input={"name": "input", "dtype": dtype})
+    assert flat.patch_bytes == 2 * (10 * 14) * item_bytes
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,6 @@ _WIRE: Mapping[DType, tuple[type[np.generic], Any]] = {
     "BF16": (np.uint16, np.uint16(0x7FD3)),
 }
 """How an answer lies in memory, and a NaN that no network writes: what it overwrites was answered."""
-_ITEM_BYTES: Mapping[DType, int] = {"FP32": 4, "FP16": 2, "BF16": 2}
 
 
 @dataclass(frozen=True)
@@ -148,10 +147,8 @@ def batch_limit(spec: ModelSpec, max_message_bytes: int) -> int:
     Raises:
         SetupError: One patch or its answer is too long for a message.
     """
-    largest = int(np.prod(spec.patch_size)) * max(
-        len(spec.channels) * _ITEM_BYTES[spec.input.dtype], spec.num_heads * _ITEM_BYTES[spec.output.dtype]
-    )
-    limit: int = (max_message_bytes - _MESSAGE_OVERHEAD_BYTES) // largest
+    largest = max(spec.patch_bytes, spec.logits_bytes)
+    limit = (max_message_bytes - _MESSAGE_OVERHEAD_BYTES) // largest
     if limit < 1:
         raise SetupError(
             f"{spec.name}: one patch {spec.patch_size} with {spec.num_heads} heads takes {largest} bytes, at most "
@@ -504,20 +501,18 @@ class TritonPredictor:
         spec = self._spec
         request = InferInput(spec.input.name, patches.shape, spec.input.dtype)
         request.set_data_from_numpy(_as_sent(patches, spec.input.dtype))
-        self._count(sent=patches.size * _ITEM_BYTES[spec.input.dtype])
+        self._count(sent=len(patches) * spec.patch_bytes)
         result = self._answer(server, [request], [InferRequestedOutput(spec.output.name)], deadline)
         return _as_logits(self._content_of(result, len(patches)), spec.output.dtype)
 
     def _call_by_shared_memory(self, server: "_Server", patches: Patches, deadline: Callable[[], float]) -> Logits:
         assert self._pool is not None  # noqa: S101 - narrows the type; the caller has asked
         spec = self._spec
-        item_bytes = _ITEM_BYTES[spec.input.dtype]
-        source = self._pool.take(patches.size * item_bytes)
+        source = self._pool.take(len(patches) * spec.patch_bytes)
         if source is None:
             return self._call_by_message(server, patches, deadline)
-        answer_bytes = len(patches) * spec.num_heads * int(np.prod(spec.patch_size)) * _ITEM_BYTES[spec.output.dtype]
         # without a target, because the caller holds many answers, this one comes by message: nobody waits
-        target = self._pool.take(answer_bytes)
+        target = self._pool.take(len(patches) * spec.logits_bytes)
         try:
             answer = self._exchange(server, patches, source, target, deadline)
         except _CallError as error:
@@ -583,7 +578,7 @@ class TritonPredictor:
         found = [(tensor.name, tensor.datatype, tuple(tensor.shape)) for tensor in response.outputs]
         if found != [(spec.output.name, spec.output.dtype, expected)]:
             raise _CallError(_WRONG, f"expected {spec.output.name} {spec.output.dtype} {expected}, found {found}")
-        if size != int(np.prod(expected)) * _ITEM_BYTES[spec.output.dtype]:
+        if size != batch * spec.logits_bytes:
             raise _CallError(
                 _WRONG,
                 f"the answer of shape {expected} has {size} bytes; Triton's python backend of 2024 answers so under "
