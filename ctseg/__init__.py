@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from ctseg.predict.folder import BatchOptions, segment_cases
     from ctseg.predict.segmenter import segment_volume
     from ctseg.serving.server import embedded_server
-    from ctseg.triton.predictor import ClientOptions, connect
+    from ctseg.triton.options import ClientOptions
+    from ctseg.triton.predictor import connect
 
 __version__ = "0.1.0"
 
@@ -44,7 +45,7 @@ __all__ = [
 _HOMES = {
     "BatchOptions": "ctseg.predict.folder",
     "Case": "ctseg.files.cases",
-    "ClientOptions": "ctseg.triton.predictor",
+    "ClientOptions": "ctseg.triton.options",
     "Geometry": "ctseg.files.geometry",
     "ModelSpec": "ctseg.model_spec",
     "Volume": "ctseg.files.volume",

@@ -95,7 +95,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def _model(args: argparse.Namespace) -> "ServedModel":
     from ctseg.runs.model import ServedModel
-    from ctseg.triton.predictor import ClientOptions
+    from ctseg.triton.options import ClientOptions
 
     client = ClientOptions(
         timeout_s=args.timeout_s,

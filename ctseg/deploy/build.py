@@ -603,7 +603,8 @@ def prove_live(
         ServerError: The server fails.
     """
     from ctseg.serving.server import embedded_server
-    from ctseg.triton.predictor import ClientOptions, connect
+    from ctseg.triton.options import ClientOptions
+    from ctseg.triton.predictor import connect
 
     bundle = read_bundle(bundle_folder)
     with contextlib.ExitStack() as stack:

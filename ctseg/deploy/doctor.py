@@ -245,7 +245,9 @@ def _plan_freshness(subject: str, build: dict[str, Any]) -> Iterator[Finding]:
 
 def _running_server(url: str, repository: Path | None) -> Iterator[Finding]:
     from ctseg.serving.entries import list_models, read_entry
-    from ctseg.triton.predictor import ClientOptions, connect, is_ready
+    from ctseg.triton.client import is_ready
+    from ctseg.triton.options import ClientOptions
+    from ctseg.triton.predictor import connect
 
     subject = f"server {url}"
     try:
@@ -278,7 +280,8 @@ def _live_parity(
     from ctseg.deploy.build import check_live
     from ctseg.deploy.bundle import read_bundle
     from ctseg.deploy.parity import summary
-    from ctseg.triton.predictor import ClientOptions, connect
+    from ctseg.triton.options import ClientOptions
+    from ctseg.triton.predictor import connect
 
     subject = f"server {url}, parity"
     try:

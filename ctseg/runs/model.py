@@ -11,7 +11,8 @@ from ctseg.errors import SetupError
 from ctseg.model_spec import ModelSpec
 from ctseg.numerics import KERNEL_MODULES
 from ctseg.serving.server import embedded_server
-from ctseg.triton.predictor import ClientOptions, TritonPredictor, connect
+from ctseg.triton.options import ClientOptions
+from ctseg.triton.predictor import TritonPredictor, connect
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,8 @@ from ctseg.errors import SetupError
 from ctseg.serving.installation import Installation
 from ctseg.serving.triton_flags import LOOPBACK, Restriction, TritonFlags
 from ctseg.triton import shared_memory
-from ctseg.triton.predictor import ClientOptions, is_ready
+from ctseg.triton.client import is_ready
+from ctseg.triton.options import ClientOptions
 
 SHM_PREFIX = "ctseg-server-"
 """Begin of the names of the server's shared memory (between the server and its python backend)."""

@@ -1,1 +1,1 @@
-"""The network over Triton: the only room that knows tritonclient."""
+"""The network over Triton's gRPC protocol: the only room that knows tritonclient."""

@@ -7,7 +7,8 @@ import onnx
 import pytest
 
 from ctseg.serving.server import embedded_server
-from ctseg.triton.predictor import ClientOptions, connect
+from ctseg.triton.options import ClientOptions
+from ctseg.triton.predictor import connect
 from tests.support.toy_models import toy_logits, toy_patches, write_toy_entry
 
 pytestmark = pytest.mark.live

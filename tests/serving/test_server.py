@@ -20,7 +20,10 @@ from ctseg.serving.installation import Installation, find_server
 from ctseg.serving.process import SHM_PREFIX, RunningServer, ServerOptions, free_port
 from ctseg.serving.server import embedded_server
 from ctseg.triton import shared_memory
-from ctseg.triton.predictor import SEGMENT_PREFIX, ClientOptions, connect, is_ready
+from ctseg.triton.client import is_ready
+from ctseg.triton.options import ClientOptions
+from ctseg.triton.predictor import connect
+from ctseg.triton.transport import SEGMENT_PREFIX
 from tests.support.toy_models import toy_logits, toy_patches, toy_spec, write_foreign_entry, write_toy_entry
 
 pytestmark = [pytest.mark.live, pytest.mark.skipif(sys.platform != "linux", reason="the embedded server is for Linux")]
@@ -85,7 +88,8 @@ SCRIPT = """
 import sys, time, numpy as np
 from pathlib import Path
 from ctseg.serving.server import embedded_server
-from ctseg.triton.predictor import ClientOptions, connect
+from ctseg.triton.options import ClientOptions
+from ctseg.triton.predictor import connect
 with embedded_server(Path(sys.argv[1])) as server:
     with connect([server.url], "toy", options=ClientOptions(headers=server.headers)) as predictor:
         predictor.predict(np.zeros((1, 2, *predictor.spec.patch_size), np.float32))

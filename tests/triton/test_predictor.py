@@ -31,7 +31,9 @@ from ctseg.model_spec import KeepLargest
 from ctseg.serving.process import RunningServer, ServerOptions
 from ctseg.serving.server import embedded_server
 from ctseg.triton import shared_memory
-from ctseg.triton.predictor import SEGMENT_PREFIX, ClientOptions, TritonPredictor, batch_limit, connect
+from ctseg.triton.options import ClientOptions
+from ctseg.triton.predictor import TritonPredictor, connect
+from ctseg.triton.transport import SEGMENT_PREFIX, batch_limit
 from tests.predict.test_predictor import check_predictor
 from tests.support.toy_models import PATCH, toy_logits, toy_patches, toy_spec, write_foreign_entry, write_toy_entry
 
@@ -200,7 +202,7 @@ def test_wrong_patches_are_the_callers_mistake(server: RunningServer) -> None:
 
 
 def test_a_model_without_a_spec_says_how_to_get_one(server: RunningServer) -> None:
-    with pytest.raises(SpecError, match=r"no_spec version 1 .*ctseg build.*--spec FILE"), connected(server, "no_spec"):
+    with pytest.raises(SpecError, match=r"no_spec version 1 .*ctseg build.*as a file"), connected(server, "no_spec"):
         pass
 
 

@@ -1,0 +1,101 @@
+"""tritonclient's connections to one server, with every failure translated."""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from tritonclient.grpc import InferenceServerClient
+from tritonclient.utils import InferenceServerException
+
+from ctseg.triton.errors import CANCELLED, DEADLINE, UNAVAILABLE, CallError, call_error_of, server_error_of
+from ctseg.triton.options import MAX_MESSAGE_BYTES, ClientOptions, address_of, credentials_of
+
+_CONNECTIONS = 4
+_KEEPALIVE_MS = 310_000  # Triton answers pings closer than 300 s without data by closing the connection
+_CHANNEL_ARGUMENTS = [
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.keepalive_permit_without_calls", 0),
+    ("grpc.use_local_subchannel_pool", 1),  # else all channels share one connection
+    ("grpc.enable_retries", 0),  # requests are too large for gRPC's own retries
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 2000),
+]
+
+
+def is_ready(url: str, options: ClientOptions | None = None, *, timeout_s: float = 5.0) -> bool:
+    """Whether a server answers and has loaded its models.
+
+    Raises:
+        SetupError: The URL or a certificate file cannot be used.
+        RequestRejectedError: The server answers, and refuses to say.
+    """
+    options = options or ClientOptions()
+    client = TritonClient(address_of(url), options, credentials_of(options), connections=1)
+    try:
+        return bool(client.ask("is_server_ready", timeout_s=timeout_s))
+    except CallError as error:
+        if error.status in (UNAVAILABLE, CANCELLED, DEADLINE):
+            return False
+        raise server_error_of(error, f"{url}: is the server ready?") from error.__cause__
+    finally:
+        client.close()
+
+
+class TritonClient:
+    """The connections to one server; used from any number of threads.
+
+    Args:
+        address: As gRPC wants it, see :func:`~ctseg.triton.options.address_of`.
+        options: Whose headers are sent with every request.
+        credentials: gRPC's, None without TLS.
+        connections: How many; patches take turns on them.
+    """
+
+    def __init__(
+        self, address: str, options: ClientOptions, credentials: Any, *, connections: int = _CONNECTIONS
+    ) -> None:
+        self.address = address
+        self._headers = dict(options.headers) or None
+        self._clients = [
+            InferenceServerClient(address, creds=credentials, channel_args=_CHANNEL_ARGUMENTS)
+            for _ in range(connections)
+        ]
+        self._next = 0
+        self._lock = threading.Lock()
+
+    def ask(self, method: str, *arguments: Any, timeout_s: float) -> Any:
+        """Call one of the library's short methods.
+
+        Raises:
+            CallError: It failed.
+        """
+        try:
+            return getattr(self._clients[0], method)(*arguments, headers=self._headers, client_timeout=timeout_s)
+        except (InferenceServerException, ValueError) as error:
+            raise call_error_of(error) from error
+
+    def infer(
+        self, model: str, version: int, inputs: list[Any], outputs: list[Any], receive: Callable[[Any, Any], None]
+    ) -> None:
+        """Send a request; ``receive`` is called with result and error on one of gRPC's threads.
+
+        Raises:
+            CallError: It could not be sent; ``receive`` will not be called.
+        """
+        with self._lock:
+            self._next = (self._next + 1) % len(self._clients)
+            client = self._clients[self._next]
+        try:
+            client.async_infer(
+                model, inputs, callback=receive, model_version=str(version), outputs=outputs, headers=self._headers
+            )
+        except (InferenceServerException, ValueError) as error:
+            raise call_error_of(error) from error
+
+    def close(self) -> None:
+        """Close the connections; what is on its way is cancelled."""
+        for client in self._clients:
+            client.close()

@@ -1,0 +1,90 @@
+"""tritonclient's failures, told apart by gRPC's status code, and what ctseg makes of them.
+
+A request that fails is a :class:`CallError` inside this room; :func:`server_error_of` makes of it what callers see.
+"""
+
+from collections.abc import Mapping
+
+from tritonclient.utils import InferenceServerException
+
+from ctseg.errors import (
+    InferenceFailedError,
+    ModelNotFoundError,
+    RequestRejectedError,
+    ServerError,
+    ServerTimeoutError,
+    ServerUnavailableError,
+)
+
+UNAVAILABLE = "StatusCode.UNAVAILABLE"
+CANCELLED = "StatusCode.CANCELLED"
+DEADLINE = "StatusCode.DEADLINE_EXCEEDED"
+INTERNAL = "StatusCode.INTERNAL"
+NOT_FOUND = "StatusCode.NOT_FOUND"
+ALREADY_EXISTS = "StatusCode.ALREADY_EXISTS"
+NO_ANSWER = "no answer"
+"""Not of gRPC: nothing came back within the client's own limit."""
+WRONG = "wrong answer"
+"""Not of gRPC: what came back is not what the spec says."""
+RESTRICTED = "restricted"
+"""Not of gRPC: the server asks for a key."""
+SHARED_MEMORY_REFUSALS = ("StatusCode.INVALID_ARGUMENT", "StatusCode.UNIMPLEMENTED", NOT_FOUND, RESTRICTED)
+"""How a server says that it does not take tensors by shared memory."""
+
+_ERROR_OF_STATUS: Mapping[str, type[ServerError]] = {
+    UNAVAILABLE: ServerUnavailableError,
+    CANCELLED: ServerUnavailableError,
+    DEADLINE: ServerTimeoutError,
+    NO_ANSWER: ServerTimeoutError,
+    NOT_FOUND: ModelNotFoundError,
+    INTERNAL: InferenceFailedError,
+    WRONG: InferenceFailedError,
+    "StatusCode.UNKNOWN": InferenceFailedError,
+    "StatusCode.DATA_LOSS": InferenceFailedError,
+}  # every other status is a refusal: RequestRejectedError
+
+
+class CallError(Exception):
+    """A request failed.
+
+    Args:
+        status: gRPC's code, or one of this module's own words.
+        message: The server's or the library's words.
+        url: Address of the server, where it is known already.
+    """
+
+    def __init__(self, status: str, message: str, *, url: str = "") -> None:
+        super().__init__(f"{status.removeprefix('StatusCode.')}: {message}")
+        self.status = status
+        self.text = message
+        self.url = url
+
+
+class SharedMemoryRefusedError(Exception):
+    """The server did not take a request by shared memory."""
+
+
+def call_error_of(error: InferenceServerException | ValueError) -> CallError:
+    """Translate what tritonclient raised."""
+    if isinstance(error, ValueError):  # gRPC's own word for a closed channel
+        return CallError(CANCELLED, str(error))
+    message = str(error.message())
+    status = str(error.status() or "refused by the client library")
+    # A denial by `--grpc-restricted-protocol` has the code of an overloaded server, and nothing else
+    # in Triton's answer tells them apart: this is the one place where its words are read.
+    if status == UNAVAILABLE and message.startswith("This protocol is restricted"):
+        status = RESTRICTED
+    return CallError(status, message)
+
+
+def server_error_of(error: CallError, what: str) -> ServerError:
+    """Return what callers see of a failed request.
+
+    Args:
+        error: How it failed.
+        what: Which model at which server did not do what.
+    """
+    kind = _ERROR_OF_STATUS.get(error.status, RequestRejectedError)
+    if error.status == RESTRICTED:
+        return kind(f"{what}: {error}: give the header that the server's administrator named", settings=("header_env",))
+    return kind(f"{what}: {error}")

@@ -1,0 +1,151 @@
+"""What a server promises about a version of a model: its spec, checked against the server's own tensors."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import tenacity
+
+from ctseg.errors import SpecError
+from ctseg.model_spec import ModelSpec
+from ctseg.triton.client import TritonClient
+from ctseg.triton.configuration import spec_parameter, spec_parameters
+from ctseg.triton.errors import NOT_FOUND, UNAVAILABLE, CallError
+
+_FIRST_BACKOFF_S = 0.1
+_LONGEST_BACKOFF_S = 1.0
+
+
+@dataclass(frozen=True)
+class WantedModel:
+    """What a client asks its servers for.
+
+    Attributes:
+        name: Name of the model.
+        version: Version to use; None takes the newest that is ready on each server.
+        spec: The spec, where the servers hide their configuration; None takes each server's own.
+    """
+
+    name: str
+    version: int | None = None
+    spec: ModelSpec | None = None
+
+
+@dataclass(frozen=True)
+class ServedVersion:
+    """One version of a model on one server.
+
+    Attributes:
+        version: As the server numbers it.
+        spec: What it needs of its clients.
+        max_batch_size: Most patches in one request, by the spec and the server.
+        instances: How many of them the server runs.
+    """
+
+    version: int
+    spec: ModelSpec
+    max_batch_size: int
+    instances: int
+
+
+def choose_version(client: TritonClient, wanted: WantedModel, timeout_s: float) -> ServedVersion:
+    """Find the version to use, waiting for a server that is not ready yet.
+
+    Args:
+        client: The server.
+        wanted: What is asked for.
+        timeout_s: How long to wait for the server, and for each of its answers.
+
+    Raises:
+        CallError: The server does not answer in time, or has no such model.
+        SpecError: See :func:`served_version`.
+    """
+    deadline = time.monotonic() + timeout_s
+    attempts = tenacity.Retrying(
+        retry=tenacity.retry_if_exception(lambda e: isinstance(e, CallError) and e.status == UNAVAILABLE),
+        wait=tenacity.wait_random_exponential(multiplier=_FIRST_BACKOFF_S, max=_LONGEST_BACKOFF_S),
+        stop=lambda _: time.monotonic() >= deadline,
+        reraise=True,
+    )
+
+    def choose() -> ServedVersion:
+        version = wanted.version
+        if version is None:
+            version = max(ready_versions(client, wanted.name, timeout_s))
+        return served_version(client, wanted, version, timeout_s)
+
+    return attempts(choose)
+
+
+def ready_versions(client: TritonClient, model: str, timeout_s: float) -> list[int]:
+    """Return the versions of a model that a server is ready to run; at least one.
+
+    Raises:
+        CallError: The server does not answer, or none is ready.
+    """
+    metadata = client.ask("get_model_metadata", model, timeout_s=timeout_s)
+    versions = [int(text) for text in metadata.versions if text.isdigit()]
+    if not versions:
+        raise CallError(NOT_FOUND, "no version is ready")
+    return versions
+
+
+def served_version(client: TritonClient, wanted: WantedModel, version: int, timeout_s: float) -> ServedVersion:
+    """Return what a server promises about a version, checked against the server's own tensors.
+
+    Args:
+        client: The server.
+        wanted: The model, and its spec where it is known already.
+        version: The version to look at, whatever ``wanted`` says.
+        timeout_s: How long to wait for each answer.
+
+    Raises:
+        CallError: The server does not answer, or has no such version.
+        SpecError: There is no spec, one that ctseg cannot run, or one that contradicts the server.
+    """
+    metadata = client.ask("get_model_metadata", wanted.name, str(version), timeout_s=timeout_s)
+    source = f"{wanted.name} version {version} at {client.address}"
+    spec, batch_limit, instances = wanted.spec, None, 1
+    if spec is None:
+        config = client.ask("get_model_config", wanted.name, str(version), timeout_s=timeout_s).config
+        spec = _spec_in(config, version, source)
+        batch_limit = int(config.max_batch_size)
+        instances = max(1, sum(group.count or 1 for group in config.instance_group))
+    spec.check_runnable()
+    if spec.name != wanted.name:
+        raise SpecError(f"{source}: the spec is of a model named {spec.name!r}: it belongs to another model")
+    if batch_limit is not None and batch_limit < 1:
+        raise SpecError(
+            f"{source}: the spec expects batches (up to {spec.max_batch_size}), the server has max_batch_size "
+            f"{batch_limit}: build the entry again"
+        )
+    _check_tensors(spec, metadata, source)
+    most = spec.max_batch_size if batch_limit is None else min(spec.max_batch_size, batch_limit)
+    return ServedVersion(version, spec, most, instances)
+
+
+def _spec_in(config: Any, version: int, source: str) -> ModelSpec:
+    parameter = spec_parameter(version)
+    if parameter not in config.parameters:
+        raise SpecError(
+            f"{source}: its configuration has no parameter {parameter} (specs found: "
+            f"{spec_parameters(config) or 'none'}): write the entry with `ctseg build`, or give the spec of this model "
+            "as a file",
+            settings=("spec",),
+        )
+    return ModelSpec.from_json(config.parameters[parameter].string_value, source=source)
+
+
+def _check_tensors(spec: ModelSpec, metadata: Any, source: str) -> None:
+    for what, kind, tensor, channels, found in (
+        ("input", "channels", spec.input, len(spec.channels), metadata.inputs),
+        ("output", "labels", spec.output, spec.num_heads, metadata.outputs),
+    ):
+        expected = [(tensor.name, tensor.dtype, (-1, channels, *spec.patch_size))]
+        has = [(item.name, item.datatype, tuple(item.shape)) for item in found]
+        if has != expected:
+            raise SpecError(
+                f"{source}: the spec lists {channels} {kind} and expects the {what} {expected}, the server has {has}: "
+                "build the entry again, or give the right spec",
+                settings=("spec",),
+            )
