@@ -251,7 +251,7 @@ def test_the_table_of_rooms_is_the_tree_in_the_order_of_the_import_rule():
     table = (
         (DOCS / "architecture.md").read_text(encoding="utf-8").split("## The rooms")[1].split("**The import rule.**")[0]
     )
-    rooms = [name for line in table.splitlines() for name in re.findall(r"`([a-z_]+)/`", line.split(" | ")[0])]
+    rooms = re.findall(r"^\| `([a-z_]+)/`", table, re.MULTILINE)
     layers = (ROOT / "pyproject.toml").read_text(encoding="utf-8").split("layers = [")[1].split("]")[0]
     ordered = [name for line in re.findall(r'"([a-z_ |]+)"', layers)[::-1] for name in line.split(" | ")]
     packages = {file.parent.name for file in (ROOT / "ctseg").glob("*/__init__.py")}
