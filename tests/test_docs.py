@@ -19,7 +19,8 @@ from ctseg.cli.main import build_parser
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
+CARDS = [ROOT / "model_repository" / "README.md", ROOT / "examples" / "demo_data" / "README.md"]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *CARDS, *sorted(DOCS.glob("*.md"))]
 HISTORY = [ROOT / "CHANGELOG.md", *sorted(DOCS.glob("decisions/*.md")), *sorted(DOCS.glob("measurements/*.md"))]
 LONGEST_LINE = 120
 
@@ -132,7 +133,7 @@ def test_modules_that_are_named_exist():
     missing = []
     for code in all_code():
         short = code.inline and re.fullmatch(r"[a-z_]+(/[a-z_]+)*(\.py|/)", code.text)
-        if short and not any(path.exists() for path in (ROOT / "ctseg" / code.text, ROOT / code.text)):
+        if short and not any((folder / code.text).exists() for folder in (ROOT / "ctseg", ROOT, code.page.parent)):
             missing += [str(code)] if code.text not in MADE_BY_COMMANDS else []
         for name in re.findall(r"(?<![\w/.-])ctseg(?:\.\w+)+", code.text):
             if not name.endswith((".json", ".zip", ".yaml")) and not is_defined(name):
