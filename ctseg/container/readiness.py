@@ -6,14 +6,17 @@ again after it was loaded anew, after requests to it failed, and now and then wh
 probe only reads the result, so that it costs nothing, and answers 503 when this process has stopped looking.
 Live means that the server answers at all, however long its models take.
 
-Speaks Triton's HTTP protocol on the loopback interface, with the standard library and numpy. Usage: one JSON
-object on standard input: server (URL), headers (for the closed protocols), port.
+Speaks Triton's HTTP protocol on the loopback interface, with the standard library and numpy: it stays small and
+starts fast. Usage: ``python -I -m ctseg.container.readiness``, and one JSON object on standard input: server (URL),
+headers (for the closed protocols), port.
 """
 
 import contextlib
 import ctypes
 import http.client
 import json
+import logging
+import math
 import signal
 import sys
 import threading
@@ -25,6 +28,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+
+from ctseg.container.log import log_to_standard_error
+from ctseg.serving.proof import is_answer, random_patches
 
 PERIOD_S = 2.0
 REPEAT_S = 300.0
@@ -36,6 +43,7 @@ STALE_S = 4 * REQUEST_TIMEOUT_S + INFERENCE_TIMEOUT_S
 LIVE_STALE_S = PERIOD_S + 2 * REQUEST_TIMEOUT_S
 
 _PR_SET_PDEATHSIG = 1
+_log = logging.getLogger("ctseg.container.readiness")  # not __name__, which is "__main__" in its process
 _NUMPY_TYPES: Mapping[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "FP16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 
 
@@ -91,7 +99,7 @@ class State:
 
 
 @dataclass(frozen=True)
-class Pulse:
+class Liveness:
     """Whether the server answers at all, and when this was found, on the monotonic clock."""
 
     live: bool = False
@@ -191,7 +199,7 @@ class Server:
 def _random_bytes(shape: list[int], datatype: str) -> bytes:
     if datatype not in _NUMPY_TYPES:
         raise NoAnswerError(f"input of type {datatype}: expected {', '.join(_NUMPY_TYPES)}")
-    values = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    values = random_patches(shape)
     if datatype == "BF16":
         return (values.view(np.uint32) >> 16).astype("<u2").tobytes()
     return values.astype(_NUMPY_TYPES[datatype]).tobytes()
@@ -204,17 +212,15 @@ def _check_answer(head: dict[str, Any], data: bytes, expected: Iterable[dict[str
         name, dtype = tensor["name"], _NUMPY_TYPES.get(tensor["datatype"])
         if dtype is None or name not in answered:
             raise NoAnswerError(f"output {name} of type {tensor['datatype']} is missing in the answer")
-        size = dtype.itemsize
-        for side in tensor["shape"]:
-            size *= 1 if side < 0 else side
+        size = dtype.itemsize * math.prod(1 if side < 0 else side for side in tensor["shape"])
         part = data[start : start + size]
         start += size
         if len(part) != size:
             raise NoAnswerError(f"output {name} has {len(part)} bytes, expected {size}")
-        values = np.frombuffer(part, dtype)
+        values: npt.NDArray[Any] = np.frombuffer(part, dtype)
         if tensor["datatype"] == "BF16":
             values = (values.astype(np.uint32) << np.uint32(16)).view(np.float32)
-        if not np.isfinite(values).all():
+        if not is_answer(values):
             raise NoAnswerError(f"output {name} is not finite for a random patch")
 
 
@@ -231,17 +237,17 @@ class Watch:
         self._now_s = now_s
         self._proofs: dict[tuple[str, str], Proof] = {}
         self.state = State()
-        self.pulse = Pulse()
+        self.liveness = Liveness()
 
-    def feel(self) -> None:
+    def check_liveness(self) -> None:
         """See whether the server answers at all; from a thread of its own, for models may take their time."""
         live = self._server.is_live()
-        self.pulse = Pulse(live, self._now_s())
+        self.liveness = Liveness(live, self._now_s())
 
     @property
     def is_live(self) -> bool:
         """Whether the server answers."""
-        return self.pulse.live and self._now_s() - self.pulse.at_s < LIVE_STALE_S
+        return self.liveness.live and self._now_s() - self.liveness.at_s < LIVE_STALE_S
 
     @property
     def is_ready(self) -> bool:
@@ -262,7 +268,7 @@ class Watch:
     def _tell(self, models: Mapping[str, str]) -> None:
         for name, problem in models.items():
             if problem != self.state.models.get(name):
-                print(f"ctseg: {name}: {problem or 'ready'}", file=sys.stderr, flush=True)
+                _log.info("%s: %s", name, problem or "ready")
 
     def _models(self) -> dict[str, str]:
         counters = self._server.counters()
@@ -338,18 +344,19 @@ def handler(watch: Watch) -> type[BaseHTTPRequestHandler]:
 
 def main() -> None:
     """Watch until the server's process ends."""
+    log_to_standard_error()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     job = json.loads(sys.stdin.read())
     watch = Watch(Server(job["server"], job["headers"]))
     probe = ThreadingHTTPServer(("0.0.0.0", job["port"]), handler(watch))  # noqa: S104 (the orchestrator asks from outside)
     threading.Thread(target=probe.serve_forever, daemon=True).start()
 
-    def feel() -> None:
+    def check_liveness() -> None:
         while True:
-            watch.feel()
+            watch.check_liveness()
             time.sleep(PERIOD_S)
 
-    threading.Thread(target=feel, daemon=True).start()
+    threading.Thread(target=check_liveness, daemon=True).start()
     while True:
         watch.look()
         time.sleep(PERIOD_S)

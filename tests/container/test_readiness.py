@@ -1,7 +1,10 @@
 """When does a model count as ready? A stand-in for Triton's HTTP endpoint answers what each test says."""
 
 import json
+import subprocess
+import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -10,9 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
-from tests.container.programs import load
-
-readiness = load("readiness")
+from ctseg.container import readiness
 
 
 class FakeTriton:
@@ -210,7 +211,7 @@ class SlowModels:
     def infer(self, name: str, version: str) -> None:
         for _ in range(int(self.cost_s)):
             self.clock.time_s += 1
-            self.watch.feel()  # as the other thread does
+            self.watch.check_liveness()  # as the other thread does
             self.seen.append((self.watch.is_live, self.watch.is_ready))
 
 
@@ -224,8 +225,6 @@ def test_a_server_whose_models_are_slow_to_answer_is_live_and_stays_ready() -> N
 
 
 def test_the_probe_answers_by_status_and_goes_bad_when_nobody_looks(triton: FakeTriton) -> None:
-    import time
-
     watch = readiness.Watch(readiness.Server(triton.url, {"ctseg-admin": "key"}))
     server = ThreadingHTTPServer(("127.0.0.1", 0), readiness.handler(watch))
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -240,11 +239,18 @@ def test_the_probe_answers_by_status_and_goes_bad_when_nobody_looks(triton: Fake
 
     assert (status("/ready"), status("/live")) == (503, 503)
     watch.look()
-    watch.feel()
+    watch.check_liveness()
     assert (status("/ready"), status("/live"), status("/other")) == (200, 200, 404)
     watch.state = readiness.State(live=True, models={"m": ""}, at_s=time.monotonic() - readiness.STALE_S - 1)
     assert (status("/ready"), status("/live")) == (503, 200)
-    watch.pulse = readiness.Pulse(live=True, at_s=time.monotonic() - readiness.LIVE_STALE_S - 1)
+    watch.liveness = readiness.Liveness(live=True, at_s=time.monotonic() - readiness.LIVE_STALE_S - 1)
     assert (status("/ready"), status("/live")) == (503, 503)
     server.shutdown()
     server.server_close()
+
+
+def test_its_process_loads_nothing_heavy() -> None:
+    code = "import ctseg.container.readiness, sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    heavy = {"torch", "onnx", "onnxruntime", "tritonclient", "grpc", "google.protobuf", "pydantic", "scipy", "numba"}
+    assert not heavy & set(done.stdout.split())

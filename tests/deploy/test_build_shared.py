@@ -4,12 +4,13 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+from ctseg.container.builds import build_entries
 from ctseg.deploy.build import BuildOptions, build_entry
 from ctseg.deploy.bundle import Bundle
 from ctseg.deploy.cuda_driver import Gpu
 from ctseg.serving.entries import read_entry
-from tests.container.programs import load
 from tests.deploy.test_build import ONNXRUNTIME, OnnxAsPlan
+from tests.support.container_entries import settings_of
 
 
 def test_two_gpus_of_one_compute_capability_share_a_repository(bundle: Bundle, tmp_path: Path) -> None:
@@ -43,18 +44,13 @@ def test_a_version_for_this_machine_is_found_behind_those_for_others_but_not_beh
 
 
 def test_the_entry_point_of_the_image_learns_which_version_is_for_its_machine(bundle: Bundle, tmp_path: Path) -> None:
-    entrypoint = load("entrypoint")
     for name in ("models", "bundles"):
         (tmp_path / name).mkdir()
-    settings = entrypoint.Settings.from_environment(
-        {
-            "CTSEG_MODELS": str(tmp_path / "models"),
-            "CTSEG_BACKEND": "python",
-            "CTSEG_BUILD_OPTIONS": "--runtime onnxruntime",
-        }
+    settings = settings_of(
+        CTSEG_MODELS=str(tmp_path / "models"), CTSEG_BACKEND="python", CTSEG_BUILD_OPTIONS="--runtime onnxruntime"
     )
     build_entry(bundle.folder, tmp_path / "models", ONNXRUNTIME)
     build_entry(bundle.folder, tmp_path / "models", ONNXRUNTIME)
     file = tmp_path / "models" / "unet" / "2" / "build.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "machine": {"cpus": 9999}}))
-    assert entrypoint.build_entries(settings, [bundle.folder]) == {"unet": 1}
+    assert build_entries(settings, [bundle.folder]) == {"unet": 1}

@@ -99,6 +99,6 @@ def test_the_entry_point_of_the_base_goes_first_and_its_words_are_not_the_comman
         env={"PATH": os.environ["PATH"]},
     )
     path = "/usr/local/cuda/compat/lib.real" if has_nvidias else ""
-    assert done.stdout == f"{path}|-I {tmp_path}/ctseg/serve/entrypoint.py two words --flag\n"
+    assert done.stdout == f"{path}|-I -m ctseg.container.entrypoint two words --flag\n"
     assert done.stderr == ("== a banner ==\n" if has_nvidias else "")
     assert done.returncode == 7

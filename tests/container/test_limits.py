@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from tests.container.programs import load
+from tests.support.container_entries import settings_of
 
 ROOT = Path(__file__).parents[2]
 LONGEST_S = 3600
@@ -16,7 +16,7 @@ def number(file: str, pattern: str) -> int:
 
 
 def test_everything_that_waits_for_a_first_start_waits_as_long() -> None:
-    assert load("entrypoint").Settings.from_environment({}).lock_timeout_s == LONGEST_S
+    assert settings_of().lock_timeout_s == LONGEST_S
     assert number("Dockerfile.serve", r"--start-period=(\d+)m") * 60 == LONGEST_S
     assert number("scripts/serve.sh", r"START_TIMEOUT_S:-(\d+)") == LONGEST_S
     probe = r"startupProbe:(?:\n(?!.*Probe:).*)*?\n *periodSeconds: (\d+)"

@@ -1,0 +1,44 @@
+"""A server sees links to what it can load, and nothing else."""
+
+from pathlib import Path
+
+import pytest
+
+from ctseg.container.view import served_view
+from tests.support.container_entries import L4, OLD, RTX, built
+
+
+def seen(view: Path) -> list[str]:
+    return sorted(path.name for path in (view / "m").iterdir() if path.is_dir())
+
+
+@pytest.mark.parametrize(
+    ("builds", "fitting", "served"),
+    [
+        ([L4, L4, L4], None, ["2", "3"]),
+        ([OLD, L4], None, ["2"]),  # a plan of another TensorRT would end the server
+        ([L4, RTX], 1, ["1"]),
+        ([L4, RTX], 2, ["2"]),
+        ([L4, RTX, L4], 3, ["3"]),
+    ],
+)
+def test_a_server_sees_the_plans_for_its_machine(
+    tmp_path: Path, builds: list[dict[str, str]], fitting: int | None, served: list[str]
+) -> None:
+    entries = [built(tmp_path / "models", *builds)]
+    known = {} if fitting is None else {"m": fitting}
+    for grows in (False, True):
+        assert seen(served_view(entries, tmp_path / "view", known, grows=grows)) == (
+            served if not grows or len(served) < 2 else ["1", "2", "3"]
+        )
+        assert (tmp_path / "view" / "m" / "config.pbtxt").read_text() == "x"
+
+
+def test_the_view_holds_models_only_and_under_model_control_their_later_versions(tmp_path: Path) -> None:
+    (tmp_path / "models" / "lost+found").mkdir(parents=True)
+    entries = [built(tmp_path / "models", L4, L4)]
+    for grows, expected in ((False, ["1", "2"]), (True, ["1", "2", "3"])):
+        view = served_view(entries, tmp_path / "view", {}, grows=grows)
+        assert [path.name for path in view.iterdir()] == ["m"]
+        (tmp_path / "models" / "m" / "3").mkdir(exist_ok=True)
+        assert seen(view) == expected
