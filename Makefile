@@ -42,14 +42,14 @@ check: $(TEST_VENV)/.ready  ## style, types, and what else needs no run
 	$(TEST_VENV)/bin/ruff format --check .
 	$(TEST_VENV)/bin/mypy
 	$(TEST_VENV)/bin/lint-imports --no-cache
-	$(TEST_VENV)/bin/hadolint -c .hadolint.yaml Dockerfile.train Dockerfile.serve tests/images/Dockerfile.triton
+	$(TEST_VENV)/bin/hadolint -c .hadolint.yaml Dockerfile.train Dockerfile.serve scripts/check_images/Dockerfile.triton
 	$(TEST_VENV)/bin/shellcheck scripts/*.sh docker/*/*.sh .ci/run
 	$(TEST_VENV)/bin/yamllint -s docs/examples .github .pre-commit-config.yaml
 	$(TEST_VENV)/bin/docker-compose -f docs/examples/compose.yaml config -q
 	$(TEST_VENV)/bin/kubernetes-validate --strict --quiet docs/examples/kubernetes.yaml
 
 images: $(TEST_VENV)/.ready  ## build both images on stand-in bases and walk the road through them (root, podman)
-	$(TEST_VENV)/bin/python tests/images/run.py
+	$(TEST_VENV)/bin/python -m scripts.check_images
 
 format: $(TEST_VENV)/.ready  ## format the code
 	$(TEST_VENV)/bin/ruff format .
