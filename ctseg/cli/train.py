@@ -1,11 +1,12 @@
 """Commands of the training layer."""
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 
 from ctseg.cli.exit_codes import TERMINATED
-from ctseg.cli.parser import Parser
+from ctseg.cli.parser import Parser, flags_worded
 from ctseg.errors import InputError, SetupError
 from ctseg.nnunet.variables import VARIABLES
 
@@ -161,25 +162,29 @@ def _run_plan(args: argparse.Namespace) -> int:
     paths = require_paths({"nnUNet_raw", "nnUNet_preprocessed"}, _overrides(args))
     name = dataset_name(paths, args.dataset)
     _prepare_nnunet()
-    from ctseg.train.planner import DEFAULT_PLANNER, SWIN_PLANNER, plan_dataset, summary
+    from ctseg.train.planning import Planning, plan_dataset, summary
 
+    default = Planning()
+    planning = Planning(
+        planners=tuple(args.planners or default.planners),
+        configurations=tuple(args.configurations or default.configurations),
+        gpu_memory_gb=args.gpu_memory_gb,
+        processes=args.processes,
+        preprocess=not args.no_pp,
+        clean=args.clean,
+        verify=args.verify_dataset_integrity,
+        overwrite=args.overwrite,
+    )
     try:
-        written = plan_dataset(
-            name,
-            paths,
-            planners=args.planners or (DEFAULT_PLANNER, SWIN_PLANNER),
-            configurations=args.configurations or ("2d", "3d_fullres", "3d_lowres"),
-            gpu_memory_gb=args.gpu_memory_gb,
-            processes=args.processes,
-            preprocess=not args.no_pp,
-            clean=args.clean,
-            verify=args.verify_dataset_integrity,
-            overwrite=args.overwrite,
-        )
+        planned = plan_dataset(name, paths, planning)
     except InputError as error:
         print(f"InputError: {error}", file=sys.stderr)
         return 1
-    for file in written:
+    for identifier, model in planned.kept.data.items():
+        print(f"{identifier}: nothing to do, {model} was trained on these cases")
+    for plans, model in planned.kept.plans.items():
+        print(f"{plans}: nothing to do, the plans are those of {model}")
+    for file in planned.files:
         print(summary(file))
     return 0
 
@@ -261,8 +266,11 @@ def _run_train(args: argparse.Namespace) -> int:
     paths = require_paths({"nnUNet_preprocessed", "nnUNet_results"}, _overrides(args))
     name = dataset_name(paths, args.dataset)
     _prepare_nnunet()
-    from ctseg.train.extended_trainer import TrainingStopped
-    from ctseg.train.launch import Training, default_plans, placed, train
+    from ctseg.train.launch import train
+    from ctseg.train.names import default_plans
+    from ctseg.train.options import Training
+    from ctseg.train.placement import placed
+    from ctseg.train.stopping import TrainingStopped
 
     training = Training(
         dataset=name,
@@ -282,16 +290,27 @@ def _run_train(args: argparse.Namespace) -> int:
             train(training, paths, placement)
         except TrainingStopped as stopped:
             if placement.rank == 0:
-                print(stopped, file=sys.stderr)
+                flags = flags_worded(stopped.settings, args.parser)
+                print(f"{stopped}; it can go on ({flags})", file=sys.stderr)
             return TERMINATED
     return 0
 
 
+class _StdoutHandler(logging.Handler):
+    """Writes to whatever standard output is now, between the lines that nnU-Net prints there itself."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), flush=True)
+
+
 def _prepare_nnunet() -> None:
-    """What has to happen before nnU-Net is imported."""
+    """What has to happen before nnU-Net is imported; and what ctseg logs is shown beside what nnU-Net prints."""
     from ctseg.train.worker_processes import limit_worker_processes
 
     limit_worker_processes()
+    log = logging.getLogger("ctseg.train")
+    log.handlers, log.propagate = [_StdoutHandler()], False
+    log.setLevel(logging.INFO)
 
 
 # find-best, results
@@ -330,19 +349,21 @@ def _run_find_best(args: argparse.Namespace) -> int:
     paths = require_paths({"nnUNet_preprocessed", "nnUNet_results"}, _overrides(args))
     name = dataset_name(paths, args.dataset)
     _prepare_nnunet()
-    from ctseg.train.cross_validation import find_best, trained_models
+    from ctseg.train.comparison import Comparison, find_best
+    from ctseg.train.cross_validation import trained_models
 
     models = trained_models(paths, name, trainers=args.trainers, plans=args.plans, configurations=args.configurations)
-    best, file = find_best(
-        paths,
-        name,
+    comparison = Comparison(
         models,
         folds,
         ensembles=not args.disable_ensembling,
         processes=args.processes,
         overwrite=not args.no_overwrite,
-        output=args.output,
     )
+    found = find_best(paths, name, comparison, output=args.output)
+    best, file = found.best, found.file
+    for one, score in found.scores.items():
+        print(f"  Dice {score:.4f}  {one}")
     member = best.members[0]
     if best.is_ensemble:
         others = " and ".join(m.folder_name for m in best.members)

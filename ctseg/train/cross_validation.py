@@ -1,20 +1,17 @@
-"""What the trained folds achieved, and which configuration is best by nnU-Net's own determination."""
+"""What the trained folds of a data set achieved."""
 
-import contextlib
-import io
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ctseg.errors import CheckpointError, OutputError, SetupError, TrainingError
-from ctseg.nnunet.best_configuration import BestConfiguration, BestMember
-from ctseg.nnunet.folds import CROSS_VALIDATION_FOLDS, Fold
-from ctseg.nnunet.postprocessing import read_postprocessing
+from ctseg.errors import CheckpointError, SetupError
+from ctseg.nnunet.folds import Fold
 from ctseg.train.paths import NnunetPaths
+
+_VALIDATE_AGAIN = "let `ctseg train` validate the fold again"
 
 
 @dataclass(frozen=True)
@@ -75,145 +72,20 @@ def trained_models(
         and (plans is None or model.plans in plans)
         and (configurations is None or model.configuration in configurations)
     ]
-    for what, words, has in (
-        ("-tr", trainers, {model.trainer for model in asked}),
-        ("-p", plans, {model.plans for model in asked}),
-        ("-c", configurations, {model.configuration for model in asked}),
+    for what, setting, words, has in (
+        ("trainer", "trainers", trainers, {model.trainer for model in asked}),
+        ("plans", "plans", plans, {model.plans for model in asked}),
+        ("configuration", "configurations", configurations, {model.configuration for model in asked}),
     ):
         if missing := sorted(set(words or ()) - has):
             raise SetupError(
                 f"{dataset}: nothing trained for {what} {' '.join(missing)}; "
-                f"trained are: {', '.join(model.name for model in found) or 'none'}"
+                f"trained are: {', '.join(model.name for model in found) or 'none'}",
+                settings=(setting,),
             )
     if not asked:
         raise SetupError(f"{dataset}: nothing trained in {root}: `ctseg train {dataset[7:10]} …` first")
     return asked
-
-
-def find_best(
-    paths: NnunetPaths,
-    dataset: str,
-    models: Sequence[TrainedModel],
-    folds: Sequence[Fold],
-    *,
-    ensembles: bool = True,
-    processes: int | None = None,
-    overwrite: bool = True,
-    output: Path | None = None,
-) -> tuple[BestConfiguration, Path]:
-    """Let nnU-Net find the best configuration and post-processing, and write them as ``best.json``.
-
-    Args:
-        paths: With ``preprocessed`` and ``results``.
-        dataset: ``DatasetXXX_Name``.
-        models: The candidates.
-        folds: The folds that all of them have.
-        ensembles: Also consider each pair of models; needs the probabilities of the validations.
-        processes: Worker processes; None takes as many as there are cores, at most 8.
-        overwrite: Compute anew what an earlier call left.
-        output: Where ``best.json`` goes; None puts it beside the models.
-
-    Returns:
-        The decision, and the file it was written to.
-
-    Raises:
-        TrainingError: A fold is missing, not validated, or has no probabilities; all are told at once.
-        CheckpointError: nnU-Net's post-processing cannot be read.
-        OutputError: The file cannot be written.
-    """
-    if paths.results is None:
-        raise SetupError("nnUNet_results is not set")
-    numbers = _require_folds(models, folds, ensembles=ensembles and len(models) > 1)
-    from nnunetv2.evaluation.find_best_configuration import find_best_configuration
-
-    workers = processes or min(8, os.cpu_count() or 1)
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(said):
-            decided = find_best_configuration(
-                dataset,
-                [{"plans": m.plans, "configuration": m.configuration, "trainer": m.trainer} for m in models],
-                allow_ensembling=ensembles and len(models) > 1,
-                num_processes=workers,
-                overwrite=overwrite,
-                folds=numbers,
-            )
-    except (RuntimeError, AssertionError) as error:
-        raise TrainingError(f"{dataset}: nnU-Net could not compare the models: {error}\n{said.getvalue()}") from error
-    scores: dict[str, float] = decided["all_results"]
-    for name, score in sorted(scores.items(), key=lambda item: -item[1]):
-        print(f"  Dice {score:.4f}  {name}")
-    chosen = decided["best_model_or_ensemble"]
-    members = sorted(
-        (
-            BestMember(
-                trainer=one["trainer"],
-                plans=one["plans_identifier"],
-                configuration=one["configuration"],
-                dice=scores[f"{one['trainer']}__{one['plans_identifier']}__{one['configuration']}"],
-            )
-            for one in chosen["selected_model_or_models"]
-        ),
-        key=lambda member: -(member.dice or 0.0),
-    )
-    merged = paths.results / dataset / members[0].folder_name / f"crossval_results_folds_{'_'.join(map(str, numbers))}"
-    if len(members) > 1:
-        # nnU-Net determined the post-processing of the ensemble; its best member has its own
-        with contextlib.redirect_stdout(said):
-            _determine_postprocessing(paths, dataset, merged, workers)
-    best = BestConfiguration(
-        dataset=dataset,
-        members=tuple(members),
-        folds=tuple(numbers),
-        postprocessing=read_postprocessing(merged),
-        dice=chosen["result_on_crossval_pre_pp"],
-        dice_postprocessed=_summary(merged / "postprocessed" / "summary.json")["foreground_mean"]["Dice"],
-    )
-    file = output or paths.results / dataset / "best.json"
-    part = file.with_name(f"{file.name}.part")
-    try:
-        part.write_text(best.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        part.replace(file)
-    except OSError as error:
-        raise OutputError(f"{file}: cannot be written ({error.strerror})") from error
-    return best, file
-
-
-def _require_folds(models: Sequence[TrainedModel], folds: Sequence[Fold], *, ensembles: bool) -> list[int]:
-    numbers = [fold for fold in folds if fold != "all"]
-    if len(numbers) != len(folds):
-        raise SetupError("a training on every case (full) has no cases left to be compared on: name folds 0 to 4")
-    problems = []
-    for model in models:
-        if missing := [fold for fold in numbers if not model.is_validated(fold)]:
-            done = [fold for fold in CROSS_VALIDATION_FOLDS if model.is_validated(fold)]
-            problems.append(
-                f"{model.name}: folds {_list(missing)} are not trained and validated (done: {_list(done) or 'none'}): "
-                f"train them, leave the model out by -tr, -p or -c, or compare fewer folds by -f"
-            )
-        elif ensembles and (bare := [fold for fold in numbers if not any(model.validation(fold).glob("*.npz"))]):
-            problems.append(
-                f"{model.name}: folds {_list(bare)} have no probabilities, which ensembles need: "
-                "`ctseg train … --val --npz` adds them, or give --disable_ensembling"
-            )
-    if problems:
-        raise TrainingError("\n".join(["nothing was compared:", *(f"  {problem}" for problem in problems)]))
-    return numbers
-
-
-def _determine_postprocessing(paths: NnunetPaths, dataset: str, merged: Path, workers: int) -> None:
-    if paths.preprocessed is None:
-        raise SetupError("nnUNet_preprocessed is not set")
-    from nnunetv2.postprocessing.remove_connected_components import determine_postprocessing
-
-    determine_postprocessing(
-        str(merged),
-        str(paths.preprocessed / dataset / "gt_segmentations"),
-        plans_file_or_dict=str(merged / "plans.json"),
-        dataset_json_file_or_dict=str(merged / "dataset.json"),
-        num_processes=workers,
-        keep_postprocessed_files=True,
-    )
 
 
 @dataclass(frozen=True)
@@ -263,24 +135,31 @@ class ResultsTable:
 
     def __str__(self) -> str:
         blocks = [f"{self.dataset}: Dice of the cross-validation"]
-        for model in self.models:
-            head = ["label", *(f"fold {result.fold}" for result in model.folds), "mean"]
-            rows = [
-                [label, *(_dice(result.dice[label]) for result in model.folds), _dice(model.mean(label))]
-                for label in (model.folds[0].dice if model.folds else ())
-            ]
-            rows.append(["mean", *(_dice(result.mean_dice) for result in model.folds), _dice(model.mean())])
-            rows.append(["cases", *(str(result.cases) for result in model.folds), ""])
-            widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-            lines = ["  ".join(word.rjust(n) for word, n in zip(row, widths, strict=True)) for row in (head, *rows)]
-            if not model.folds:
-                lines = ["no fold is validated yet"]
-            if any(result.fold == "full" for result in model.folds):
-                lines.append("(full: trained on the very cases it is measured on; not part of the mean)")
-            if model.unfinished:
-                lines.append(f"(not validated yet: folds {', '.join(model.unfinished)})")
-            blocks.append("\n".join([model.model, *(f"  {line}" for line in lines)]))
+        blocks += ["\n".join([model.model, *(f"  {line}" for line in _lines(model))]) for model in self.models]
         return "\n\n".join(blocks)
+
+
+def _lines(model: ModelResults) -> list[str]:
+    lines = _table(model) if model.folds else ["no fold is validated yet"]
+    if any(result.fold == "full" for result in model.folds):
+        lines.append("(full: trained on the very cases it is measured on; not part of the mean)")
+    if model.unfinished:
+        lines.append(f"(not validated yet: folds {', '.join(model.unfinished)})")
+    return lines
+
+
+def _table(model: ModelResults) -> list[str]:
+    rows = [
+        ["label", *(f"fold {result.fold}" for result in model.folds), "mean"],
+        *(
+            [label, *(_dice(result.dice[label]) for result in model.folds), _dice(model.mean(label))]
+            for label in model.folds[0].dice
+        ),
+        ["mean", *(_dice(result.mean_dice) for result in model.folds), _dice(model.mean())],
+        ["cases", *(str(result.cases) for result in model.folds), ""],
+    ]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["  ".join(word.rjust(n) for word, n in zip(row, widths, strict=True)) for row in rows]
 
 
 def results_table(dataset: str, models: Sequence[TrainedModel], folds: Sequence[Fold] | None) -> ResultsTable:
@@ -312,7 +191,7 @@ def results_table(dataset: str, models: Sequence[TrainedModel], folds: Sequence[
 
 def _fold_result(model: TrainedModel, fold: Fold, names: Mapping[str, str]) -> FoldResult:
     file = model.validation(fold) / "summary.json"
-    content = _summary(file)
+    content = read_summary(file)
     try:
         return FoldResult(
             fold=_fold_name(fold),
@@ -321,14 +200,19 @@ def _fold_result(model: TrainedModel, fold: Fold, names: Mapping[str, str]) -> F
             mean_dice=float(content["foreground_mean"]["Dice"]),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{file}: {type(error).__name__}: {error}: run `ctseg train … --val` again") from error
+        raise CheckpointError(f"{file}: {type(error).__name__}: {error}: {_VALIDATE_AGAIN}") from error
 
 
-def _summary(file: Path) -> dict[str, Any]:
+def read_summary(file: Path) -> dict[str, Any]:
+    """Read what nnU-Net's validation says of its cases.
+
+    Raises:
+        CheckpointError: The file is missing or damaged.
+    """
     try:
         content: dict[str, Any] = json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file}: {error}: run `ctseg train … --val` again") from error
+        raise CheckpointError(f"{file}: {error}: {_VALIDATE_AGAIN}") from error
     return content
 
 
@@ -345,10 +229,6 @@ def _label_names(file: Path) -> dict[str, str]:
 
 def _fold_name(fold: Fold) -> str:
     return "full" if fold == "all" else str(fold)
-
-
-def _list(numbers: Sequence[int]) -> str:
-    return ", ".join(str(number) for number in numbers)
 
 
 def _dice(value: float) -> str:

@@ -7,13 +7,11 @@ checkpoints and ``nnUNetv2_predict`` are those of the stock trainer.
 
 import contextlib
 import importlib.util
+import logging
 import random
-import signal
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -27,76 +25,16 @@ from torch.nn.parallel import DistributedDataParallel
 from ctseg.errors import SetupError
 from ctseg.nnunet.checkpoint import read_checkpoint
 from ctseg.train.checkpoints import LATEST, settle, write_checkpoint
+from ctseg.train.epochs import last_epoch
 from ctseg.train.options import RECORD_KEY, TrainingOptions
+from ctseg.train.placement import Placement
+from ctseg.train.stopping import StopRequest, TrainingStopped
+from ctseg.train.training_step import accumulated_step, autocast, without_autocast
+
+_log = logging.getLogger(__name__)
 
 GRADIENT_NORM_LIMITS = {"nnUNetTrainer": 12.0, "AbstractPrimus": 1.0}
 """At what norm the ``train_step`` of nnU-Net's trainer classes clips the gradient."""
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Where one process of a training runs.
-
-    Attributes:
-        device: The device of this process.
-        rank: Its number among all processes, on all nodes.
-        world_size: Number of processes.
-    """
-
-    device: torch.device
-    rank: int = 0
-    world_size: int = 1
-
-    @property
-    def distributed(self) -> bool:
-        """Whether there is more than one process."""
-        return self.world_size > 1
-
-
-class StopRequest:
-    """A wish to stop at the next step, set by a signal."""
-
-    def __init__(self) -> None:
-        self.requested = False
-        self._at_once: str | None = None
-
-    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
-        self.requested = True
-        # once: a second signal must not disturb what the first one has to clean up
-        message, self._at_once = self._at_once, None
-        if message is not None:
-            raise TrainingStopped(message)
-
-    @contextlib.contextmanager
-    def at_once(self, message: str) -> Iterator[None]:
-        """Do not wait for a step, of which there are none in a validation.
-
-        Args:
-            message: What the :class:`TrainingStopped` says.
-
-        Raises:
-            TrainingStopped: The signal comes, or has come already.
-        """
-        self._at_once = message
-        try:
-            if self.requested:
-                raise TrainingStopped(message)
-            yield
-        finally:
-            self._at_once = None
-
-    @contextlib.contextmanager
-    def on_sigterm(self) -> Iterator[None]:
-        """Take SIGTERM for the wish to stop; the former handler comes back afterwards."""
-        former = signal.signal(signal.SIGTERM, self._on_signal)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGTERM, former)
-
-
-class TrainingStopped(Exception):  # noqa: N818 (not an error: what was asked for)
-    """The training was asked to stop, and has saved a checkpoint."""
 
 
 class _Extension(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net publishes no types
@@ -147,11 +85,11 @@ class _Extension(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net publishes no t
             manager.configuration["batch_size"] = self.options.batch_size
         ranks = self.placement.world_size
         if manager.batch_size % ranks:
-            steps = self.accumulation_steps
             raise SetupError(
-                f"a batch of {manager.batch_size} cannot be shared by {ranks} processes: give --batch_size {ranks} "
-                f"(or another multiple); with --gradient_accumulation_steps {max(2, steps)} or more, small batches "
-                "still make large steps"
+                f"a batch of {manager.batch_size} cannot be shared by {ranks} processes: give a batch size of {ranks} "
+                f"(or another multiple); with {max(2, self.accumulation_steps)} or more gradient accumulation steps, "
+                "small batches still make large steps",
+                settings=("batch_size", "gradient_accumulation_steps"),
             )
         self.is_ddp = self.placement.distributed
         try:
@@ -170,11 +108,13 @@ class _Extension(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net publishes no t
         if asked is not None and not np.isclose(self.optimizer.defaults.get("lr", asked), asked):
             raise SetupError(
                 f"{type(self).__name__} sets its own learning rate ({self.optimizer.defaults['lr']}), "
-                f"--lr {asked} cannot change it: train without --lr, or with another trainer"
+                f"which asking for {asked} cannot change: leave the rate to it, or take another trainer",
+                settings=("lr", "trainer"),
             )
         if self.placement.distributed:
             self._distribute()
-        self._log_differences()
+        if note := _differences_from_one_batch(self):
+            self.print_to_log_file(f"NOTE: {note}")
 
     def _distribute(self) -> None:
         on_cuda, network = self.device.type == "cuda", self.network
@@ -190,23 +130,6 @@ class _Extension(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net publishes no t
         )
         # the loss of a distributed training gathers batch Dice, and leaves no output without a gradient
         self.loss = self._build_loss()
-
-    def _log_differences(self) -> None:
-        if self.accumulation_steps == 1:
-            return
-        reasons = []
-        if self.configuration_manager.batch_dice:
-            reasons.append("batch_dice is true, so the Dice loss is that of each small batch")
-        if self.label_manager.has_ignore_label:
-            reasons.append("an ignore label leaves batches with different numbers of voxels")
-        if any(isinstance(module, _BatchNorm) for module in self.network.modules()):
-            reasons.append("batch normalisation sees the small batches")
-        if reasons:
-            self.print_to_log_file(
-                f"NOTE: {self.accumulation_steps} accumulated batches of {self.configuration_manager.batch_size} are "
-                f"not exactly one batch of {self.accumulation_steps * self.configuration_manager.batch_size}: "
-                f"{'; '.join(reasons)}"
-            )
 
     def do_split(self) -> Any:
         # one process writes the file that all others read
@@ -224,12 +147,6 @@ class _Extension(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net publishes no t
 
     # steps
 
-    def _autocast(self) -> Any:
-        if not self.amp:
-            return contextlib.nullcontext()
-        dtype = torch.float16 if self.device.type == "cuda" else torch.bfloat16
-        return torch.autocast(self.device.type, dtype=dtype)
-
     @property
     def _own_step(self) -> bool:
         return bool(self.accumulation_steps > 1 or self.amp != (self.device.type == "cuda"))
@@ -238,35 +155,15 @@ class _Extension(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net publishes no t
         self._stop_if_asked()
         if not self._own_step:
             return super().train_step(batch)  # type: ignore[no-any-return]
-        self.optimizer.zero_grad(set_to_none=True)
-        mean_loss = torch.zeros((), device=self.device)
-        for step in range(self.accumulation_steps):
-            is_last = step == self.accumulation_steps - 1
-            small_batch = batch if step == 0 else next(self.dataloader_train)
-            # gradients travel between processes once, with the last batch
-            with contextlib.nullcontext() if is_last or not self.is_ddp else self.network.no_sync():
-                with self._autocast():
-                    output = self.network(_onto(small_batch["data"], self.device))
-                    loss = self.loss(output, _onto(small_batch["target"], self.device)) / self.accumulation_steps
-                (loss if self.grad_scaler is None else self.grad_scaler.scale(loss)).backward()
-            mean_loss += loss.detach()
-        if self.grad_scaler is not None:
-            self.grad_scaler.unscale_(self.optimizer)
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.clip_norm)
-        if self.grad_scaler is None:
-            self.optimizer.step()
-        else:
-            self.grad_scaler.step(self.optimizer)
-            self.grad_scaler.update()
-        return {"loss": mean_loss.cpu().numpy()}
+        return accumulated_step(self, batch)
 
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         self._stop_if_asked()
         if self.device.type == "cuda":
             # nnU-Net enters autocast here whatever was asked for
-            with contextlib.nullcontext() if self.amp else _without_autocast(self.network, "cuda"):
+            with contextlib.nullcontext() if self.amp else without_autocast(self.network, "cuda"):
                 return super().validation_step(batch)  # type: ignore[no-any-return]
-        with self._autocast():
+        with autocast(self.device, self.amp):
             return super().validation_step(batch)  # type: ignore[no-any-return]
 
     # epochs
@@ -282,32 +179,14 @@ class _Extension(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net publishes no t
         self._in_epoch = False
         if self.current_epoch < self.num_epochs:
             self.save_latest()
-        self._tell_progress()
+        if self.placement.rank == 0:
+            _log.info("%s", last_epoch(self))
 
     def print_to_log_file(self, *args: Any, also_print_to_console: bool = True, add_timestamp: bool = True) -> None:
         # inside an epoch one line of our own says it all
         console = also_print_to_console and not getattr(self, "_in_epoch", False)
         if self.placement.rank == 0 or console:
             super().print_to_log_file(*args, also_print_to_console=console, add_timestamp=add_timestamp)
-
-    def _tell_progress(self) -> None:
-        if self.placement.rank:
-            return
-        values = {
-            key: self.logger.get_value(key, step=-1)
-            for key in ("train_losses", "val_losses", "mean_fg_dice", "ema_fg_dice", "lrs")
-        }
-        starts = self.logger.get_value("epoch_start_timestamps", step=None)
-        ends = self.logger.get_value("epoch_end_timestamps", step=None)
-        seconds = [end - start for start, end in zip(starts, ends, strict=True)]
-        left_s = float(np.mean(seconds[-10:])) * (self.num_epochs - self.current_epoch)
-        print(
-            f"epoch {self.current_epoch}/{self.num_epochs}  loss {values['train_losses']:.4f} "
-            f"(validation {values['val_losses']:.4f})  pseudo Dice {values['mean_fg_dice']:.4f} "
-            f"(moving {values['ema_fg_dice']:.4f}, best {self._best_ema:.4f})  lr {values['lrs']:.2e}  "
-            f"{seconds[-1]:.1f} s, left {_duration(left_s)}",
-            flush=True,
-        )
 
     # checkpoints
 
@@ -377,7 +256,7 @@ class _Extension(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net publishes no t
             self.save_latest()
             raise TrainingStopped(
                 f"stopped in epoch {self.current_epoch + 1} of {self.num_epochs}: "
-                f"saved {Path(self.output_folder) / LATEST}; continue with --c"
+                f"saved {Path(self.output_folder) / LATEST}"
             )
 
     def finish_dataloaders(self) -> None:
@@ -394,7 +273,7 @@ def extended(
 
     It accumulates gradients, runs distributed on NCCL or gloo with several processes on several
     nodes, saves ``checkpoint_latest`` after every epoch and on request, writes checkpoints whole or
-    not at all and with the options in them, and prints one line an epoch.
+    not at all and with the options in them, and logs one line an epoch.
 
     Args:
         trainer_class: nnU-Net's trainer, or one derived from it.
@@ -414,9 +293,9 @@ def extended(
     if clip_norm is None and needs_own_step:
         raise SetupError(
             f"{trainer_class.__name__} has a training step of its own ({owner.__name__}), which knows neither "
-            "gradient accumulation nor --amp: leave --gradient_accumulation_steps and --amp out; where a training "
-            "goes on that had them, give --gradient_accumulation_steps 1 and "
-            f"{'--amp' if default_amp else '--no-amp'}"
+            "gradient accumulation nor a choice of precision: ask for neither; where a training goes on that had "
+            f"them, ask for 1 gradient accumulation step and mixed precision {'on' if default_amp else 'off'}",
+            settings=("gradient_accumulation_steps", "amp"),
         )
     members = {
         "__module__": trainer_class.__module__,
@@ -447,36 +326,18 @@ def seed_everything(seed: int, *, epoch: int = 0, rank: int = 0) -> None:
     torch.manual_seed(mixed)
 
 
-@contextlib.contextmanager
-def _without_autocast(network: torch.nn.Module, device_type: str) -> Iterator[None]:
-    """Let passes of a network leave the autocast that is entered around them."""
-    left = contextlib.ExitStack()
-
-    def leave(*_: Any) -> None:
-        left.enter_context(torch.autocast(device_type, enabled=False))
-
-    def come_back(*_: Any) -> None:
-        left.close()
-
-    hooks = (
-        network.register_forward_pre_hook(leave, prepend=True),
-        network.register_forward_hook(come_back, always_call=True),
-    )
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _onto(data: Any, device: torch.device) -> Any:
-    if isinstance(data, list):
-        return [part.to(device, non_blocking=True) for part in data]
-    return data.to(device, non_blocking=True)
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+def _differences_from_one_batch(trainer: _Extension) -> str | None:
+    """Return in what accumulated batches differ from one large batch; None where they do not."""
+    steps, size = trainer.accumulation_steps, trainer.configuration_manager.batch_size
+    if steps == 1:
+        return None
+    reasons = []
+    if trainer.configuration_manager.batch_dice:
+        reasons.append("batch_dice is true, so the Dice loss is that of each small batch")
+    if trainer.label_manager.has_ignore_label:
+        reasons.append("an ignore label leaves batches with different numbers of voxels")
+    if any(isinstance(module, _BatchNorm) for module in trainer.network.modules()):
+        reasons.append("batch normalisation sees the small batches")
+    if not reasons:
+        return None
+    return f"{steps} accumulated batches of {size} are not exactly one batch of {steps * size}: {'; '.join(reasons)}"

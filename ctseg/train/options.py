@@ -2,7 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Any
+
+from ctseg.nnunet.folds import Fold
 
 RECORD_KEY = "ctseg_training"
 """Key of the record in nnU-Net's checkpoints."""
@@ -65,3 +68,39 @@ class TrainingOptions:
             elif before is not None and now != before:
                 changes.append(f"{field.name}: {before} so far, {now} from here on")
         return replace(self, **values), changes
+
+
+@dataclass(frozen=True)
+class Training:
+    """What to train, and how to begin.
+
+    Attributes:
+        dataset: ``DatasetXXX_Name``.
+        configuration: A configuration of the plans.
+        folds: The folds, trained one after another.
+        trainer: Name of the trainer class.
+        plans: Name of the plans.
+        options: What differs from plans and trainer.
+        resume: Continue from the most advanced checkpoint.
+        overwrite: Begin anew where there is a training already.
+        validation_only: Only segment the validation cases, with the final checkpoint.
+        save_probabilities: Keep the validation's probabilities, which ensembles need.
+        pretrained_weights: A file of weights to begin with.
+    """
+
+    dataset: str
+    configuration: str
+    folds: tuple[Fold, ...]
+    trainer: str
+    plans: str
+    options: TrainingOptions
+    resume: bool = False
+    overwrite: bool = False
+    validation_only: bool = False
+    save_probabilities: bool = False
+    pretrained_weights: Path | None = None
+
+    @property
+    def begins_anew(self) -> bool:
+        """Whether what was trained before is replaced."""
+        return self.overwrite and not self.resume and not self.validation_only

@@ -48,22 +48,24 @@ def require_paths(needed: Iterable[str], overrides: Mapping[str, str | None] | N
     """
     needed = set(needed)
     found: dict[str, Path] = {}
-    problems = []
+    problems, settings = [], []
     for variable in VARIABLES:
         given = (overrides or {}).get(variable) or os.environ.get(variable)
         if not given:
             if variable in needed:
                 problems.append(
                     f"{variable} ({_PURPOSE[variable]}) is not set: `export {variable}=/a/folder` "
-                    f"(Windows: `setx {variable} C:\\a\\folder`), or give --{variable}"
+                    f"(Windows: `setx {variable} C:\\a\\folder`)"
                 )
+                settings.append(variable)
             continue
         path = Path(given).expanduser().absolute()
         if variable in needed and (problem := _problem_of(path)):
             problems.append(f"{variable} ({_PURPOSE[variable]}): {problem}")
+            settings.append(variable)
         found[variable] = path
     if problems:
-        raise SetupError("; ".join(problems))
+        raise SetupError("; ".join(problems), settings=tuple(settings))
     for variable, path in found.items():
         os.environ[variable] = str(path)
     _extend_trainer_path()

@@ -9,18 +9,25 @@ import sys
 from collections.abc import Iterator, MutableMapping
 from functools import cache
 
+from ctseg.compiled.cpus import usable_cpus
+
 _PR_SET_PDEATHSIG = 1
 
 
+def default_workers() -> int:
+    """Return how many worker processes there are unless told: one for each usable core, at most 8."""
+    return min(8, usable_cpus())
+
+
 def limit_worker_processes(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Give nnU-Net no more worker processes than there are cores, unless the environment says how many.
+    """Give nnU-Net no more worker processes than there are usable cores, unless the environment says how many.
 
     Has to be called before nnU-Net is imported, because it reads the variable then.
 
     Args:
         environment: Changed in place: ``nnUNet_def_n_proc`` is set where it is not.
     """
-    environment.setdefault("nnUNet_def_n_proc", str(min(8, os.cpu_count() or 1)))
+    environment.setdefault("nnUNet_def_n_proc", str(default_workers()))
 
 
 @cache

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import torch
 
-from ctseg.train.extended_trainer import Placement, extended, unwrapped
-from ctseg.train.launch import find_trainer, placed
+from ctseg.train.extended_trainer import extended, unwrapped
+from ctseg.train.launch import find_trainer
 from ctseg.train.options import TrainingOptions
+from ctseg.train.placement import Placement, placed
 
 
 def main() -> None:

@@ -1,7 +1,6 @@
 """Accumulated batches make the step that the large batch makes."""
 
 import itertools
-import json
 from typing import Any
 
 import pytest
@@ -9,40 +8,11 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from ctseg.errors import SetupError
-from ctseg.train.extended_trainer import Placement, extended
+from ctseg.train.extended_trainer import extended
 from ctseg.train.options import TrainingOptions
 from ctseg.train.trainers.nnUNetTrainerSwinUNETR import nnUNetTrainerSwinUNETR
 from tests.support.tiny_trainings import TinyNnunet
-
-CPU = Placement(torch.device("cpu"))
-
-
-def make_trainer(tiny: TinyNnunet, options: TrainingOptions, *, cls: Any = nnUNetTrainer, **configuration: Any) -> Any:
-    folder = tiny.root / "preprocessed" / tiny.dataset
-    name = "nnUNetSwinUNETRPlans" if cls is nnUNetTrainerSwinUNETR else "nnUNetPlans"
-    plans = {**json.loads((folder / f"{name}.json").read_text()), "continue_training": False}
-    plans["configurations"]["3d_fullres"].update(configuration)
-    torch.manual_seed(5)
-    trainer = extended(cls, options, CPU)(
-        plans, "3d_fullres", 0, json.loads((folder / "dataset.json").read_text()), CPU.device
-    )
-    trainer.initialize()
-    return trainer
-
-
-def make_batches(trainer: Any, steps: int, size: int) -> list[dict[str, Any]]:
-    generator = torch.Generator().manual_seed(3)
-    patch = trainer.configuration_manager.patch_size
-    batches = []
-    for _ in range(steps):
-        data = torch.randn((size, 1, *patch), generator=generator)
-        target = (data > 0.8).to(torch.int16)
-        scales = trainer._get_deep_supervision_scales() or [None]
-        targets = [
-            target if s is None else target[(..., *(slice(None, None, round(1 / f)) for f in s))] for s in scales
-        ]
-        batches.append({"data": data, "target": targets if trainer.enable_deep_supervision else target})
-    return batches
+from tests.support.trainers import CPU, make_batches, make_trainer
 
 
 def part_of(batch: dict[str, Any], begin: int, end: int) -> dict[str, Any]:
@@ -139,7 +109,7 @@ def test_mixed_precision_goes_to_another_device_only_where_it_was_asked_for(
     if asked is None:
         assert make_trainer(tiny, options, cls=OwnStep).amp is False
     else:
-        with pytest.raises(SetupError, match=r"where a training goes on that had them.*--no-amp"):
+        with pytest.raises(SetupError, match=r"where a training goes on that had them, .*mixed precision off"):
             make_trainer(tiny, options, cls=OwnStep)
         options, _ = TrainingOptions(amp=False).continued_from(options)
         assert make_trainer(tiny, options, cls=OwnStep).amp is False
@@ -173,7 +143,7 @@ def test_validation_after_an_epoch_leaves_autocast_where_there_is_no_amp(
 
 def test_a_trainer_with_its_own_step_refuses_what_it_cannot_do(tiny: TinyNnunet) -> None:
     with pytest.raises(
-        SetupError, match=r"OwnStep has a training step of its own.*leave --gradient_accumulation_steps"
+        SetupError, match=r"OwnStep has a training step of its own.*gradient accumulation.*ask for neither"
     ):
         extended(OwnStep, TrainingOptions(gradient_accumulation_steps=2), CPU)
     assert extended(OwnStep, TrainingOptions(batch_size=2), CPU).__name__ == "OwnStep"
@@ -185,8 +155,9 @@ def test_a_trainer_that_ignores_the_learning_rate_is_found_out(tiny: TinyNnunet)
             self.initial_lr = 0.5
             return super().configure_optimizers()
 
-    with pytest.raises(SetupError, match=r"OwnRate sets its own learning rate \(0.5\)"):
+    with pytest.raises(SetupError, match=r"OwnRate sets its own learning rate \(0.5\)") as caught:
         make_trainer(tiny, TrainingOptions(lr=1e-3), cls=OwnRate)
+    assert "lr" in caught.value.settings
 
 
 def test_swin_unetr_takes_a_step_with_its_own_optimizer(tiny: TinyNnunet) -> None:

@@ -248,7 +248,7 @@ def test_nnunets_own_train_command_finds_the_trainer_on_foreign_plans(tiny: Tiny
         (["train", "301", "3d_fullres", "0", "--pretrained_weights", "gone.pt"], "gone.pt: no such file"),
         (["train", "301", "3d_fullres", "0", "--val"], "there is nothing to validate"),
         (["find-best", "301"], "nothing trained"),
-        (["results", "301", "-tr", "nnUNetTrainerX"], "nothing trained for -tr nnUNetTrainerX"),
+        (["results", "301", "-tr", "nnUNetTrainerX"], "nothing trained for trainer nnUNetTrainerX"),
     ],
 )
 def test_wrong_usage_is_told_before_any_work(

@@ -10,13 +10,14 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from ctseg.errors import SetupError
 from ctseg.train.checkpoints import training_state
-from ctseg.train.extended_trainer import Placement, seed_everything
-from ctseg.train.launch import Training, train
-from ctseg.train.options import TrainingOptions
+from ctseg.train.extended_trainer import seed_everything
+from ctseg.train.launch import train
+from ctseg.train.options import Training, TrainingOptions
 from ctseg.train.paths import NnunetPaths
+from ctseg.train.placement import Placement
 from ctseg.train.trainers.nnUNetTrainerSwinUNETR import nnUNetTrainerSwinUNETR
 from tests.support.tiny_trainings import TinyNnunet
-from tests.train.test_accumulation import make_trainer
+from tests.support.trainers import make_trainer
 
 WORKER = str(Path(__file__).parent / "distributed_worker.py")
 STEPS = 2
@@ -75,9 +76,10 @@ def test_a_batch_that_the_processes_cannot_share_is_refused_with_advice(tiny: Ti
     with pytest.raises(SetupError) as caught:
         train(training, paths, Placement(torch.device("cpu"), rank=0, world_size=2))
     assert (
-        "a batch of 3 cannot be shared evenly by 2 processes: give a multiple of 2 as --batch_size; where memory is "
-        "short, accumulate: `--batch_size 2 --gradient_accumulation_steps 2`" in str(caught.value)
+        "a batch of 3 cannot be shared evenly by 2 processes: give a batch size that is a multiple of 2; where memory "
+        "is short, accumulate: a batch size of 2 with 2 gradient accumulation steps" in str(caught.value)
     )
+    assert caught.value.settings == ("batch_size", "gradient_accumulation_steps")
     assert not any(tiny.results.rglob("checkpoint*"))
 
 

@@ -20,12 +20,12 @@ from ctseg.cli.main import main
 from ctseg.errors import CheckpointError, OutputError, TrainingError
 from ctseg.nnunet.checkpoint import read_checkpoint
 from ctseg.train.checkpoints import replacing, settle, training_state, write_checkpoint
-from ctseg.train.extended_trainer import StopRequest, TrainingStopped
-from ctseg.train.launch import Training, _full_disk_told, _memory_advice
-from ctseg.train.options import TrainingOptions
+from ctseg.train.options import Training, TrainingOptions
+from ctseg.train.shortages import full_disk_told, full_gpu_told
+from ctseg.train.stopping import StopRequest, TrainingStopped
 from tests.support.nnunet_reference import make_plans, swin_architecture
 from tests.support.tiny_trainings import TinyNnunet
-from tests.train.test_accumulation import make_trainer
+from tests.support.trainers import make_trainer
 
 TRAINER = "nnUNetTrainerInterrupted"
 OUTSIDE = str(Path(__file__).parent / "interrupted_trainer")
@@ -204,7 +204,7 @@ def test_a_training_is_not_begun_anew_by_accident(tiny: TinyNnunet, capsys: pyte
     folder = tiny.results / "nnUNetTrainer__nnUNetPlans__3d_fullres" / "fold_0"
     write_state(folder, "checkpoint_latest.pth", 7)
     assert run_here("0") == 2
-    assert "holds 7 epochs already: --c continues it, --overwrite begins anew" in capsys.readouterr().err
+    assert "holds 7 epochs already: continue it, or overwrite it, which begins anew" in capsys.readouterr().err
     assert (folder / "checkpoint_latest.pth").is_file()
 
 
@@ -264,7 +264,7 @@ def test_a_second_signal_does_not_disturb_the_end_of_a_validation() -> None:
 
     def validate() -> None:
         nonlocal cleaned_up
-        with stop.at_once("stopped in the validation"):
+        with stop.at_once(TrainingStopped("stopped in the validation")):
             try:
                 signal.raise_signal(signal.SIGTERM)
             finally:
@@ -310,11 +310,11 @@ def test_a_full_disk_leaves_the_former_checkpoint_and_says_so(tmp_path: Path) ->
 def test_a_disk_that_nnunet_finds_full_is_told(tmp_path: Path) -> None:
     full = OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "progress.png"))
     with (
-        pytest.raises(OutputError, match=r"progress\.png: no space left .*continue with --c"),
-        _full_disk_told(tmp_path),
+        pytest.raises(OutputError, match=r"progress\.png: no space left .*continue the training then"),
+        full_disk_told(tmp_path),
     ):
         raise full
-    with pytest.raises(PermissionError), _full_disk_told(tmp_path):
+    with pytest.raises(PermissionError), full_disk_told(tmp_path):
         raise PermissionError(errno.EACCES, "Permission denied")
 
 
@@ -369,12 +369,13 @@ def test_a_full_gpu_becomes_advice_with_numbers() -> None:
         "Dataset301_Tiny", "3d_fullres", (0,), "nnUNetTrainerSwinUNETR", "nnUNetSwinUNETRPlans",
         TrainingOptions(batch_size=4, gradient_accumulation_steps=2),
     )  # fmt: skip
-    with pytest.raises(TrainingError) as caught, _memory_advice(training, plans):
+    with pytest.raises(TrainingError) as caught, full_gpu_told(training, plans):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
     message = str(caught.value)
     assert "batches of 4 patches of 96 x 96 x 96" in message
     assert (
-        "--batch_size 2 --gradient_accumulation_steps 4 takes about half the memory for the same 8 patches" in message
+        "a batch size of 2 with 4 gradient accumulation steps takes about half the memory for the same 8 patches"
+        in message
     )
     assert "turns gradient checkpointing on" in message
     assert "Tried to allocate 2.00 GiB" in message

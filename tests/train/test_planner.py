@@ -1,5 +1,6 @@
 """What the Swin UNETR is planned with, from data and memory."""
 
+import importlib
 import json
 import os
 import shutil
@@ -11,7 +12,11 @@ import torch
 
 from ctseg.cli.main import main
 from ctseg.errors import SetupError
-from ctseg.train.planner import ESTIMATE_KEY, SWIN_PLANNER, estimate_memory, find_planner, plan_swin, summary
+from ctseg.train.architectures import SWIN_CLASS_NAME
+from ctseg.train.memory_estimate import estimate_memory
+from ctseg.train.names import SWIN_PLANNER
+from ctseg.train.planning import find_planner, summary
+from ctseg.train.swin_planner import ESTIMATE_KEY, plan_swin
 from ctseg.train.swin_unetr import SwinUNETR, padded_sides
 from tests.support.tiny_trainings import TinyNnunet
 
@@ -191,7 +196,7 @@ def nothing(_own: TinyNnunet) -> None:
     ("change", "words", "message"),
     [
         (change_the_plans, [], "nnUNetPlans 3d_fullres: patch_size [24, 32, 32] -> [24, 48, 48]"),
-        (nothing, ["--clean"], "--clean extracts the fingerprint anew"),
+        (nothing, ["--clean"], "the fingerprint would be extracted anew"),
         (add_a_case, [], "nnUNetPlans_3d_fullres has no tiny7 (1 cases of "),
         (correct_a_label_map, [], "nnUNetPlans_3d_fullres is older than the files of tiny2 (1 cases)"),
         (rename_a_label, ["--no_pp"], "dataset.json of "),
@@ -219,6 +224,11 @@ def test_overwrite_plans_and_preprocesses_anew(own: TinyNnunet) -> None:
     assert {"nnUNetPlans.json", "tiny0.b2nd", "tiny4.pkl"} <= changed
     plans = json.loads((own.root / "preprocessed" / own.dataset / "nnUNetPlans.json").read_text())
     assert plans["configurations"]["3d_fullres"]["batch_size"] == 2
+
+
+def test_the_plans_name_the_class_by_which_nnunet_imports_it() -> None:
+    module, _, name = SWIN_CLASS_NAME.rpartition(".")
+    assert getattr(importlib.import_module(module), name) is SwinUNETR
 
 
 def test_stock_planners_are_found_by_name() -> None:

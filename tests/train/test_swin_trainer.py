@@ -11,13 +11,12 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from ctseg.nnunet.trainers import TRAINERS_FOLDER
-from ctseg.train.extended_trainer import Placement, extended
+from ctseg.train.extended_trainer import extended
 from ctseg.train.options import TrainingOptions
 from ctseg.train.trainers.nnUNetTrainerSwinUNETR import WarmupCosineLR, nnUNetTrainerSwinUNETR
 from tests.support.nnunet_reference import swin_architecture
 from tests.support.tiny_trainings import TinyNnunet
-
-CPU = Placement(torch.device("cpu"))
+from tests.support.trainers import CPU
 
 
 def swin_trainer(tiny: TinyNnunet, patch: list[int], labels: dict[str, Any], channels: int) -> Any:

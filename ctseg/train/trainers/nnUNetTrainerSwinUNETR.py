@@ -11,9 +11,8 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from torch.optim.lr_scheduler import LRScheduler
 
+from ctseg.train.architectures import SWIN_CLASS_NAME
 from ctseg.train.swin_unetr import SwinUNETR
-
-SWIN_CLASS_NAME = f"{SwinUNETR.__module__}.{SwinUNETR.__qualname__}"
 
 
 class WarmupCosineLR(LRScheduler):

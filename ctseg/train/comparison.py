@@ -1,0 +1,185 @@
+"""Which configuration is best, by nnU-Net's own determination on the cross-validation."""
+
+import contextlib
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ctseg.errors import SetupError, TrainingError
+from ctseg.files.atomic import write_text
+from ctseg.nnunet.best_configuration import BestConfiguration, BestMember
+from ctseg.nnunet.folds import CROSS_VALIDATION_FOLDS, Fold
+from ctseg.nnunet.postprocessing import read_postprocessing
+from ctseg.train.cross_validation import TrainedModel, read_summary
+from ctseg.train.paths import NnunetPaths
+from ctseg.train.worker_processes import default_workers
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What to compare, and how.
+
+    Attributes:
+        models: The candidates.
+        folds: The folds that all of them have.
+        ensembles: Also consider each pair of models; needs the probabilities of the validations.
+        processes: Worker processes; None takes as many as there are cores, at most 8.
+        overwrite: Compute anew what an earlier call left.
+    """
+
+    models: Sequence[TrainedModel]
+    folds: Sequence[Fold]
+    ensembles: bool = True
+    processes: int | None = None
+    overwrite: bool = True
+
+    @property
+    def with_ensembles(self) -> bool:
+        """Whether there are pairs to consider."""
+        return self.ensembles and len(self.models) > 1
+
+    @property
+    def workers(self) -> int:
+        """Number of worker processes."""
+        return self.processes or default_workers()
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What came of it.
+
+    Attributes:
+        best: The best configuration.
+        file: Where it is written.
+        scores: Mean Dice of every model and ensemble, by name, the best first.
+    """
+
+    best: BestConfiguration
+    file: Path
+    scores: Mapping[str, float]
+
+
+def find_best(paths: NnunetPaths, dataset: str, comparison: Comparison, *, output: Path | None = None) -> Compared:
+    """Let nnU-Net find the best configuration and post-processing, and write them as ``best.json``.
+
+    Args:
+        paths: With ``preprocessed`` and ``results``.
+        dataset: ``DatasetXXX_Name``.
+        comparison: What to compare.
+        output: Where ``best.json`` goes; None puts it beside the models.
+
+    Raises:
+        TrainingError: A fold is missing, not validated, or has no probabilities; all are told at once.
+        CheckpointError: nnU-Net's post-processing cannot be read.
+        OutputError: The file cannot be written.
+    """
+    if paths.results is None or paths.preprocessed is None:
+        raise SetupError("comparing models needs nnUNet_preprocessed and nnUNet_results")
+    folds = _numbers_of_validated_folds(comparison)
+    decided = _decided(dataset, comparison, folds)
+    scores: dict[str, float] = decided["all_results"]
+    chosen = decided["best_model_or_ensemble"]
+    members = _members(chosen["selected_model_or_models"], scores)
+    merged = paths.results / dataset / members[0].folder_name / f"crossval_results_folds_{'_'.join(map(str, folds))}"
+    if len(members) > 1:
+        # nnU-Net determined the post-processing of the ensemble; its best member has its own
+        _determine_postprocessing(merged, paths.preprocessed / dataset / "gt_segmentations", comparison.workers)
+    best = BestConfiguration(
+        dataset=dataset,
+        members=tuple(members),
+        folds=tuple(folds),
+        postprocessing=read_postprocessing(merged),
+        dice=chosen["result_on_crossval_pre_pp"],
+        dice_postprocessed=read_summary(merged / "postprocessed" / "summary.json")["foreground_mean"]["Dice"],
+    )
+    file = output or paths.results / dataset / "best.json"
+    write_text(file, best.model_dump_json(indent=2) + "\n")
+    return Compared(best, file, dict(sorted(scores.items(), key=lambda item: -item[1])))
+
+
+def _numbers_of_validated_folds(comparison: Comparison) -> list[int]:
+    """Return the folds, once every model has them."""
+    numbers = [fold for fold in comparison.folds if fold != "all"]
+    if len(numbers) != len(comparison.folds):
+        raise SetupError("a training on every case (full) has no cases left to be compared on: name folds 0 to 4")
+    problems, settings = [], []
+    for model in comparison.models:
+        if missing := [fold for fold in numbers if not model.is_validated(fold)]:
+            done = [fold for fold in CROSS_VALIDATION_FOLDS if model.is_validated(fold)]
+            problems.append(
+                f"{model.name}: folds {_listed(missing)} are not trained and validated "
+                f"(done: {_listed(done) or 'none'}): train them, leave the model out, or compare fewer folds"
+            )
+            settings += ["trainers", "plans", "configurations", "folds"]
+        elif comparison.with_ensembles and (
+            bare := [fold for fold in numbers if not any(model.validation(fold).glob("*.npz"))]
+        ):
+            problems.append(
+                f"{model.name}: folds {_listed(bare)} have no probabilities, which ensembles need: let `ctseg train` "
+                "validate them again and keep the probabilities, or compare single models only"
+            )
+            settings.append("disable_ensembling")
+    if problems:
+        raise TrainingError(
+            "\n".join(["nothing was compared:", *(f"  {problem}" for problem in problems)]),
+            settings=tuple(dict.fromkeys(settings)),
+        )
+    return numbers
+
+
+def _decided(dataset: str, comparison: Comparison, folds: list[int]) -> dict[str, Any]:
+    """Return what nnU-Net decides."""
+    from nnunetv2.evaluation.find_best_configuration import find_best_configuration
+
+    candidates = [
+        {"plans": model.plans, "configuration": model.configuration, "trainer": model.trainer}
+        for model in comparison.models
+    ]
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said):
+            decided: dict[str, Any] = find_best_configuration(
+                dataset,
+                candidates,
+                allow_ensembling=comparison.with_ensembles,
+                num_processes=comparison.workers,
+                overwrite=comparison.overwrite,
+                folds=folds,
+            )
+    except (RuntimeError, AssertionError) as error:
+        raise TrainingError(f"{dataset}: nnU-Net could not compare the models: {error}\n{said.getvalue()}") from error
+    return decided
+
+
+def _members(chosen: Sequence[Mapping[str, str]], scores: Mapping[str, float]) -> list[BestMember]:
+    """Return the models of the best configuration, the better one first."""
+    members = [
+        BestMember(
+            trainer=one["trainer"],
+            plans=one["plans_identifier"],
+            configuration=one["configuration"],
+            dice=scores[f"{one['trainer']}__{one['plans_identifier']}__{one['configuration']}"],
+        )
+        for one in chosen
+    ]
+    return sorted(members, key=lambda member: -(member.dice or 0.0))
+
+
+def _determine_postprocessing(merged: Path, references: Path, workers: int) -> None:
+    from nnunetv2.postprocessing.remove_connected_components import determine_postprocessing
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        determine_postprocessing(
+            str(merged),
+            str(references),
+            plans_file_or_dict=str(merged / "plans.json"),
+            dataset_json_file_or_dict=str(merged / "dataset.json"),
+            num_processes=workers,
+            keep_postprocessed_files=True,
+        )
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(str(number) for number in numbers)

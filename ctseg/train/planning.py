@@ -1,0 +1,265 @@
+"""Planning and preprocessing of a data set, by nnU-Net's planners and ctseg's."""
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+from nnunetv2.utilities.json_export import recursive_fix_for_json_export
+
+from ctseg.errors import InputError, SetupError
+from ctseg.train.in_use import InUse, changes_of_data_set, changes_of_plans, find_in_use, require_nothing_changed
+from ctseg.train.names import DEFAULT_PLANNER, SWIN_PLANNER
+from ctseg.train.paths import NnunetPaths, dataset_id
+from ctseg.train.swin_planner import ESTIMATE_KEY, nnUNetPlannerSwinUNETR
+from ctseg.train.worker_processes import default_workers
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Planning:
+    """What to plan and preprocess, and how.
+
+    Attributes:
+        planners: Planner classes by name.
+        configurations: What to preprocess, of what the plans have.
+        gpu_memory_gb: Memory to plan for; None takes each planner's own (for the Swin UNETR the GPU's,
+            where there is one). nnU-Net's default planner keeps its own unless it is the only one.
+        processes: Worker processes; None takes as many as there are cores, at most 8.
+        preprocess: Also write the preprocessed cases.
+        clean: Extract the fingerprint anew.
+        verify: Check the data set first.
+        overwrite: Plan and preprocess anew what a training goes on with.
+    """
+
+    planners: tuple[str, ...] = (DEFAULT_PLANNER, SWIN_PLANNER)
+    configurations: tuple[str, ...] = ("2d", "3d_fullres", "3d_lowres")
+    gpu_memory_gb: float | None = None
+    processes: int | None = None
+    preprocess: bool = True
+    clean: bool = False
+    verify: bool = False
+    overwrite: bool = False
+
+    @property
+    def workers(self) -> int:
+        """Number of worker processes."""
+        return self.processes or default_workers()
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What planning has come to.
+
+    Attributes:
+        files: The plans, one file for each planner.
+        kept: What stays as it is because a training goes on with it: plans, and the cases of a data identifier.
+    """
+
+    files: tuple[Path, ...]
+    kept: InUse = field(default_factory=InUse)
+
+
+def plan_dataset(name: str, paths: NnunetPaths, planning: Planning) -> Planned:
+    """Extract the fingerprint, plan with each planner, and preprocess what the plans ask for, once.
+
+    Plans and preprocessed cases that a training in ``paths.results`` goes on with stay as they are.
+
+    Args:
+        name: ``DatasetXXX_Name``.
+        paths: With ``raw`` and ``preprocessed``.
+        planning: What to plan, and how.
+
+    Raises:
+        InputError: ``verify``, and the data set has problems.
+        SetupError: A planner is unknown, or the memory does not suffice.
+        TrainingError: Not ``overwrite``, and plans or cases that a training goes on with would become others.
+    """
+    if paths.raw is None or paths.preprocessed is None:
+        raise SetupError("planning needs nnUNet_raw and nnUNet_preprocessed")
+    raw, preprocessed = paths.raw / name, paths.preprocessed / name
+    if not (raw / "dataset.json").is_file():
+        raise SetupError(f"{name}: no dataset.json in {raw}: `ctseg dataset create` makes it")
+    classes = {planner: find_planner(planner) for planner in planning.planners}
+    if planning.verify:
+        _require_sound(raw)
+    in_use = InUse() if planning.overwrite else find_in_use(name, preprocessed, paths.results)
+    if in_use.plans:
+        problems = changes_of_data_set(raw, preprocessed, in_use)
+        if planning.clean:
+            problems.append("the fingerprint would be extracted anew, from which the plans are made")
+        require_nothing_changed(name, in_use, problems)
+    _extract_fingerprint(name, planning)
+    planners = [_plan(name, planner, cls, planning) for planner, cls in classes.items()]
+    kept = InUse(
+        plans={
+            p.plans_identifier: in_use.plans[p.plans_identifier] for p in planners if p.plans_identifier in in_use.plans
+        },
+        data={identifier: model for identifier, model in in_use.data.items() if (preprocessed / identifier).is_dir()},
+    )
+    changes = [
+        change
+        for planner in planners
+        if planner.plans_identifier in kept.plans
+        for change in changes_of_plans(preprocessed / f"{planner.plans_identifier}.json", planner.recorded)
+    ]
+    require_nothing_changed(name, in_use, changes)
+    for planner in planners:
+        if planner.plans_identifier not in kept.plans:
+            planner.save()
+    files = tuple(preprocessed / f"{planner.plans_identifier}.json" for planner in planners)
+    if planning.preprocess:
+        done = set(kept.data)
+        for file in files:
+            _preprocess(name, file, planning, done)
+        _copy_labels(raw, preprocessed / "gt_segmentations")
+    return Planned(files, kept)
+
+
+def find_planner(name: str) -> type[ExperimentPlanner]:
+    """Return a planner class by its name: ctseg's, or one of nnU-Net's.
+
+    Raises:
+        SetupError: There is no such planner.
+    """
+    if name == SWIN_PLANNER:
+        return nnUNetPlannerSwinUNETR
+    import nnunetv2
+    from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
+
+    folder = Path(nnunetv2.__path__[0]) / "experiment_planning"
+    found = recursive_find_python_class(str(folder), name, current_module="nnunetv2.experiment_planning")
+    if found is None:
+        raise SetupError(
+            f"planner {name!r} is unknown: ctseg brings {SWIN_PLANNER}; nnU-Net has {DEFAULT_PLANNER}, "
+            "nnUNetPlannerResEncM, nnUNetPlannerResEncL, nnUNetPlannerResEncXL and more"
+        )
+    return found  # type: ignore[no-any-return]
+
+
+def summary(plans_file: Path) -> str:
+    """Return what plans decided, a line for each configuration."""
+    plans = json.loads(plans_file.read_text())
+    lines = [f"{plans_file}  (train with -p {plans['plans_name']})"]
+    for name, found in sorted(plans["configurations"].items()):
+        if "patch_size" in found:
+            lines.append(f"  {name}: {_described(found)}")
+    return "\n".join(lines)
+
+
+def _described(configuration: Mapping[str, Any]) -> str:
+    parts = [f"patch {' x '.join(map(str, configuration['patch_size']))}, batch {configuration['batch_size']}"]
+    kwargs = configuration["architecture"]["arch_kwargs"]
+    if "feature_size" in kwargs:
+        parts.append(f", feature size {kwargs['feature_size']}")
+        parts.append(", gradient checkpointing" if kwargs.get("use_checkpoint") else "")
+    if estimate := configuration.get(ESTIMATE_KEY):
+        state = "measured" if estimate["measured"] else "estimated, not measured on a GPU"
+        parts.append(f"; about {estimate['gb']:.1f} of {estimate['budget_gb']:g} GB ({state})")
+    return "".join(parts)
+
+
+def _require_sound(raw: Path) -> None:
+    from ctseg.train.verify import verify_dataset
+
+    report = verify_dataset(raw)
+    if report.problems:
+        raise InputError(f"{raw.name}: {len(report.problems)} problems in the data set:\n{report}")
+
+
+def _extract_fingerprint(name: str, planning: Planning) -> None:
+    from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
+    from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprint_dataset
+
+    extract_fingerprint_dataset(
+        dataset_id(name),
+        DatasetFingerprintExtractor,
+        planning.workers,
+        clean=planning.clean,
+        verbose=False,
+        show_progress_bar=False,
+    )
+
+
+class _RecordingPlanner(ExperimentPlanner):  # type: ignore[misc]
+    """What is put in front of a planner class so that it plans, and saves when it is told to."""
+
+    recorded: dict[str, Any]
+
+    def save_plans(self, plans: dict[str, Any]) -> None:
+        recursive_fix_for_json_export(plans)
+        self.recorded = plans
+
+    def save(self) -> None:
+        super().save_plans(self.recorded)
+
+
+def _plan(name: str, planner: str, cls: type[ExperimentPlanner], planning: Planning) -> Any:
+    """Return a planner that has planned and saved nothing yet."""
+    # the plans name the class that made them
+    recording: type[Any] = type(cls.__name__, (_RecordingPlanner, cls), {"__module__": cls.__module__})
+    memory = _memory_for(planner, planning.gpu_memory_gb, alone=len(planning.planners) == 1)
+    instance = recording(name, **({} if memory is None else {"gpu_memory_target_in_gb": memory}))
+    with _some_augmentation_workers():
+        instance.plan_experiment()
+    return instance
+
+
+def _memory_for(planner: str, asked: float | None, *, alone: bool) -> float | None:
+    if planner == DEFAULT_PLANNER and not alone:
+        return None
+    if asked is None and planner == SWIN_PLANNER and torch.cuda.is_available():
+        return float(torch.cuda.get_device_properties(0).total_memory / 1e9)
+    return asked
+
+
+@contextlib.contextmanager
+def _some_augmentation_workers() -> Iterator[None]:
+    """Hide ``nnUNet_n_proc_DA=0``: nnU-Net's planner would give torch no thread at all."""
+    given = os.environ.get("nnUNet_n_proc_DA")  # noqa: SIM112 (nnU-Net's name)
+    if given == "0":
+        os.environ["nnUNet_n_proc_DA"] = "1"  # noqa: SIM112
+    try:
+        yield
+    finally:
+        if given is not None:
+            os.environ["nnUNet_n_proc_DA"] = given  # noqa: SIM112
+
+
+def _preprocess(name: str, plans_file: Path, planning: Planning, done: set[str]) -> None:
+    """Preprocess the cases for each configuration whose data identifier is not ``done`` yet, and add it there."""
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    plans: dict[str, Any] = json.loads(plans_file.read_text())
+    manager = PlansManager(plans)
+    for configuration in planning.configurations:
+        if configuration not in manager.available_configurations:
+            continue
+        found = manager.get_configuration(configuration)
+        if found.data_identifier in done:
+            continue
+        preprocessor = found.preprocessor_class(verbose=False)
+        preprocessor.show_progress_bar = False
+        _log.info("%s: preprocessing %s into %s", plans["plans_name"], configuration, found.data_identifier)
+        preprocessor.run(dataset_id(name), configuration, plans["plans_name"], num_processes=planning.workers)
+        done.add(found.data_identifier)
+
+
+def _copy_labels(raw: Path, labels: Path) -> None:
+    """Copy the label maps: nnU-Net's validation reads them here, so that a training can run without the raw data."""
+    from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+
+    labels.mkdir(exist_ok=True)
+    dataset = json.loads((raw / "dataset.json").read_text())
+    for case, files in get_filenames_of_train_images_and_targets(str(raw), dataset).items():
+        source, target = Path(files["label"]), labels / f"{case}{dataset['file_ending']}"
+        if not target.is_file() or target.stat().st_mtime < source.stat().st_mtime:
+            shutil.copy2(source, target)
