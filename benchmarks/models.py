@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measured_process import run_measured
+from benchmarks.plans import make_dataset, make_plans
 from ctseg import train
 from ctseg.model_spec import ModelSpec
+from ctseg.train.architectures import swin_architecture, unet_architecture
 
 SPACING_MM = (3.27, 1.3, 1.3)
 """What the networks work at, (z, y, x): a little coarser than the scans, so that both ways are resampled."""
@@ -53,86 +55,20 @@ class Network:
     @property
     def plans(self) -> dict[str, Any]:
         """``plans.json``."""
-        resampling = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
-        return {
-            "dataset_name": self.dataset,
-            "plans_name": "nnUNetPlans",
-            "original_median_spacing_after_transp": list(SPACING_MM),
-            "original_median_shape_after_transp": [60, 150, 150],
-            "image_reader_writer": "SimpleITKIO",
-            "transpose_forward": [0, 1, 2],
-            "transpose_backward": [0, 1, 2],
-            "configurations": {
-                "3d_fullres": {
-                    "data_identifier": "nnUNetPlans_3d_fullres",
-                    "preprocessor_name": "DefaultPreprocessor",
-                    "batch_size": 2,
-                    "patch_size": list(self.patch_size),
-                    "median_image_size_in_voxels": [60, 120, 120],
-                    "spacing": list(SPACING_MM),
-                    "normalization_schemes": ["CTNormalization"],
-                    "use_mask_for_norm": [False],
-                    "resampling_fn_data": "resample_data_or_seg_to_shape",
-                    "resampling_fn_seg": "resample_data_or_seg_to_shape",
-                    "resampling_fn_data_kwargs": resampling,
-                    "resampling_fn_seg_kwargs": {**resampling, "is_seg": True, "order": 1},
-                    "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
-                    "resampling_fn_probabilities_kwargs": {**resampling, "order": 1},
-                    "architecture": _swin() if self.kind == "Swin UNETR" else _unet(),
-                    "batch_dice": False,
-                }
-            },
-            "experiment_planner_used": "ExperimentPlanner",
-            "label_manager": "LabelManager",
-            "foreground_intensity_properties_per_channel": {
-                "0": {
-                    "mean": 33.8, "std": 34.0, "percentile_00_5": -84.0, "percentile_99_5": 144.0,
-                    "min": -1000.0, "max": 1500.0, "median": 40.0,
-                }
-            },
-        }  # fmt: skip
+        swin = self.kind == "Swin UNETR"
+        return make_plans(
+            name=self.dataset,
+            patch_size=self.patch_size,
+            spacing=SPACING_MM,
+            original_spacing=SPACING_MM,
+            median_shape=(60, 120, 120),
+            architecture=swin_architecture(3) if swin else unet_architecture(3, features=(8, 16, 32, 64)),
+        )
 
     @property
     def dataset_json(self) -> dict[str, Any]:
         """``dataset.json``."""
-        return {
-            "channel_names": {"0": "CT"},
-            "labels": {"background": 0, **{f"label{i}": i for i in range(1, self.classes)}},
-            "numTraining": 1,
-            "file_ending": ".nii.gz",
-        }
-
-
-def _unet() -> dict[str, Any]:
-    stages = 4
-    return {
-        "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
-        "arch_kwargs": {
-            "n_stages": stages,
-            "features_per_stage": [8, 16, 32, 64],
-            "conv_op": "torch.nn.modules.conv.Conv3d",
-            "kernel_sizes": [[3, 3, 3]] * stages,
-            "strides": [[1, 1, 1]] + [[2, 2, 2]] * (stages - 1),
-            "n_conv_per_stage": [1] * stages,
-            "n_conv_per_stage_decoder": [1] * (stages - 1),
-            "conv_bias": True,
-            "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-            "norm_op_kwargs": {"eps": 1e-05, "affine": True},
-            "dropout_op": None,
-            "dropout_op_kwargs": None,
-            "nonlin": "torch.nn.LeakyReLU",
-            "nonlin_kwargs": {"inplace": True},
-        },
-        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-    }
-
-
-def _swin() -> dict[str, Any]:
-    return {
-        "network_class_name": "ctseg.train.swin_unetr.SwinUNETR",
-        "arch_kwargs": {"spatial_dims": 3, "feature_size": 12},
-        "_kw_requires_import": [],
-    }
+        return make_dataset({"background": 0, **{f"label{i}": i for i in range(1, self.classes)}})
 
 
 def nnunet_environment(root: Path) -> dict[str, str]:

@@ -15,6 +15,8 @@ import torch
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint
 
+from ctseg.train.architectures import swin_architecture, unet_architecture
+
 PLANS = "nnUNetPlans_demo"
 PATCH_SIZE = [32, 64, 64]
 
@@ -25,22 +27,9 @@ def write_plans(kind: str) -> str:
     plans = json.loads((folder / f"{PLANS}.json").read_text())
     configuration = plans["configurations"]["3d_fullres"]
     configuration.update(patch_size=PATCH_SIZE, batch_size=2)
-    arch = configuration["architecture"]
-    if kind == "unet":
-        arch["arch_kwargs"].update(
-            n_stages=4,
-            features_per_stage=[16, 32, 64, 128],
-            kernel_sizes=[[3, 3, 3]] * 4,
-            strides=[[1, 1, 1]] + [[2, 2, 2]] * 3,
-            n_conv_per_stage=[2] * 4,
-            n_conv_per_stage_decoder=[2] * 3,
-        )
-    else:
-        arch.update(
-            network_class_name="ctseg.train.swin_unetr.SwinUNETR",
-            arch_kwargs={"spatial_dims": 3, "feature_size": 12},
-            _kw_requires_import=[],
-        )
+    configuration["architecture"] = (
+        unet_architecture(3, features=(16, 32, 64, 128), blocks=2) if kind == "unet" else swin_architecture(3)
+    )
     plans["plans_name"] = f"{PLANS}_{kind}"
     plans["configurations"] = {"3d_fullres": configuration}
     (folder / f"{PLANS}_{kind}.json").write_text(json.dumps(plans, indent=4))

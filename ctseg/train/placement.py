@@ -59,7 +59,8 @@ def placed(device: str | None, *, distributed: bool) -> Iterator[Placement]:
         if distributed:
             raise SetupError(
                 "a distributed training needs processes that torchrun starts: "
-                "`torchrun --nproc_per_node=2 -m ctseg train … --distributed=ddp`"
+                "`torchrun --nproc_per_node=2 -m ctseg train …`",
+                settings=("distributed",),
             )
         world_size, local_rank = 1, 0
     if kind == "cuda" and local_rank >= torch.cuda.device_count():

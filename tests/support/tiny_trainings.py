@@ -1,9 +1,11 @@
-"""A data set small enough to train on within seconds: crops of real CT, and made-up CT."""
+"""A data set small enough to train on within seconds: crops of the repository's real CT."""
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +13,13 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from tests.support.nnunet_reference import swin_architecture, unet_architecture
+from tests.support.nnunet_plans import swin_architecture, unet_architecture
+from tests.support.warm_processes import WarmProcess, run_ctseg
 
 DEMO_DATA = Path(__file__).parents[2] / "examples" / "demo_data"
 
 CASES = 5
 CROP_ZYX = (24, 48, 48)
-SPACING_XYZ = (0.977, 0.977, 3.27)
 
 
 @dataclass(frozen=True)
@@ -46,53 +48,49 @@ class TinyNnunet:
         """Where the trained models of the data set lie."""
         return self.root / "results" / self.dataset
 
-    def run(self, *words: str, check: bool = True, timeout_s: float = 300, **more: str) -> subprocess.CompletedProcess:
-        """Run a command line with this environment; ``ctseg`` is this interpreter's."""
+    def start(self, *words: str, **more: str) -> WarmProcess:
+        """Begin ``ctseg WORDS`` with this environment, in a process of its own."""
+        folder = Path(tempfile.mkdtemp(dir=self.root))
+        return WarmProcess(run_ctseg, (words,), {**self.environment, **more}, folder)
+
+    def run(self, *words: str, check: bool = True, timeout_s: float = 500, **more: str) -> subprocess.CompletedProcess:
+        """Run a command line with this environment; ``ctseg`` runs in a process that has imported everything."""
         if words[0] == "ctseg":
-            words = (sys.executable, "-m", "ctseg", *words[1:])
-        done = subprocess.run(
-            words, env={**self.environment, **more}, capture_output=True, text=True, timeout=timeout_s, check=False
-        )
+            process = self.start(*words[1:], **more)
+            code = process.wait(timeout_s)
+            done = subprocess.CompletedProcess(words, code, process.stdout, process.stderr)
+        else:
+            done = subprocess.run(
+                words, env={**self.environment, **more}, capture_output=True, text=True, timeout=timeout_s, check=False
+            )
         assert not check or done.returncode == 0, f"{' '.join(words)}:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
         return done
 
 
+def torchrun(processes: int, *words: str) -> list[str]:
+    """A command line of ``torchrun``."""
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *words]
+
+
 def write_pairs(folder: Path, cases: int = CASES) -> None:
-    """Write ``tinyN_ct.nii.gz`` and ``tinyN_gtv.nii.gz``."""
+    """Write ``tinyN_ct.nii.gz`` and ``tinyN_gtv.nii.gz``, crops round the tumours of the demo's patients."""
     folder.mkdir(parents=True)
-    real = sorted((DEMO_DATA / "images").glob("*_0000.nii.gz"))
+    patients = sorted((DEMO_DATA / "labels").glob("*.nii.gz"))
     for i in range(cases):
-        if i < len(real):
-            image, label = _crop_of(real[i])
-        else:
-            image, label = _made_up(i)
+        image, label = _crop_of(patients[i % len(patients)], shift=i // len(patients))
         sitk.WriteImage(image, str(folder / f"tiny{i}_ct.nii.gz"), True)
         sitk.WriteImage(label, str(folder / f"tiny{i}_gtv.nii.gz"), True)
 
 
-def _crop_of(file: Path) -> tuple[sitk.Image, sitk.Image]:
-    image = sitk.ReadImage(str(file))
-    label = sitk.ReadImage(str(DEMO_DATA / "labels" / file.name.replace("_0000", "")))
-    where = np.argwhere(sitk.GetArrayViewFromImage(label) == 1).mean(axis=0)
+def _crop_of(file: Path, *, shift: int) -> tuple[sitk.Image, sitk.Image]:
+    """Cut a piece round the middle of the tumour, some slices and voxels further on for another one."""
+    label = sitk.ReadImage(str(file))
+    image = sitk.ReadImage(str(DEMO_DATA / "images" / file.name.replace(".nii.gz", "_0000.nii.gz")))
+    where = np.argwhere(sitk.GetArrayViewFromImage(label) == 1).mean(axis=0) + shift * np.array([3, 7, 5])
     shape = image.GetSize()[::-1]
     start = [int(np.clip(c - n / 2, 0, s - n)) for c, n, s in zip(where, CROP_ZYX, shape, strict=True)]
     size, index = CROP_ZYX[::-1], start[::-1]
     return tuple(sitk.RegionOfInterest(part, size, index) for part in (image, label))
-
-
-def _made_up(seed: int) -> tuple[sitk.Image, sitk.Image]:
-    rng = np.random.default_rng(seed)
-    grid = np.stack(np.meshgrid(*(np.arange(n) for n in CROP_ZYX), indexing="ij"))
-    centre = np.array(CROP_ZYX).reshape(3, 1, 1, 1) * rng.uniform(0.4, 0.6, (3, 1, 1, 1))
-    radii = np.array([5, 12, 9]).reshape(3, 1, 1, 1)
-    tumour = (((grid - centre) / radii) ** 2).sum(axis=0) < 1
-    voxels = np.where(tumour, 60, 0) + rng.normal(0, 15, CROP_ZYX)
-    parts = []
-    for array in (voxels.astype(np.float32), tumour.astype(np.uint8)):
-        part = sitk.GetImageFromArray(array)
-        part.SetSpacing(SPACING_XYZ)
-        parts.append(part)
-    return parts[0], parts[1]
 
 
 def small_swin_architecture() -> dict[str, Any]:
@@ -117,7 +115,20 @@ def write_small_plans(preprocessed: Path) -> None:
         (preprocessed / f"{name}.json").write_text(json.dumps(plans))
 
 
-def make_tiny(root: Path) -> TinyNnunet:
+@dataclass(frozen=True)
+class PlannedNnunet:
+    """The data set as ``ctseg dataset create`` and ``ctseg plan`` leave it.
+
+    Attributes:
+        tiny: Its folders; the plans are the planners' own.
+        said: What ``ctseg plan`` printed.
+    """
+
+    tiny: TinyNnunet
+    said: str
+
+
+def make_planned(root: Path) -> PlannedNnunet:
     """Create, plan and preprocess the data set by ctseg's own commands."""
     tiny = TinyNnunet(root)
     for name in ("raw", "preprocessed", "results"):
@@ -128,6 +139,15 @@ def make_tiny(root: Path) -> TinyNnunet:
         "ctseg", "dataset", "create", "-d", "301", "--name", "Tiny", "--images", pairs, "--labels", pairs,
         "--image_suffix", "_ct", "--label_suffix", "_gtv", "--label", "tumor=1",
     )  # fmt: skip
-    tiny.run("ctseg", "plan", "-d", "301", "-c", "3d_fullres", "--gpu_memory_gb", "16", "-np", "1")
+    planned = tiny.run("ctseg", "plan", "-d", "301", "-c", "3d_fullres", "--gpu_memory_gb", "16", "-np", "1")
+    return PlannedNnunet(tiny, planned.stdout)
+
+
+def with_small_plans(planned: TinyNnunet, root: Path) -> TinyNnunet:
+    """Copy a planned data set, and give it plans that a CPU trains in no time."""
+    tiny = TinyNnunet(root)
+    shutil.copytree(planned.root / "preprocessed", root / "preprocessed")
+    (root / "raw").symlink_to(planned.root / "raw")
+    (root / "results").mkdir()
     write_small_plans(root / "preprocessed" / tiny.dataset)
     return tiny

@@ -4,12 +4,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.tiny_trainings import TinyNnunet, make_tiny
+from tests.support.tiny_trainings import PlannedNnunet, TinyNnunet, make_planned, with_small_plans
 
 
 @pytest.fixture(scope="session")
-def tiny_prepared(tmp_path_factory: pytest.TempPathFactory) -> TinyNnunet:
-    return make_tiny(tmp_path_factory.mktemp("nnunet"))
+def planned(tmp_path_factory: pytest.TempPathFactory) -> PlannedNnunet:
+    """The data set with the plans of nnU-Net's planner and of ctseg's."""
+    return make_planned(tmp_path_factory.mktemp("planned"))
+
+
+@pytest.fixture(scope="session")
+def tiny_prepared(planned: PlannedNnunet, tmp_path_factory: pytest.TempPathFactory) -> TinyNnunet:
+    """The same with small plans."""
+    return with_small_plans(planned.tiny, tmp_path_factory.mktemp("nnunet"))
 
 
 @pytest.fixture

@@ -22,15 +22,16 @@ from ctseg.nnunet.checkpoint import read_checkpoint
 from ctseg.nnunet.trainers import TRAINERS_FOLDER
 from ctseg.train.options import RECORD_KEY
 from ctseg.train.swin_unetr import SwinUNETR
-from tests.support.tiny_trainings import TinyNnunet
-from tests.train.test_distributed import torchrun
-from tests.train.test_pretrained import published_encoder
+from tests.support.swin_weights import published_encoder
+from tests.support.tiny_trainings import TinyNnunet, torchrun
+from tests.support.warm_processes import WarmProcess
 
 UNET, SWIN = "nnUNetTrainer__nnUNetPlans__3d_fullres", "nnUNetTrainerSwinUNETR__nnUNetSwinUNETRPlans__3d_fullres"
 TRAIN_SWIN = ("train", "301", "3d_fullres", "0", "-tr", "nnUNetTrainerSwinUNETR")
 SHORT = ("-device", "cpu", "--epochs", "1", "--iterations_per_epoch", "1")
 
 
+@pytest.mark.full
 def test_five_folds_then_the_best_then_nnunets_own_prediction(
     tiny: TinyNnunet, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -75,30 +76,24 @@ def test_five_folds_then_the_best_then_nnunets_own_prediction(
     assert f"{UNET}: folds 3 are not trained and validated (done: 0, 1, 2, 4)" in capsys.readouterr().err
 
 
-def train_until_the_first_epoch_is_over(tiny: TinyNnunet, number: signal.Signals, *words: str) -> tuple[int, list[str]]:
-    """Train fold 0 of the Swin UNETR, send a signal after the first epoch, and return exit code and output."""
-    with subprocess.Popen(
-        [sys.executable, "-m", "ctseg", *TRAIN_SWIN, *words, "-device", "cpu", "--iterations_per_epoch", "1"],
-        env=tiny.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    ) as process:  # fmt: skip
-        assert process.stdout is not None
-        said = []
-        for line in process.stdout:
-            said.append(line)
-            if line.startswith("epoch 1/500"):
-                process.send_signal(number)
-        return process.wait(timeout=120), said
+def train_until_the_first_epoch_is_over(tiny: TinyNnunet, number: signal.Signals, *words: str) -> WarmProcess:
+    """Train fold 0 of the Swin UNETR, send a signal after the first epoch, and wait for the end."""
+    process = tiny.start(*TRAIN_SWIN, *words, "-device", "cpu", "--iterations_per_epoch", "1")
+    process.wait_until_said("epoch 1/500")
+    os.kill(process.pid, number)
+    process.wait()
+    return process
 
 
 def test_the_notes_training_line_with_every_option_until_sigterm(tiny: TinyNnunet) -> None:
     # `nnUNetv2_train XXX 3d_fullres 0 -tr nnUNetTrainerSwinUNETR --batch_size 2 --lr 1e-4 --epochs 500 --amp
     #  --gradient_accumulation_steps 4`, shortened by --iterations_per_epoch and stopped from outside
-    code, said = train_until_the_first_epoch_is_over(
+    process = train_until_the_first_epoch_is_over(
         tiny, signal.SIGTERM, "--batch_size", "2", "--lr", "1e-4", "--epochs", "500", "--amp",
         "--gradient_accumulation_steps", "4",
     )  # fmt: skip
-    assert code == 143, "".join(said)
-    assert "left" in next(line for line in said if line.startswith("epoch 1/500"))
+    assert process.wait() == 143, process.stderr
+    assert "left" in next(line for line in process.stdout.splitlines() if line.startswith("epoch 1/500"))
     checkpoint = read_checkpoint(tiny.results / SWIN / "fold_0" / "checkpoint_latest.pth")
     record = checkpoint[RECORD_KEY]
     assert checkpoint["trainer_name"] == "nnUNetTrainerSwinUNETR"
@@ -109,8 +104,8 @@ def test_the_notes_training_line_with_every_option_until_sigterm(tiny: TinyNnune
 
 @pytest.mark.full
 def test_a_killed_training_of_the_swin_unetr_continues(tiny: TinyNnunet) -> None:
-    code, said = train_until_the_first_epoch_is_over(tiny, signal.SIGKILL, "--epochs", "500", "--lr", "2e-4")
-    assert code == -9, "".join(said)
+    process = train_until_the_first_epoch_is_over(tiny, signal.SIGKILL, "--epochs", "500", "--lr", "2e-4")
+    assert process.wait() == -9, process.stderr
     checkpoint = read_checkpoint(tiny.results / SWIN / "fold_0" / "checkpoint_latest.pth")
     # with the values of the checkpoint, except those that are given
     done = tiny.run("ctseg", *TRAIN_SWIN, "--c", "-device", "cpu", "--epochs", "2")

@@ -1,6 +1,6 @@
 """Two processes make the steps that one makes with the same global batch, on real CT."""
 
-import sys
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,12 @@ from ctseg.train.options import Training, TrainingOptions
 from ctseg.train.paths import NnunetPaths
 from ctseg.train.placement import Placement
 from ctseg.train.trainers.nnUNetTrainerSwinUNETR import nnUNetTrainerSwinUNETR
-from tests.support.tiny_trainings import TinyNnunet
+from tests.support.distributed_steps import make_steps
+from tests.support.tiny_trainings import TinyNnunet, torchrun
 from tests.support.trainers import make_trainer
+from tests.support.warm_processes import WarmProcess
 
-WORKER = str(Path(__file__).parent / "distributed_worker.py")
 STEPS = 2
-
-
-def torchrun(processes: int, *words: str) -> list[str]:
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *words]
 
 
 def real_batches(tiny: TinyNnunet, cls: Any, size: int) -> list[dict[str, Any]]:
@@ -35,9 +32,24 @@ def real_batches(tiny: TinyNnunet, cls: Any, size: int) -> list[dict[str, Any]]:
     return [{key: next(loader)[key] for key in ("data", "target")} for _ in range(STEPS)]
 
 
+def free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        port: int = listening.getsockname()[1]
+        return port
+
+
 def steps_of(tiny: TinyNnunet, folder: Path, processes: int, *words: str) -> list[list[dict[str, torch.Tensor]]]:
-    command = [sys.executable, WORKER] if processes == 1 else torchrun(processes, WORKER)
-    tiny.run(*command, str(folder), *words, PYTHONPATH=str(Path(__file__).parents[2]))
+    """Make the steps in processes with the environment that torchrun gives them."""
+    rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(processes)}
+    ranks = []
+    for rank in range(processes):
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(processes)}
+        said = folder / f"said{rank}of{processes}"
+        said.mkdir()
+        ranks.append(WarmProcess(make_steps, (str(folder), words), {**tiny.environment, **rendezvous, **own}, said))
+    for rank in ranks:
+        assert rank.wait() == 0, rank.stderr
     return [torch.load(folder / f"rank{rank}of{processes}.pt", weights_only=True) for rank in range(processes)]
 
 
@@ -88,7 +100,7 @@ def test_a_failing_process_ends_all_with_its_error(tiny: TinyNnunet) -> None:
     done = tiny.run(
         *torchrun(2, "-m", "ctseg", "train", "301", "3d_fullres", "0", "-tr", "nnUNetTrainerInterrupted"),
         "-device", "cpu", "--epochs", "50", "--iterations_per_epoch", "2", "--distributed=ddp",
-        check=False, timeout_s=200, CTSEG_TEST_FAIL_RANK="1",
+        check=False, CTSEG_TEST_FAIL_RANK="1",
         nnUNet_extTrainer=str(Path(__file__).parent / "interrupted_trainer"),
     )  # fmt: skip
     assert done.returncode == 1

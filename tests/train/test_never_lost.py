@@ -7,9 +7,9 @@ import os
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,15 @@ from ctseg.train.checkpoints import replacing, settle, training_state, write_che
 from ctseg.train.options import Training, TrainingOptions
 from ctseg.train.shortages import full_disk_told, full_gpu_told
 from ctseg.train.stopping import StopRequest, TrainingStopped
-from tests.support.nnunet_reference import make_plans, swin_architecture
+from tests.support.nnunet_plans import make_plans, swin_architecture
 from tests.support.tiny_trainings import TinyNnunet
 from tests.support.trainers import make_trainer
+from tests.support.warm_processes import WarmProcess
 
 TRAINER = "nnUNetTrainerInterrupted"
 OUTSIDE = str(Path(__file__).parent / "interrupted_trainer")
 TRAIN = ("ctseg", "train", "301", "3d_fullres", "0", "-tr", TRAINER, "-device", "cpu")
+NO_VALIDATION = {"nnUNet_extTrainer": OUTSIDE, "CTSEG_TEST_NO_VALIDATION": "1"}
 SHORT = ("--epochs", "3", "--iterations_per_epoch", "2", "--seed", "1")
 
 
@@ -40,8 +42,8 @@ def fold_folder(tiny: TinyNnunet, results: str = "results") -> Path:
 def test_a_training_killed_in_mid_epoch_continues_to_the_same_weights(tiny: TinyNnunet) -> None:
     (tiny.root / "undisturbed").mkdir()
     elsewhere = str(tiny.root / "undisturbed")
-    tiny.run(*TRAIN, *SHORT, "--nnUNet_results", elsewhere, nnUNet_extTrainer=OUTSIDE)
-    killed = tiny.run(*TRAIN, *SHORT, check=False, nnUNet_extTrainer=OUTSIDE, CTSEG_TEST_SIGNAL="9")
+    tiny.run(*TRAIN, *SHORT, "--nnUNet_results", elsewhere, **NO_VALIDATION)
+    killed = tiny.run(*TRAIN, *SHORT, check=False, CTSEG_TEST_SIGNAL="9", **NO_VALIDATION)
     assert killed.returncode == -signal.SIGKILL
     folder = fold_folder(tiny)
     latest = read_checkpoint(folder / "checkpoint_latest.pth")
@@ -50,7 +52,7 @@ def test_a_training_killed_in_mid_epoch_continues_to_the_same_weights(tiny: Tiny
     assert not list(folder.glob("*.part"))
 
     # --c alone: epochs, steps and seed are those of the checkpoint
-    done = tiny.run(*TRAIN, "--c", nnUNet_extTrainer=OUTSIDE)
+    done = tiny.run(*TRAIN, "--c", **NO_VALIDATION)
     assert "checkpoint_latest.pth: 1 epochs are done" in done.stdout
     assert "epoch 1/3" not in done.stdout
     assert "epoch 3/3" in done.stdout
@@ -113,47 +115,48 @@ def living_processes_of_group(group: int) -> list[str]:
 
 
 def assert_nothing_is_left_of_group(group: int) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 200
     while left := living_processes_of_group(group):
         assert time.monotonic() < deadline, left
-        time.sleep(0.1)
+        time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def started(tiny: TinyNnunet, *words: str, **more: str) -> Iterator[WarmProcess]:
+    """A training that prepares its batches in processes of their own; they are all gone afterwards."""
+    process = tiny.start(*TRAIN[1:], *words, **{"nnUNet_extTrainer": OUTSIDE, "nnUNet_n_proc_DA": "2", **more})
+    try:
+        yield process
+    finally:
+        process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel of Linux does it")
 @pytest.mark.parametrize("how", [pytest.param("kill -9", marks=pytest.mark.full), "SIGTERM to the group"])
-def test_a_training_that_ends_leaves_no_worker_processes_behind(tiny: TinyNnunet, tmp_path: Path, how: str) -> None:
-    words = (sys.executable, "-m", "ctseg", *TRAIN[1:], "--epochs", "500", "--iterations_per_epoch", "1")
-    environment = {**tiny.environment, "nnUNet_extTrainer": OUTSIDE, "nnUNet_n_proc_DA": "2"}
-    with (
-        (tmp_path / "said").open("w") as said,
-        subprocess.Popen(words, env=environment, stdout=said, stderr=said, start_new_session=True) as process,
-    ):
-        deadline = time.monotonic() + 200
-        while "epoch 1/500" not in (tmp_path / "said").read_text():
-            assert process.poll() is None, (tmp_path / "said").read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+def test_a_training_that_ends_leaves_no_worker_processes_behind(tiny: TinyNnunet, how: str) -> None:
+    with started(tiny, "--epochs", "500", "--iterations_per_epoch", "1") as process:
+        process.wait_until_said("epoch 1/500")
         assert len(living_processes_of_group(process.pid)) > 2
         if how == "kill -9":
-            process.kill()
+            os.kill(process.pid, signal.SIGKILL)
         else:
             # as systemd and Slurm do; the workers have to stay until the training is saved
             os.killpg(process.pid, signal.SIGTERM)
-    assert process.returncode == (-9 if how == "kill -9" else 143), (tmp_path / "said").read_text()
-    state = training_state(fold_folder(tiny))
-    assert state is not None
-    assert state.file.name == "checkpoint_latest.pth"
-    assert state.epochs_done >= 1
-    assert_nothing_is_left_of_group(process.pid)
+        assert process.wait() == (-9 if how == "kill -9" else 143), process.stderr
+        state = training_state(fold_folder(tiny))
+        assert state is not None
+        assert state.file.name == "checkpoint_latest.pth"
+        assert state.epochs_done >= 1
+        assert_nothing_is_left_of_group(process.pid)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 @pytest.mark.parametrize("where", [pytest.param("a step", marks=pytest.mark.full), "a loader's process"])
-def test_a_training_that_fails_ends_its_worker_processes(tiny: TinyNnunet, tmp_path: Path, where: str) -> None:
-    words = (sys.executable, "-m", "ctseg", *TRAIN[1:], "--epochs", "2", "--iterations_per_epoch", "1")
-    environment = {**tiny.environment, "nnUNet_extTrainer": OUTSIDE, "nnUNet_n_proc_DA": "2"}
+def test_a_training_that_fails_ends_its_worker_processes(tiny: TinyNnunet, where: str) -> None:
     if where == "a step":
-        environment["CTSEG_TEST_FAIL_RANK"] = "0"
+        more = {"CTSEG_TEST_FAIL_RANK": "0"}
     else:
         # the only validation case of this fold cannot be read, when the loaders of the training run already
         preprocessed = tiny.root / "damaged"
@@ -161,19 +164,12 @@ def test_a_training_that_fails_ends_its_worker_processes(tiny: TinyNnunet, tmp_p
         (preprocessed / tiny.dataset / "nnUNetPlans_3d_fullres" / "tiny0.pkl").unlink()
         splits = [{"train": [f"tiny{i}" for i in range(1, 5)], "val": ["tiny0"]}]
         (preprocessed / tiny.dataset / "splits_final.json").write_text(json.dumps(splits))
-        environment["nnUNet_preprocessed"] = str(preprocessed)
-    with (
-        (tmp_path / "said").open("w") as said,
-        subprocess.Popen(words, env=environment, stdout=said, stderr=said, start_new_session=True) as process,
-    ):
-        try:
-            code = process.wait(timeout=200)
-        finally:
-            process.kill()
-    assert code == 1, (tmp_path / "said").read_text()
-    message = "this rank fell over" if where == "a step" else "background workers are no longer alive"
-    assert message in (tmp_path / "said").read_text()
-    assert_nothing_is_left_of_group(process.pid)
+        more = {"nnUNet_preprocessed": str(preprocessed)}
+    with started(tiny, "--epochs", "2", "--iterations_per_epoch", "1", **more) as process:
+        assert process.wait() == 1, process.stdout
+        message = "this rank fell over" if where == "a step" else "background workers are no longer alive"
+        assert message in process.stderr
+        assert_nothing_is_left_of_group(process.pid)
 
 
 @pytest.mark.full

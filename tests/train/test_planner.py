@@ -14,11 +14,10 @@ from ctseg.cli.main import main
 from ctseg.errors import SetupError
 from ctseg.train.architectures import SWIN_CLASS_NAME
 from ctseg.train.memory_estimate import estimate_memory
-from ctseg.train.names import SWIN_PLANNER
 from ctseg.train.planning import find_planner, summary
 from ctseg.train.swin_planner import ESTIMATE_KEY, plan_swin
 from ctseg.train.swin_unetr import SwinUNETR, padded_sides
-from tests.support.tiny_trainings import TinyNnunet
+from tests.support.tiny_trainings import PlannedNnunet, TinyNnunet
 
 SARCOMA = ((3.27, 0.977, 0.977), (59, 165, 172))
 CHEST = ((1.0, 0.8, 0.8), (300, 400, 400))
@@ -91,17 +90,10 @@ def test_checkpointing_takes_less_memory() -> None:
     assert with_it < 0.8 * without
 
 
-def test_both_plans_are_written_and_the_network_is_described(tiny: TinyNnunet) -> None:
-    folder = tiny.root / "preprocessed" / tiny.dataset
+def test_both_plans_are_written_and_the_network_is_described(planned: PlannedNnunet) -> None:
+    folder = planned.tiny.root / "preprocessed" / planned.tiny.dataset
     assert {"nnUNetPlans.json", "nnUNetSwinUNETRPlans.json"} <= {file.name for file in folder.iterdir()}
-    # the small plans of the tests have replaced them, so plan once more, without preprocessing
-    before = {file: file.read_text() for file in folder.glob("nnUNet*Plans.json")}
-    try:
-        said = tiny.run("ctseg", "plan", "-d", "301", "--no_pp", "--gpu_memory_gb", "16", "-pl", SWIN_PLANNER).stdout
-        plans = json.loads((folder / "nnUNetSwinUNETRPlans.json").read_text())
-    finally:
-        for file, text in before.items():
-            file.write_text(text)
+    plans = json.loads((folder / "nnUNetSwinUNETRPlans.json").read_text())
     fullres = plans["configurations"]["3d_fullres"]
     assert fullres["architecture"]["network_class_name"] == "ctseg.train.swin_unetr.SwinUNETR"
     assert fullres["architecture"]["arch_kwargs"] == {"spatial_dims": 3, "feature_size": 48, "use_checkpoint": False}
@@ -110,26 +102,16 @@ def test_both_plans_are_written_and_the_network_is_described(tiny: TinyNnunet) -
     assert fullres["data_identifier"] == "nnUNetPlans_3d_fullres"
     assert fullres[ESTIMATE_KEY]["measured"] is False
     assert fullres[ESTIMATE_KEY]["gb"] <= 16
-    assert "estimated, not measured on a GPU" in said
-
-
-@pytest.fixture(scope="module")
-def planned(tiny_prepared: TinyNnunet, tmp_path_factory: pytest.TempPathFactory) -> TinyNnunet:
-    """A copy whose plans are nnU-Net's, not the small ones of the other tests."""
-    planned = TinyNnunet(tmp_path_factory.mktemp("planned"))
-    (planned.root / "results").mkdir()
-    for name in ("raw", "preprocessed"):
-        shutil.copytree(tiny_prepared.root / name, planned.root / name)
-    planned.run("ctseg", "plan", "-d", "301", "-pl", "ExperimentPlanner", "--no_pp")
-    return planned
+    assert "estimated, not measured on a GPU" in planned.said
+    assert "nnUNetPlans: preprocessing 3d_fullres into nnUNetPlans_3d_fullres" in planned.said
 
 
 @pytest.fixture
-def own(planned: TinyNnunet, tiny: TinyNnunet) -> TinyNnunet:
-    """A copy of that, with a training of ``nnUNetPlans``."""
+def own(planned: PlannedNnunet, tiny: TinyNnunet) -> TinyNnunet:
+    """A copy with the planners' own plans, and a training of ``nnUNetPlans``."""
     for name in ("raw", "preprocessed"):
         (tiny.root / name).unlink()
-        shutil.copytree(planned.root / name, tiny.root / name)
+        shutil.copytree(planned.tiny.root / name, tiny.root / name)
     fold = tiny.results / "nnUNetTrainer__nnUNetPlans__3d_fullres" / "fold_1"
     fold.mkdir(parents=True)
     (fold / "checkpoint_latest.pth").touch()

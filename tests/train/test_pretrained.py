@@ -8,20 +8,11 @@ import torch
 from ctseg.errors import CheckpointError
 from ctseg.train.pretrained import load_pretrained
 from ctseg.train.swin_unetr import SwinUNETR
+from tests.support.swin_weights import published_encoder
 
 
 def small(channels: int = 1, heads: int = 2) -> SwinUNETR:
     return SwinUNETR(channels, heads, feature_size=12, depths=(1, 1, 1, 1), window_size=4)
-
-
-def published_encoder(network: SwinUNETR) -> dict[str, torch.Tensor]:
-    """The layout of MONAI's self-supervised Swin encoder."""
-    weights = {}
-    for name, tensor in network.swinViT.state_dict().items():
-        name = name.replace(".mlp.linear1.", ".mlp.fc1.").replace(".mlp.linear2.", ".mlp.fc2.")
-        weights[f"module.{name}"] = torch.rand_like(tensor) if tensor.is_floating_point() else tensor
-    weights["module.rotation_head.weight"] = torch.zeros(4, 4)
-    return weights
 
 
 def test_the_published_encoder_is_loaded_and_reported(tmp_path: Path) -> None:

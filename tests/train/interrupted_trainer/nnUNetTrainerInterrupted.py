@@ -1,7 +1,8 @@
 """A trainer outside nnU-Net's tree that something befalls in the middle of its second epoch.
 
 ``CTSEG_TEST_SIGNAL`` is a signal that it sends to itself, ``CTSEG_TEST_FAIL_RANK`` a rank that raises;
-``CTSEG_TEST_VALIDATION_SIGNAL`` is a signal that it sends to itself when its validation begins.
+``CTSEG_TEST_VALIDATION_SIGNAL`` is a signal that it sends to itself when its validation begins, and
+``CTSEG_TEST_NO_VALIDATION`` leaves the validation out.
 """
 
 import os
@@ -29,4 +30,5 @@ class nnUNetTrainerInterrupted(nnUNetTrainer):
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         if "CTSEG_TEST_VALIDATION_SIGNAL" in os.environ:
             os.kill(os.getpid(), int(os.environ["CTSEG_TEST_VALIDATION_SIGNAL"]))
-        super().perform_actual_validation(save_probabilities)
+        if "CTSEG_TEST_NO_VALIDATION" not in os.environ:
+            super().perform_actual_validation(save_probabilities)

@@ -1,13 +1,7 @@
-"""One process of a distributed training: takes prepared batches, and saves the parameters after every step.
-
-    torchrun --nproc_per_node=2 tests/train/distributed_worker.py FOLDER [batch_dice] [swin]
-
-The folder holds ``batches.pt``; without torchrun the same steps are made by one process.
-"""
+"""One process of a distributed training: takes prepared batches, and saves the parameters after every step."""
 
 import json
 import os
-import sys
 from pathlib import Path
 
 import torch
@@ -18,13 +12,20 @@ from ctseg.train.options import TrainingOptions
 from ctseg.train.placement import Placement, placed
 
 
-def main() -> None:
-    folder, words = Path(sys.argv[1]), sys.argv[2:]
+def make_steps(folder: str, words: tuple[str, ...]) -> None:
+    """Make the steps that ``batches.pt`` in a folder holds, alone or as one of the processes of the environment.
+
+    Args:
+        folder: Of ``batches.pt``, and of what is saved.
+        words: Number of accumulated batches; then ``batch_dice`` or ``swin``.
+    """
     with placed("cpu", distributed=False) as placement:
-        run(folder, placement, swin="swin" in words, batch_dice="batch_dice" in words, steps=int(words[0]))
+        _steps(
+            Path(folder), placement, swin="swin" in words, batch_dice="batch_dice" in words, accumulated=int(words[0])
+        )
 
 
-def run(folder: Path, placement: Placement, *, swin: bool, batch_dice: bool, steps: int) -> None:
+def _steps(folder: Path, placement: Placement, *, swin: bool, batch_dice: bool, accumulated: int) -> None:
     name = "nnUNetTrainerSwinUNETR" if swin else "nnUNetTrainer"
     preprocessed = Path(os.environ["nnUNet_preprocessed"]) / "Dataset301_Tiny"  # noqa: SIM112
     plans = json.loads((preprocessed / ("nnUNetSwinUNETRPlans.json" if swin else "nnUNetPlans.json")).read_text())
@@ -32,14 +33,16 @@ def run(folder: Path, placement: Placement, *, swin: bool, batch_dice: bool, ste
     plans["configurations"]["3d_fullres"]["batch_dice"] = batch_dice
     batches = torch.load(folder / "batches.pt", weights_only=True)
     torch.manual_seed(1)
-    options = TrainingOptions(batch_size=len(batches[0]["data"]) // steps, gradient_accumulation_steps=steps)
+    options = TrainingOptions(
+        batch_size=len(batches[0]["data"]) // accumulated, gradient_accumulation_steps=accumulated
+    )
     trainer = extended(find_trainer(name), options, placement)(
         plans, "3d_fullres", 0, json.loads((preprocessed / "dataset.json").read_text()), placement.device
     )
     trainer.initialize()
     trainer.set_deep_supervision_enabled(trainer.enable_deep_supervision)
     trainer.network.train()
-    shares = [part for batch in batches for part in _shares(batch, steps, placement)]
+    shares = [part for batch in batches for part in _shares(batch, accumulated, placement)]
     trainer.dataloader_train = iter(shares)
     record = []
     for _ in batches:
@@ -59,7 +62,3 @@ def _shares(batch: dict, steps: int, placement: Placement) -> list[dict]:
         cut = [t[begin : begin + size] for t in target] if isinstance(target, list) else target[begin : begin + size]
         parts.append({"data": batch["data"][begin : begin + size], "target": cut})
     return parts
-
-
-if __name__ == "__main__":
-    main()
