@@ -47,32 +47,10 @@ def placed(device: str | None, *, distributed: bool) -> Iterator[Placement]:
     Raises:
         SetupError: The device is not there, or the processes were not started by ``torchrun``.
     """
-    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise SetupError(
-            "no GPU: torch finds no CUDA device: train on the CPU, or look at `ctseg doctor`", settings=("device",)
-        )
-    if kind == "mps" and not torch.backends.mps.is_available():
-        raise SetupError("torch finds no MPS device: train on the CPU", settings=("device",))
-    world_size, local_rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
-    if "RANK" not in os.environ:
-        if distributed:
-            raise SetupError(
-                "a distributed training needs processes that torchrun starts: "
-                "`torchrun --nproc_per_node=2 -m ctseg train …`",
-                settings=("distributed",),
-            )
-        world_size, local_rank = 1, 0
-    if kind == "cuda" and local_rank >= torch.cuda.device_count():
-        raise SetupError(
-            f"process {local_rank} of this node has no GPU, torch finds {torch.cuda.device_count()}: "
-            f"start torchrun with --nproc_per_node={torch.cuda.device_count()}"
-        )
+    kind = _kind_of_device(device)
+    world_size, local_rank = _started_processes(distributed=distributed)
+    torch_device = _own_device(kind, local_rank)
     _set_threads(kind, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    torch_device = torch.device(kind, local_rank) if kind == "cuda" else torch.device(kind)
-    if kind == "cuda":
-        torch.cuda.set_device(torch_device)
-        torch.backends.cudnn.benchmark = True
     if world_size == 1:
         yield Placement(torch_device)
         return
@@ -85,6 +63,45 @@ def placed(device: str | None, *, distributed: bool) -> Iterator[Placement]:
         # a group whose members died cannot be left in good order
         with contextlib.suppress(RuntimeError):
             torch.distributed.destroy_process_group()
+
+
+def _kind_of_device(asked: str | None) -> str:
+    kind = asked or ("cuda" if torch.cuda.is_available() else "cpu")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise SetupError(
+            "no GPU: torch finds no CUDA device: train on the CPU, or look at `ctseg doctor`", settings=("device",)
+        )
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise SetupError("torch finds no MPS device: train on the CPU", settings=("device",))
+    return kind
+
+
+def _started_processes(*, distributed: bool) -> tuple[int, int]:
+    """Return the number of processes, and the number of this one on its node."""
+    if "RANK" in os.environ:
+        return int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
+    if distributed:
+        raise SetupError(
+            "a distributed training needs processes that torchrun starts: "
+            "`torchrun --nproc_per_node=2 -m ctseg train …`",
+            settings=("distributed",),
+        )
+    return 1, 0
+
+
+def _own_device(kind: str, local_rank: int) -> torch.device:
+    """Return the device of this process, and make it torch's where it is a GPU."""
+    if kind != "cuda":
+        return torch.device(kind)
+    if local_rank >= torch.cuda.device_count():
+        raise SetupError(
+            f"process {local_rank} of this node has no GPU, torch finds {torch.cuda.device_count()}: "
+            f"start torchrun with --nproc_per_node={torch.cuda.device_count()}"
+        )
+    device = torch.device(kind, local_rank)
+    torch.cuda.set_device(device)
+    torch.backends.cudnn.benchmark = True
+    return device
 
 
 def _set_threads(kind: str, processes: int) -> None:

@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,29 +99,31 @@ def plan_dataset(name: str, paths: NnunetPaths, planning: Planning) -> Planned:
         require_nothing_changed(name, in_use, problems)
     _extract_fingerprint(name, planning)
     planners = [_plan(name, planner, cls, planning) for planner, cls in classes.items()]
+    planned = _saved(name, preprocessed, in_use, planners)
+    if planning.preprocess:
+        done = set(planned.kept.data)
+        for file in planned.files:
+            _preprocess(name, file, planning, done)
+        _copy_labels(raw, preprocessed / "gt_segmentations")
+    return planned
+
+
+def _saved(name: str, preprocessed: Path, in_use: InUse, planners: Sequence[Any]) -> Planned:
+    """Save the new plans, once those that a training goes on with are known to stay what they are."""
+    files = {planner.plans_identifier: preprocessed / f"{planner.plans_identifier}.json" for planner in planners}
     kept = InUse(
-        plans={
-            p.plans_identifier: in_use.plans[p.plans_identifier] for p in planners if p.plans_identifier in in_use.plans
-        },
+        plans={plans: model for plans, model in in_use.plans.items() if plans in files},
         data={identifier: model for identifier, model in in_use.data.items() if (preprocessed / identifier).is_dir()},
     )
-    changes = [
-        change
-        for planner in planners
-        if planner.plans_identifier in kept.plans
-        for change in changes_of_plans(preprocessed / f"{planner.plans_identifier}.json", planner.recorded)
-    ]
+    changes: list[str] = []
+    for planner in planners:
+        if planner.plans_identifier in kept.plans:
+            changes += changes_of_plans(files[planner.plans_identifier], planner.recorded)
     require_nothing_changed(name, in_use, changes)
     for planner in planners:
         if planner.plans_identifier not in kept.plans:
             planner.save()
-    files = tuple(preprocessed / f"{planner.plans_identifier}.json" for planner in planners)
-    if planning.preprocess:
-        done = set(kept.data)
-        for file in files:
-            _preprocess(name, file, planning, done)
-        _copy_labels(raw, preprocessed / "gt_segmentations")
-    return Planned(files, kept)
+    return Planned(tuple(files.values()), kept)
 
 
 def find_planner(name: str) -> type[ExperimentPlanner]:
