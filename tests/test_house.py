@@ -46,9 +46,6 @@ NAMES_FLAGS_STILL = {
     "train/checkpoints.py",
 }  # fmt: skip
 """Modules whose errors still name flags; each leaves the list when its errors carry settings instead."""
-PRINTS_STILL = {
-}  # fmt: skip
-"""Modules that still print; each leaves the list when it returns values or logs."""
 MAY_PRINT = {
     "container/probe.py",  # a program of its own: what it prints is what a container's health check shows
 }
@@ -136,5 +133,4 @@ def test_only_the_command_line_prints() -> None:
         ]
         for module in modules()
     }
-    allowed = MAY_PRINT | PRINTS_STILL
-    assert {module: found for module, found in lines.items() if found and module not in allowed} == {}
+    assert {module: found for module, found in lines.items() if found and module not in MAY_PRINT} == {}
