@@ -10,6 +10,8 @@ from benchmarks.results import (
     BenchmarkResult,
     EndToEnd,
     Floor,
+    Memory,
+    Micro,
     ProgramFigures,
     StageSums,
     Trace,
@@ -43,7 +45,8 @@ def page_of(result: BenchmarkResult) -> str:
         *_end_to_end(result.end_to_end),
         *_floor(result.floor),
         *_traces(result.traces),
-        *_functions(result),
+        *_functions(result.micro),
+        *_memory(result.memory),
         *_startup(result),
         *_budgets(result),
         *_scans(result),
@@ -121,7 +124,27 @@ def _busy(row: Floor) -> float:
 def _end_to_end(rows: Sequence[EndToEnd]) -> list[str]:
     if not rows:
         return []
+    alone = [f"- {row.model}, {scans_text(row.scans)}, ctseg alone: {row.note}." for row in rows if row.nnunet is None]
+    return [
+        "## Whole commands",
+        "",
+        "`nnUNetv2_predict -device cpu --disable_tta` beside `ctseg predict --disable_tta` with the server that it "
+        "starts; CPU and memory of all processes, server and children included. Start-up is the same command on a "
+        "scan of one window. Client CPU is that of the command's own process (for nnU-Net: with the network, without "
+        "its workers).",
+        "",
+        *_commands(rows),
+        *([*alone, ""] if alone else []),
+        "Labels of ctseg beside those of stock nnU-Net, which rounds its logits to float16:",
+        "",
+        *_agreements(rows),
+        "Where ctseg's time goes (seconds summed over the cases, which overlap):",
+        "",
+        *_stages(rows),
+    ]
 
+
+def _commands(rows: Sequence[EndToEnd]) -> list[str]:
     def figures(row: EndToEnd, name: str, program: ProgramFigures) -> list[str]:
         sent = [f"{(run.bytes_sent or 0) / 1e6:.0f} + {(run.bytes_received or 0) / 1e6:.0f}" for run in program.runs]
         return [
@@ -138,17 +161,8 @@ def _end_to_end(rows: Sequence[EndToEnd]) -> list[str]:
         ]
 
     head = ["model and scans", "program", "s", "of it start-up", "without start-up", "CPU s", "client CPU s/Mvoxel"]
-    head += ["peak MiB", "MB sent + received", "runs + start-up runs"]
-    lines = ["## Whole commands", ""]
-    lines += [
-        "`nnUNetv2_predict -device cpu --disable_tta` beside `ctseg predict --disable_tta` with the server that it "
-        "starts; CPU and memory of all processes, server and children included. Start-up is the same command on a "
-        "scan of one window. Client CPU is that of the command's own process (for nnU-Net: with the network, without "
-        "its workers).",
-        "",
-    ]
-    lines += _table(
-        head,
+    return _table(
+        [*head, "peak MiB", "MB sent + received", "runs + start-up runs"],
         [
             figures(row, name, program)
             for row in rows
@@ -156,10 +170,10 @@ def _end_to_end(rows: Sequence[EndToEnd]) -> list[str]:
             if program is not None
         ],
     )
-    if alone := [row for row in rows if row.nnunet is None]:
-        lines += [*(f"- {row.model}, {scans_text(row.scans)}, ctseg alone: {row.note}." for row in alone), ""]
-    lines += ["Labels of ctseg beside those of stock nnU-Net, which rounds its logits to float16:", ""]
-    lines += _table(
+
+
+def _agreements(rows: Sequence[EndToEnd]) -> list[str]:
+    return _table(
         ["model and scans", "equal voxels", f"lowest Dice of a label of {LEAST_VOXELS_OF_A_DICE} voxels"],
         [
             [
@@ -171,8 +185,10 @@ def _end_to_end(rows: Sequence[EndToEnd]) -> list[str]:
             if row.agreement is not None
         ],
     )
-    lines += ["Where ctseg's time goes (seconds summed over the cases, which overlap):", ""]
-    lines += _table(
+
+
+def _stages(rows: Sequence[EndToEnd]) -> list[str]:
+    return _table(
         ["model and scans", "server start", "folder", *StageSums.model_fields, "windows"],
         [
             [
@@ -186,7 +202,6 @@ def _end_to_end(rows: Sequence[EndToEnd]) -> list[str]:
             for run in row.ctseg.runs[-1:]
         ],
     )
-    return lines
 
 
 def _floor(rows: Sequence[Floor]) -> list[str]:
@@ -247,19 +262,19 @@ def _traces(traces: Sequence[Trace]) -> list[str]:
     )
 
 
-def _functions(result: BenchmarkResult) -> list[str]:
-    lines = []
-    if result.micro:
-        lines += ["## Functions, array to array", ""]
-        lines += [
-            "Preparing: `DefaultPreprocessor.run_case_npy` beside `ctseg.numerics.prepare`. Blending: nnU-Net's "
-            "sliding window beside `SlabBlender`, with a network that answers at once. Export: nnU-Net's "
-            "`convert_predicted_logits_to_segmentation_with_correct_shape` beside `LabelRestorer`. Memory is above "
-            "what stood before the call.",
-            "",
-        ]
-        head = ["function", "classes", "from", "to", "nnU-Net s", "ctseg s", "faster", "nnU-Net MiB", "ctseg MiB"]
-        lines += _table(
+def _functions(rows: Sequence[Micro]) -> list[str]:
+    if not rows:
+        return []
+    head = ["function", "classes", "from", "to", "nnU-Net s", "ctseg s", "faster", "nnU-Net MiB", "ctseg MiB"]
+    return [
+        "## Functions, array to array",
+        "",
+        "Preparing: `DefaultPreprocessor.run_case_npy` beside `ctseg.numerics.prepare`. Blending: nnU-Net's "
+        "sliding window beside `SlabBlender`, with a network that answers at once. Export: nnU-Net's "
+        "`convert_predicted_logits_to_segmentation_with_correct_shape` beside `LabelRestorer`. Memory is above "
+        "what stood before the call.",
+        "",
+        *_table(
             [*head, "equal", "runs", "note"],
             [
                 [
@@ -276,12 +291,19 @@ def _functions(result: BenchmarkResult) -> list[str]:
                     str(len(row.ctseg_s)),
                     row.note,
                 ]
-                for row in result.micro
+                for row in rows
             ],
-        )
-    if result.memory:
-        lines += ["Peak memory of a whole case in the client, with a network that answers at once:", ""]
-        lines += _table(
+        ),
+    ]
+
+
+def _memory(rows: Sequence[Memory]) -> list[str]:
+    if not rows:
+        return []
+    return [
+        "Peak memory of a whole case in the client, with a network that answers at once:",
+        "",
+        *_table(
             ["classes", "scan", "patch", "peak MiB", "budget MiB", "runs"],
             [
                 [
@@ -292,10 +314,10 @@ def _functions(result: BenchmarkResult) -> list[str]:
                     f"{row.allowed_mb:.0f}",
                     "1",
                 ]
-                for row in result.memory
+                for row in rows
             ],
-        )
-    return lines
+        ),
+    ]
 
 
 def _startup(result: BenchmarkResult) -> list[str]:
