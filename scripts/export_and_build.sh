@@ -21,5 +21,5 @@ mkdir -p "$data/bundles" "$models"
   "${TRAIN_IMAGE:-ctseg-train}" export -d "$1" -c "$2" --name "$3" -o "/data/bundles/$3" "${@:4}"
 "${ENGINE:-docker}" run --rm "${gpu[@]}" "${locked[@]}" \
   -v "$data/bundles:/bundles:ro" -v "$models:/models" \
-  "${SERVE_IMAGE:-ctseg-serve}" build "/bundles/$3" --repository /models --if-needed \
+  "${SERVE_IMAGE:-ctseg-serve}" build "/bundles/$3" --repository /models --if_needed \
   --backend "${BACKEND:-tensorrt}" --precision "${PRECISION:-fp32}" "${build[@]}"

@@ -5,7 +5,7 @@ Configurations are written through Triton's own protobuf message.
 
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -218,11 +218,9 @@ def configuration(draft: EntryDraft, version: int, known: Entry | None) -> Any:
     for number, spec in {**specs, version: draft.spec}.items():
         config.parameters[spec_parameter(number)].string_value = spec.to_json()
     if draft.backend == "python":
-        for number in specs:  # each version keeps the runtime that it was proven with
-            for key in (runtime_parameter(number), precision_hint_parameter(number)):
-                if key in old.parameters:
-                    config.parameters[key].string_value = old.parameters[key].string_value
-        _add_runtime(config, draft, version)
+        kept = {key: old.parameters[key].string_value for key in _runtime_parameters(specs) if key in old.parameters}
+        for key, value in {**kept, **_runtime_of(draft, version)}.items():
+            config.parameters[key].string_value = value
     for key, value in draft.parameters.items():
         config.parameters[key].string_value = value
     return config
@@ -285,13 +283,19 @@ def _add_warmup(config: Any) -> None:
         tensor.random_data = True
 
 
-def _add_runtime(config: Any, draft: EntryDraft, version: int) -> None:
-    """Say what the python backend runs a version with."""
-    config.parameters[runtime_parameter(version)].string_value = draft.runtime
-    if draft.precision_hint:
-        config.parameters[precision_hint_parameter(version)].string_value = draft.precision_hint
-    if draft.threads:
-        config.parameters[THREADS_PARAMETER].string_value = str(draft.threads)
+def _runtime_parameters(versions: Iterable[int]) -> list[str]:
+    """Return the parameters that say what versions run with: each keeps the runtime that it was proven with."""
+    return [name(number) for number in versions for name in (runtime_parameter, precision_hint_parameter)]
+
+
+def _runtime_of(draft: EntryDraft, version: int) -> dict[str, str]:
+    """Return the parameters that say what the python backend runs a version with."""
+    said = {
+        runtime_parameter(version): draft.runtime,
+        precision_hint_parameter(version): draft.precision_hint,
+        THREADS_PARAMETER: str(draft.threads or ""),
+    }
+    return {key: value for key, value in said.items() if value}
 
 
 def _write_documents(folder: Path, documents: Mapping[str, str]) -> None:
