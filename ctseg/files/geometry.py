@@ -136,7 +136,7 @@ class Reorientation:
         return (spacing_mm[z], spacing_mm[y], spacing_mm[x])
 
 
-AS_IT_IS = Reorientation()
+IDENTITY = Reorientation()
 """The reorientation that changes nothing."""
 
 

@@ -9,7 +9,7 @@ from nibabel.orientations import io_orientation
 
 from ctseg.arrays import Spacing
 from ctseg.files.geometry import (
-    AS_IT_IS,
+    IDENTITY,
     Geometry,
     Reorientation,
     closest_ras_by_itk,
@@ -30,7 +30,7 @@ class FileGrid:
 
     geometry: Geometry
     spacing_mm: Spacing
-    reorientation: Reorientation = AS_IT_IS
+    reorientation: Reorientation = IDENTITY
     nifti_header: Any = None
 
 
@@ -66,7 +66,7 @@ def reorientation_of(
             come with a rounding that would decide between axes at exactly 45 degrees.
     """
     if not reader.endswith("WithReorient"):
-        return AS_IT_IS
+        return IDENTITY
     if "ITK" in reader:
         return closest_ras_by_itk(geometry.direction_ras if direction_ras is None else direction_ras)
     return reorientation_from_nibabel(io_orientation(geometry.affine_ras))

@@ -8,7 +8,7 @@ slab, and logits never exist at the resolution of the scan. Cubic logits take th
 import logging
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -155,19 +155,16 @@ class LabelRestorer:
         z, y, x = self._axes
         last = int(np.searchsorted(z.above, end))  # above never falls
         planes = slice(self._planes_out, last)
-        source = (
-            slab,
-            self._before,
-            np.where(z.below[planes] < begin, -1, z.below[planes] - begin),
-            np.maximum(z.above[planes] - begin, 0),
-            z.weight[planes],
-            y.below,
-            y.above,
-            y.weight,
-            x.below.astype(np.uint64),
-            x.above.astype(np.uint64),
-            x.weight,
-            x.is_same,
+        source = _Source(
+            slab=slab,
+            before=self._before,
+            z_below=np.where(z.below[planes] < begin, -1, z.below[planes] - begin),
+            z_above=np.maximum(z.above[planes] - begin, 0),
+            z_weight=z.weight[planes],
+            y=y,
+            x_below=x.below.astype(np.uint64),
+            x_above=x.above.astype(np.uint64),
+            x=x,
         )
         self._label(source, planes)
         if self._on_probabilities is not None:
@@ -176,29 +173,27 @@ class LabelRestorer:
         if last < len(z.below) and z.below[last] < end:
             self._before = np.array(slab[-1])
 
-    def _label(self, source: tuple[Any, ...], planes: slice) -> None:
+    def _label(self, source: "_Source", planes: slice) -> None:
         kernels = load_kernels(KERNELS)
         rows, columns = self._plan.target_shape[1:]
         bands = -(-rows // kernels.ROWS_PER_UNIT)
         regions = self._spec.has_regions
-        slab, before, below, above, weight, *in_plane = source
         # a few planes at a time, so that what the kernel writes is small and still in the cache when it is copied
-        indices = np.empty((min(_PLANES_AT_ONCE, len(below)), rows, columns), dtype=np.uint16)
-        for first in range(0, len(below), _PLANES_AT_ONCE):
+        indices = np.empty((min(_PLANES_AT_ONCE, len(source.z_below)), rows, columns), dtype=np.uint16)
+        for first in range(0, len(source.z_below), _PLANES_AT_ONCE):
             part = slice(first, first + _PLANES_AT_ONCE)
-            found = indices[: len(below[part])]
+            found = indices[: len(source.z_below[part])]
             target = self._cropped[planes][part]
-            arguments = (slab, before, found, below[part], above[part], weight[part], *in_plane)
+            arguments = source.kernel_arguments(part, found)
             run_parallel(partial(kernels.label_planes, *arguments, regions, REGION_THRESHOLD), len(found) * bands)
             target[...] = self._values[found] if regions else found
 
-    def _give_probabilities(self, source: tuple[Any, ...], planes: slice, give: Receiver) -> None:
+    def _give_probabilities(self, source: "_Source", planes: slice, give: Receiver) -> None:
         kernels = load_kernels(KERNELS)
         heads, (rows, columns) = self._spec.num_heads, self._plan.target_shape[1:]
         logits = np.empty((heads, 1, rows, columns), dtype=np.float32)
         for offset in range(planes.stop - planes.start):
-            one = slice(offset, offset + 1)
-            arguments = (source[0], source[1], logits, source[2][one], source[3][one], source[4][one], *source[5:])
+            arguments = source.kernel_arguments(slice(offset, offset + 1), logits)
             run_parallel(partial(kernels.resample_planes, *arguments), heads)
             give(*self._probabilities(logits, planes.start + offset))
 
@@ -253,3 +248,36 @@ class _Linear:
         else:
             self.weight = table.weights[:, 1].astype(np.float32)
             self.above = np.where(self.weight > 0, table.indices[:, 1], self.below)
+
+
+class _Source(NamedTuple):
+    """Where the target planes of one slab come from, as the restoring kernels take it.
+
+    Attributes:
+        slab: (planes, heads, y, x).
+        before: (heads, y, x): the plane before the slab, read where ``z_below`` is -1.
+        z_below: For each target plane, the slab's plane below it.
+        z_above: Likewise, the one above.
+        z_weight: Likewise, the share of the one above.
+        y: The rows.
+        x_below: As ``x`` has it, unsigned.
+        x_above: As ``x`` has it, unsigned.
+        x: The columns.
+    """
+
+    slab: Slab
+    before: Slab
+    z_below: npt.NDArray[np.int64]
+    z_above: npt.NDArray[np.int64]
+    z_weight: npt.NDArray[np.float32]
+    y: _Linear
+    x_below: npt.NDArray[np.uint64]
+    x_above: npt.NDArray[np.uint64]
+    x: _Linear
+
+    def kernel_arguments(self, planes: slice, target: npt.NDArray[Any]) -> tuple[Any, ...]:
+        """Return what ``label_planes`` and ``resample_planes`` take first, for some of the target planes."""
+        z = (self.z_below[planes], self.z_above[planes], self.z_weight[planes])
+        rows = (self.y.below, self.y.above, self.y.weight)
+        columns = (self.x_below, self.x_above, self.x.weight, self.x.is_same)
+        return (self.slab, self.before, target, *z, *rows, *columns)
