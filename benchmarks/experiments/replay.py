@@ -73,7 +73,7 @@ def _windows(folder: Path, predictor: TritonPredictor) -> tuple[npt.NDArray[np.f
     parts: list[npt.NDArray[np.float32]] = []
     held, count = 0, 0
     for case in find_cases(folder, channels=len(spec.channels)):
-        volume = read_volume(case.files, spec.reader)
+        volume = read_volume(case.channels, spec.reader)
         prepared = prepare(volume.voxels, volume.spacing_mm, spec)
         plan = plan_windows(prepared.record.network_shape, spec.patch_size)
         window_bytes = 4 * len(spec.channels) * int(np.prod(spec.patch_size))

@@ -71,6 +71,7 @@ def _add_verify_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_create(args: argparse.Namespace) -> int:
+    from ctseg.files.cases import ScanFolders
     from ctseg.train.dataset import DatasetDescription, create_dataset
     from ctseg.train.paths import require_paths
 
@@ -83,11 +84,13 @@ def _run_create(args: argparse.Namespace) -> int:
         args.dataset,
         args.name,
         DatasetDescription(tuple(args.channel or ["CT"]), _labels(args.label), order),
-        images=args.images,
-        labels=args.labels,
-        image_suffixes=args.image_suffix,
-        label_suffix=args.label_suffix,
-        test_images=args.test_images,
+        ScanFolders(
+            images=args.images,
+            labels=args.labels,
+            image_suffixes=None if args.image_suffix is None else tuple(args.image_suffix),
+            label_suffix=args.label_suffix,
+            test_images=args.test_images,
+        ),
     )
     count = sum(1 for _ in (folder / "labelsTr").iterdir())
     print(f"{folder}: {count} cases; next: `ctseg dataset verify -d {args.dataset}`")

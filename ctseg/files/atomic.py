@@ -21,10 +21,10 @@ def temporary_path(path: Path) -> Path:
     """Return a hidden name beside ``path`` that no other process, here or on another host, is using.
 
     It says who made it: ``.<begin of the name>.<host>.<process>.<random>.tmp<endings>``. The endings are those
-    of ``path``, because writers choose the format by them.
+    of ``path`` in lower case, because writers choose the format by them.
     """
     host = "".join(c if c.isalnum() else "-" for c in socket.gethostname())[:32]
-    ending = "".join(path.suffixes[-2:])[-16:]
+    ending = "".join(path.suffixes[-2:])[-16:].lower()
     return path.with_name(f".{path.name[:_LONGEST_STEM]}.{host}.{os.getpid()}.{secrets.token_hex(4)}.tmp{ending}")
 
 

@@ -1,8 +1,9 @@
 """What a file says about where its voxels lie, and how a reader turns them."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
+import nibabel
 import numpy as np
 import numpy.typing as npt
 from nibabel.orientations import io_orientation
@@ -18,6 +19,38 @@ from ctseg.files.geometry import (
 
 
 @dataclass(frozen=True, eq=False)
+class NiftiSource:
+    """A NIfTI file's own words.
+
+    Attributes:
+        header: As it stands in the file.
+    """
+
+    header: nibabel.Nifti1Header
+
+    @property
+    def dtype(self) -> "np.dtype[Any]":
+        """The type of the numbers in the file, before scaling."""
+        dtype: np.dtype[Any] = self.header.get_data_dtype().newbyteorder("=")
+        return dtype
+
+
+@dataclass(frozen=True)
+class ItkSource:
+    """What SimpleITK said of a file, beside its grid.
+
+    Attributes:
+        dtype: The type of the numbers in the file.
+    """
+
+    dtype: "np.dtype[Any]"
+
+
+Source: TypeAlias = NiftiSource | ItkSource
+"""What a format keeps of a file: what it needs to write the same again, and the type of its numbers."""
+
+
+@dataclass(frozen=True, eq=False)
 class FileGrid:
     """The grid of a file, and how the voxels as a reader yields them lie on it.
 
@@ -25,23 +58,24 @@ class FileGrid:
         geometry: Of the file's own axes.
         spacing_mm: Along the file's own (z, y, x), in millimetres, to the last bit as the reader has it.
         reorientation: From the file's axes to the reader's.
-        nifti_header: What a NIfTI file said, for writing the same again.
+        source: The file's own words; None for voxels that never were in a file.
     """
 
     geometry: Geometry
     spacing_mm: Spacing
     reorientation: Reorientation = IDENTITY
-    nifti_header: Any = None
+    source: Source | None = None
 
 
 @dataclass(frozen=True, eq=False)
-class Scan:
-    """One file as a reader yields it.
+class ChannelVolume:
+    """One channel of a scan, as a reader yields it.
 
     Attributes:
-        voxels: (z, y, x).
-        spacing_mm: Along the axes of ``voxels``.
-        grid: The file's own.
+        voxels: (z, y, x): integers of at most 4 bytes where the files hold such without scaling, else float32;
+            NaN and infinity are what they are in the files.
+        spacing_mm: Along the axes of ``voxels``, in millimetres.
+        grid: The files' own.
     """
 
     voxels: npt.NDArray[Any]
@@ -52,6 +86,13 @@ class Scan:
     def geometry(self) -> Geometry:
         """Where the voxels lie, on their own axes."""
         return self.grid.geometry.reoriented(self.grid.reorientation)
+
+    @property
+    def stored_dtype(self) -> "np.dtype[Any]":
+        """The type of the numbers in the files; that of ``voxels`` where the files scale small integers."""
+        stored = self.voxels.dtype if self.grid.source is None else self.grid.source.dtype
+        is_scaled = self.voxels.dtype.kind == "f" and stored.kind in "iu" and stored.itemsize <= 4
+        return self.voxels.dtype if is_scaled else stored
 
 
 def reorientation_of(

@@ -1,6 +1,8 @@
-"""NRRD and MetaImage files through SimpleITK, the extra ``ctseg[itk]``."""
+"""NRRD, MetaImage and GIPL files through SimpleITK, which the extra ``itk`` brings."""
 
 import gzip
+import importlib
+import math
 import zlib
 from pathlib import Path
 from typing import Any
@@ -8,19 +10,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ctseg.errors import InputError, SetupError
+from ctseg.errors import InputError, missing_package
 from ctseg.files.geometry import RAS_FROM_LPS, Geometry
-from ctseg.files.grid import FileGrid, Scan, reorientation_of
+from ctseg.files.grid import ChannelVolume, FileGrid, ItkSource, reorientation_of
 from ctseg.files.nifti import DEFLATE_MOST
 
-ITK_READ_ENDINGS = (".nrrd", ".nhdr", ".mha", ".mhd")
-ITK_WRITE_ENDINGS = (".nrrd", ".mha")
-"""Formats in one file: two files cannot be put in place at once."""
-
 _DETACHED_ENDINGS = (".nhdr", ".mhd")
+_GIPL_HEADER_BYTES = 256
 
 
-def read_itk_file(path: Path, reader: str) -> Scan:
+def read_itk_file(path: Path, reader: str) -> ChannelVolume:
     """Read a file as nnU-Net's SimpleITK readers do; for its nibabel readers, by the same rules as theirs.
 
     Raises:
@@ -56,18 +55,19 @@ def read_itk_file(path: Path, reader: str) -> Scan:
         geometry = Geometry(voxels.shape, affine)
     except ValueError as error:
         raise InputError(f"{path.name}: {error}: repair its directions and spacing") from error
-    grid = FileGrid(geometry, (spacing[2], spacing[1], spacing[0]), reorientation_of(geometry, reader, direction))
+    turn = reorientation_of(geometry, reader, direction)
+    grid = FileGrid(geometry, (spacing[2], spacing[1], spacing[0]), turn, ItkSource(voxels.dtype))
     with np.errstate(over="ignore"):
         if voxels.dtype.kind == "f" or voxels.dtype.itemsize > 4:
             voxels = voxels.astype(np.float32, copy=False)
-    return Scan(grid.reorientation.apply(voxels), grid.reorientation.apply_to_spacing(grid.spacing_mm), grid)
+    return ChannelVolume(turn.apply(voxels), turn.apply_to_spacing(grid.spacing_mm), grid)
 
 
 def write_itk_file(path: Path, labels: npt.NDArray[Any], grid: FileGrid) -> None:
     """Write a label map on the grid of an input, compressed.
 
     Args:
-        path: Ends in one of :data:`ITK_WRITE_ENDINGS`.
+        path: Ends in ``.nrrd`` or ``.mha``.
         labels: (z, y, x) along the file's own axes, in the type to write.
         grid: The input's.
 
@@ -84,7 +84,7 @@ def write_itk_file(path: Path, labels: npt.NDArray[Any], grid: FileGrid) -> None
         sitk.WriteImage(image, str(path), useCompression=True)
     except RuntimeError as error:
         raise OSError(_last_line(error)) from error
-    if path.suffix == ".nrrd":
+    if path.suffix.lower() == ".nrrd":
         _check_nrrd(path, labels)
 
 
@@ -114,15 +114,24 @@ def _check_information(file: Any, size: int, path: Path) -> None:
             f"{path.name}: expected voxels of shape {shape}, found a file of {size} bytes: "
             "it was cut off, copy it again"
         )
+    if path.suffix.lower() == ".gipl":  # ITK reads half a file of this format without a word
+        expected = _GIPL_HEADER_BYTES + math.prod(shape) * _dtype_of(file).itemsize
+        if size < expected:
+            raise InputError(f"{path.name}: expected {expected} bytes, found {size}: it was cut off, copy it again")
+
+
+def _dtype_of(file: Any) -> "np.dtype[Any]":
+    """Return the type of the numbers in a file whose information was read."""
+    sitk = importlib.import_module("SimpleITK")
+    dtype: np.dtype[Any] = sitk.GetArrayFromImage(sitk.Image([1, 1, 1], file.GetPixelID())).dtype
+    return dtype
 
 
 def _simpleitk(path: Path) -> Any:
     try:
         import SimpleITK
     except ImportError as error:
-        raise SetupError(
-            f'{path.name}: {path.suffix} files need SimpleITK: pip install "ctseg[itk]", or convert to .nii.gz'
-        ) from error
+        raise missing_package("SimpleITK", needed_for=f"{path.name}: a {path.suffix} file", extra="itk") from error
     return SimpleITK
 
 

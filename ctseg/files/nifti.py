@@ -21,7 +21,7 @@ from nibabel.spatialimages import HeaderDataError
 from ctseg.arrays import Shape3, Spacing
 from ctseg.errors import InputError
 from ctseg.files.geometry import RAS_FROM_LPS, SHEAR_TOLERANCE, Geometry
-from ctseg.files.grid import FileGrid, Scan, reorientation_of
+from ctseg.files.grid import ChannelVolume, FileGrid, NiftiSource, reorientation_of
 
 _GZIP_FILE: type[gzip.GzipFile] = gzip.GzipFile
 _DAMAGED: tuple[type[Exception], ...] = (EOFError, zlib.error, gzip.BadGzipFile)
@@ -30,8 +30,6 @@ with contextlib.suppress(ImportError):  # without the extra fast-io, zlib does t
 
     _GZIP_FILE = igzip.IGzipFile
     _DAMAGED = (*_DAMAGED, cast(Any, isal_zlib.IsalError))
-
-NIFTI_ENDINGS = (".nii.gz", ".nii")
 
 CHUNK_BYTES = 4 << 20
 DEFLATE_MOST = 1032
@@ -53,7 +51,7 @@ _SILENT = logging.Logger("silent")
 _SILENT.addHandler(logging.NullHandler())
 
 
-def read_nifti(path: Path, reader: str) -> Scan:
+def read_nifti(path: Path, reader: str) -> ChannelVolume:
     """Read a NIfTI file as one of nnU-Net's readers does.
 
     Args:
@@ -88,38 +86,41 @@ def read_nifti(path: Path, reader: str) -> Scan:
         voxels = _read_voxels(stream, header, shape, dtype, path)
     scaling = _itk_scaling(header) if "ITK" in reader else _nibabel_scaling(header, path)
     voxels = _scaled(voxels, scaling, through_float32="ITK" in reader)
-    return Scan(grid.reorientation.apply(voxels), spacing_mm, grid)
+    return ChannelVolume(grid.reorientation.apply(voxels), spacing_mm, grid)
 
 
-def write_nifti(file: BinaryIO, labels: npt.NDArray[Any], grid: FileGrid, *, compress: bool) -> None:
-    """Write a label map on the grid of an input.
+def write_nifti_file(path: Path, voxels: npt.NDArray[Any], grid: FileGrid) -> None:
+    """Write voxels on the grid of an input.
 
     A NIfTI input's own affines, codes, voxel sizes and units are kept bit by bit; for other inputs
-    sform and qform say the same. The same labels give the same bytes.
+    sform and qform say the same. The same voxels give the same bytes.
 
     Args:
-        file: Open for writing.
-        labels: (z, y, x) along the file's own axes, in the type to write.
+        path: Not there yet; gzipped if it ends in ``.gz``.
+        voxels: (z, y, x) along the file's own axes, in the type to write.
         grid: The input's.
-        compress: Whether to gzip.
+
+    Raises:
+        OSError: The file cannot be written.
     """
-    header = nifti_header_of(labels, grid)
+    header = nifti_header_of(voxels, grid)
     with contextlib.ExitStack() as stack:
+        file = stack.enter_context(path.open("xb"))
         stream: Any = file
-        if compress:
+        if path.name.lower().endswith(".gz"):
             stream = stack.enter_context(_gzip_file(file, "wb"))
         stream.write(header.binaryblock)
         stream.write(bytes(int(header["vox_offset"]) - int(header["sizeof_hdr"])))
-        for plane in labels:
+        for plane in voxels:
             stream.write(np.ascontiguousarray(plane).data)
 
 
-def nifti_header_of(labels: npt.NDArray[Any], grid: FileGrid) -> Any:
-    """Return the header of a label map on the grid of an input."""
-    source = grid.nifti_header
-    header = (nibabel.Nifti1Header if source is None else type(source))()
-    header.set_data_dtype(labels.dtype)
-    header.set_data_shape(labels.shape[::-1])
+def nifti_header_of(voxels: npt.NDArray[Any], grid: FileGrid) -> Any:
+    """Return the header of voxels on the grid of an input."""
+    source = grid.source.header if isinstance(grid.source, NiftiSource) else None
+    header: Any = (nibabel.Nifti1Header if source is None else type(source))()  # type: ignore[no-untyped-call]
+    header.set_data_dtype(voxels.dtype)
+    header.set_data_shape(voxels.shape[::-1])
     if source is None:
         header.set_xyzt_units("mm")
         header.set_qform(grid.geometry.affine_ras, code="scanner", strip_shears=True)
@@ -309,7 +310,7 @@ def _itk_grid(header: Any, shape: Shape3, path: Path, reader: str) -> tuple[File
     affine[:3, 3] = matrix[:, 3] * unit_mm
     x, y, z = spacing.tolist()
     geometry = Geometry(shape, affine)
-    grid = FileGrid(geometry, (z, y, x), reorientation_of(geometry, reader, direction), header)
+    grid = FileGrid(geometry, (z, y, x), reorientation_of(geometry, reader, direction), NiftiSource(header))
     return grid, grid.reorientation.apply_to_spacing(grid.spacing_mm)
 
 
@@ -370,7 +371,8 @@ def _nibabel_grid(header: Any, shape: Shape3, path: Path, reader: str) -> tuple[
         raise ValueError(str(error)) from error
     x, y, z = (float(size) for size in image.header.get_zooms())
     file_x, file_y, file_z = (float(size) for size in fixed.get_zooms())
-    return FileGrid(geometry, (file_z, file_y, file_x), reorientation_of(geometry, reader), header), (z, y, x)
+    grid = FileGrid(geometry, (file_z, file_y, file_x), reorientation_of(geometry, reader), NiftiSource(header))
+    return grid, (z, y, x)
 
 
 def _finite(value: Any) -> float:

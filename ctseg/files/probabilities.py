@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ctseg.errors import OutputError
+from ctseg.files.atomic import replacing, temporary_path
 
 _ARRAY_NAME = "probabilities"
 _COPY_BYTES = 1 << 24
@@ -36,8 +37,7 @@ class ProbabilityFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._array_path = path.with_name(f".{path.name}.{os.getpid()}.npy")
-        self._archive_path = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        self._array_path = temporary_path(path)
         self._array: np.memmap | None = None
 
     def allocate(self, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
@@ -58,7 +58,7 @@ class ProbabilityFile:
                 _take_space(file, 4 * math.prod(shape))
             self._array = np.memmap(self._array_path, dtype="<f4", mode="r+", offset=offset, shape=shape)
         except OSError as error:
-            raise self._not_written(error) from error
+            raise OutputError(f"{self._path}: cannot be written: {error.strerror or error}") from error
         return self._array
 
     def commit(self) -> None:
@@ -69,24 +69,17 @@ class ProbabilityFile:
         """
         if self._array is None:
             raise ValueError("nothing was allocated")
-        try:
+        with (
+            replacing(self._path) as archive_path,
+            zipfile.ZipFile(archive_path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+            archive.open(f"{_ARRAY_NAME}.npy", "w", force_zip64=True) as member,
+            self._array_path.open("rb") as source,
+        ):
             self._array.flush()
-            with (
-                zipfile.ZipFile(self._archive_path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
-                archive.open(f"{_ARRAY_NAME}.npy", "w", force_zip64=True) as member,
-                self._array_path.open("rb") as source,
-            ):
-                while piece := source.read(_COPY_BYTES):
-                    member.write(piece)
-            self._archive_path.replace(self._path)
-        except OSError as error:
-            raise self._not_written(error) from error
+            while piece := source.read(_COPY_BYTES):
+                member.write(piece)
 
     def close(self) -> None:
         """Remove what is not the finished file."""
         self._array = None
         self._array_path.unlink(missing_ok=True)
-        self._archive_path.unlink(missing_ok=True)
-
-    def _not_written(self, error: OSError) -> OutputError:
-        return OutputError(f"{self._path}: probabilities cannot be written: {error.strerror or error}")

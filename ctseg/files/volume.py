@@ -1,9 +1,6 @@
 """A scan in memory: reading it as nnU-Net's readers do, and writing labels onto its grid."""
 
-import contextlib
-import os
-import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -12,17 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ctseg.arrays import Affine, Spacing
+from ctseg.compiled.parallel import run_parallel
 from ctseg.errors import InputError, OutputError
+from ctseg.files.atomic import replacing
+from ctseg.files.formats import WRITE_ENDINGS, ChannelFiles, format_of, read_channel
 from ctseg.files.geometry import Geometry
-from ctseg.files.grid import FileGrid, Scan, reorientation_of
-from ctseg.files.itk import ITK_READ_ENDINGS, ITK_WRITE_ENDINGS, read_itk_file, write_itk_file
-from ctseg.files.nifti import NIFTI_ENDINGS, read_nifti, write_nifti
+from ctseg.files.grid import ChannelVolume, FileGrid, reorientation_of
 from ctseg.model_spec import Reader
 
-READ_ENDINGS = (*NIFTI_ENDINGS, *ITK_READ_ENDINGS)
-"""Of files that can be read; case does not matter."""
-WRITE_ENDINGS = (*NIFTI_ENDINGS, *ITK_WRITE_ENDINGS)
-"""Of files that can be written."""
 SAME_GRID_TOLERANCE_MM = 0.05
 """Furthest that two channels' voxels may lie apart: the rounding of headers, not a shift of the patient."""
 
@@ -40,6 +34,10 @@ class Volume:
             NibabelIO it may differ from ``geometry.spacing_mm``, if the header contradicts itself.
         geometry: Where the voxels lie in the patient.
         grid: The grid of the first file, whose axes may be others.
+
+    Raises:
+        ValueError: The voxels do not fit the geometry, or have another type.
+        InputError: A voxel is NaN or infinite.
     """
 
     voxels: npt.NDArray[Any]
@@ -50,19 +48,34 @@ class Volume:
     def __post_init__(self) -> None:
         if self.voxels.ndim != 4 or self.voxels.shape[1:] != self.geometry.shape:
             raise ValueError(f"expected voxels (channels, {self.geometry.shape}), found {self.voxels.shape}")
+        dtype = self.voxels.dtype
+        if dtype != np.float32 and not (dtype.kind in "iu" and dtype.itemsize <= 4):
+            raise ValueError(f"expected float32 or integers of at most 4 bytes, found {dtype}")
+        for channel, voxels in enumerate(self.voxels):
+            if problem := _non_finite(voxels):
+                raise _NotFiniteError(channel, problem)
 
     def on_file_axes(self, labels: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return a view of labels (z, y, x), given on this volume's axes, along the axes of the input."""
         return self.grid.reorientation.undo(labels)
 
 
-def read_volume(files: Sequence[Path], reader: str) -> Volume:
+class _NotFiniteError(InputError):
+    """A channel has voxels that are NaN or infinite; the doors say which file it came from."""
+
+    def __init__(self, channel: int, problem: str) -> None:
+        super().__init__(f"channel {channel}: {problem}")
+        self.channel = channel
+        self.problem = problem
+
+
+def read_volume(channels: Sequence[Path | ChannelFiles], reader: str) -> Volume:
     """Read the channels of one case as one of nnU-Net's readers does.
 
     NIfTI needs no more than nibabel, under all four readers' rules.
 
     Args:
-        files: One file per channel, in order.
+        channels: Where each channel lies, in order: a file, or all the files of one channel.
         reader: ``SimpleITKIO``, ``SimpleITKIOWithReorient``, ``NibabelIO`` or ``NibabelIOWithReorient``.
 
     Returns:
@@ -70,27 +83,35 @@ def read_volume(files: Sequence[Path], reader: str) -> Volume:
 
     Raises:
         InputError: A file cannot be used (see :func:`ctseg.files.nifti.read_nifti`), has voxels that are not
-            finite, or the files do not lie on one grid.
+            finite, or the channels do not lie on one grid.
         SetupError: A file needs SimpleITK, which is not installed.
 
     Source:
         nnU-Net's ``imageio`` package.
     """
     _check_reader(reader)
-    if not files:
+    if not channels:
         raise ValueError("expected a file for each channel, found none")
-    first = _read_scan(files[0], reader)
-    if len(files) == 1:
-        return Volume(first.voxels[None], first.spacing_mm, first.geometry, first.grid)
-    scans = [first]
-    for file in files[1:]:
-        scan = _read_scan(file, reader)
-        _check_same_grid(files[0], first, file, scan)
-        scans.append(scan)
-    dtypes = {scan.voxels.dtype for scan in scans}
+    files = [channel if isinstance(channel, ChannelFiles) else ChannelFiles((channel,)) for channel in channels]
+    first = read_channel(files[0], reader)
+    others = []
+    for other_files in files[1:]:
+        other = read_channel(other_files, reader)
+        _check_same_grid(files[0], first, other_files, other)
+        others.append(other)
+    try:
+        return Volume(_stacked([first, *others]), first.spacing_mm, first.geometry, first.grid)
+    except _NotFiniteError as error:
+        raise InputError(f"{files[error.channel].name}: {error.problem}") from error
+
+
+def _stacked(channels: Sequence[ChannelVolume]) -> npt.NDArray[Any]:
+    """Return (channels, z, y, x): a view of one channel; float32 where the channels' types differ."""
+    if len(channels) == 1:
+        return channels[0].voxels[None]
+    dtypes = {channel.voxels.dtype for channel in channels}
     dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
-    voxels = np.stack([scan.voxels.astype(dtype, copy=False) for scan in scans])
-    return Volume(voxels, first.spacing_mm, first.geometry, first.grid)
+    return np.stack([channel.voxels.astype(dtype, copy=False) for channel in channels])
 
 
 def volume_from_array(voxels: npt.NDArray[Any], geometry: Geometry | Affine, reader: str = "SimpleITKIO") -> Volume:
@@ -117,10 +138,13 @@ def volume_from_array(voxels: npt.NDArray[Any], geometry: Geometry | Affine, rea
             voxels = voxels.astype(np.float32, copy=False)
     if not isinstance(geometry, Geometry):
         geometry = Geometry(voxels.shape[1:], geometry)
-    _check_finite(voxels, "array")
     grid = FileGrid(geometry, geometry.spacing_mm, reorientation_of(geometry, reader))
     spacing_mm = grid.reorientation.apply_to_spacing(grid.spacing_mm)
-    return Volume(grid.reorientation.apply(voxels), spacing_mm, geometry.reoriented(grid.reorientation), grid)
+    turned = grid.reorientation.apply(voxels)
+    try:
+        return Volume(turned, spacing_mm, geometry.reoriented(grid.reorientation), grid)
+    except _NotFiniteError as error:
+        raise InputError(f"array: {error}") from error
 
 
 def write_label_map(path: Path, labels: npt.NDArray[Any], volume: Volume) -> None:
@@ -130,7 +154,7 @@ def write_label_map(path: Path, labels: npt.NDArray[Any], volume: Volume) -> Non
     on the disk.
 
     Args:
-        path: Ends in one of :data:`WRITE_ENDINGS`.
+        path: Ends in one of :data:`ctseg.files.formats.WRITE_ENDINGS`.
         labels: (z, y, x) on the axes of ``volume``, integers, none negative; written in the smallest
             unsigned type that holds them.
         volume: The scan that they belong to.
@@ -144,33 +168,26 @@ def write_label_map(path: Path, labels: npt.NDArray[Any], volume: Volume) -> Non
     if labels.min() < 0:
         raise ValueError(f"expected no negative labels, found {labels.min()}")
     written = volume.on_file_axes(labels).astype(np.min_scalar_type(int(labels.max())), copy=False)
-    ending = ending_of(path, WRITE_ENDINGS)
-    if ending is None:
+    write_on_grid(path, written, volume.grid)
+
+
+def write_on_grid(path: Path, voxels: npt.NDArray[Any], grid: FileGrid) -> None:
+    """Write voxels onto the grid of a file, whole or not at all, as :func:`write_label_map` does.
+
+    Args:
+        path: Ends in one of :data:`ctseg.files.formats.WRITE_ENDINGS`.
+        voxels: (z, y, x) along the file's own axes, in the type to write.
+        grid: The file's.
+
+    Raises:
+        OutputError: The folder is missing or not writable, the disk is full, or the ending is unknown.
+        SetupError: The ending needs SimpleITK, which is not installed.
+    """
+    entry = format_of(path)
+    if entry is None or entry.write_labels is None:
         raise OutputError(f"{path}: label maps are written as {', '.join(WRITE_ENDINGS)}")
-
-    def write(temporary: Path) -> None:
-        if ending in ITK_WRITE_ENDINGS:
-            write_itk_file(temporary, np.ascontiguousarray(written), volume.grid)
-            return
-        with temporary.open("xb") as file:
-            write_nifti(file, written, volume.grid, compress=ending.endswith(".gz"))
-
-    _put_in_place(path, ending, write)
-
-
-def ending_of(path: Path, endings: Sequence[str] = READ_ENDINGS) -> str | None:
-    """Return which of the endings a file's name has, whatever its case; None: none of them."""
-    name = path.name.lower()
-    return next((ending for ending in endings if name.endswith(ending)), None)
-
-
-def _read_scan(file: Path, reader: str) -> Scan:
-    ending = ending_of(file)
-    if ending is None:
-        raise InputError(f"{file.name}: expected a scan in one of {', '.join(READ_ENDINGS)}: convert it")
-    scan = read_nifti(file, reader) if ending in NIFTI_ENDINGS else read_itk_file(file, reader)
-    _check_finite(scan.voxels, file.name)
-    return scan
+    with replacing(path) as temporary:
+        entry.write_labels(temporary, voxels, grid)
 
 
 def _check_reader(reader: str) -> None:
@@ -178,40 +195,40 @@ def _check_reader(reader: str) -> None:
         raise ValueError(f"expected one of nnU-Net's readers {_READERS}, found {reader!r}")
 
 
-def _check_finite(voxels: npt.NDArray[Any], name: str) -> None:
-    # minimum and maximum carry NaN and infinity along, and need no memory
-    if voxels.dtype.kind != "f" or (np.isfinite(voxels.min()) and np.isfinite(voxels.max())):
-        return
-    nans, infinities = int(np.isnan(voxels).sum()), int(np.isinf(voxels).sum())
-    raise InputError(
-        f"{name}: expected a finite number in every voxel, found {nans} NaN and {infinities} infinite in "
-        f"{voxels.size}: replace them, for CT by -1024 outside the field of view"
+def _non_finite(voxels: npt.NDArray[Any]) -> str | None:
+    """Return what is wrong with (z, y, x) if a voxel is NaN or infinite."""
+    if voxels.dtype.kind != "f":
+        return None
+    bad: list[int] = []
+
+    def look(first: int, last: int) -> None:
+        for z in range(first, last):
+            # minimum and maximum carry NaN and infinity along, and need no memory
+            if not (np.isfinite(voxels[z].min()) and np.isfinite(voxels[z].max())):
+                bad.append(z)
+
+    run_parallel(look, len(voxels))
+    if not bad:
+        return None
+    nans, infinities = (sum(int(count(voxels[z]).sum()) for z in bad) for count in (np.isnan, np.isinf))
+    return (
+        f"expected a finite number in every voxel, found {nans} NaN and {infinities} infinite in "
+        f"{voxels.size}, the first in slice {min(bad)}: replace them, for CT by -1024 outside the field of view"
     )
 
 
-def _check_same_grid(first_file: Path, first: Scan, file: Path, scan: Scan) -> None:
+def _check_same_grid(
+    first_files: ChannelFiles, first: ChannelVolume, files: ChannelFiles, channel: ChannelVolume
+) -> None:
     """Refuse channels that do not lie on each other; nnU-Net only warns about some of these."""
-    one, other = first.geometry, scan.geometry
-    what = f"{file.name}: expected the grid of {first_file.name}, found"
+    one, other = first.geometry, channel.geometry
+    what = f"{files.name}: expected the grid of {first_files.name}, found"
     todo = "resample one channel onto the other"
     if one.shape != other.shape:
         raise InputError(f"{what} {other.shape} voxels (z, y, x) instead of {one.shape}: {todo}")
     if one.distance_mm(other) > SAME_GRID_TOLERANCE_MM:
         raise InputError(f"{what} voxels up to {one.distance_mm(other):.3g} mm away from theirs: {todo}")
-    if not np.allclose(first.spacing_mm, scan.spacing_mm):
-        raise InputError(f"{what} a voxel size (z, y, x) of {scan.spacing_mm} instead of {first.spacing_mm} mm: {todo}")
-
-
-def _put_in_place(path: Path, ending: str, write: Callable[[Path], None]) -> None:
-    """Write beside ``path`` under a hidden name, and rename once the data are on the disk."""
-    temporary = path.with_name(f".{path.name[:64]}.{uuid.uuid4().hex[:12]}.tmp{ending}")
-    try:
-        write(temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):  # a folder that cannot be written holds no such file
-            temporary.unlink(missing_ok=True)
+    if not np.allclose(first.spacing_mm, channel.spacing_mm):
+        raise InputError(
+            f"{what} a voxel size (z, y, x) of {channel.spacing_mm} instead of {first.spacing_mm} mm: {todo}"
+        )

@@ -79,8 +79,9 @@ def prepare(voxels: npt.NDArray[Any], spacing_mm: Spacing, spec: ModelSpec) -> P
 
     Args:
         voxels: (channels, z, y, x) as the plans' reader yields them, any integer or float dtype (integers stay
-            integers until they are normalised), any strides; not changed. Z-score means are those of NumPy
-            in float32, whose rounding depends on the order in memory.
+            integers until they are normalised), any strides; not changed. Finite, which a ``Volume`` has made
+            sure of: it is not looked at again. Z-score means are those of NumPy in float32, whose rounding
+            depends on the order in memory.
         spacing_mm: Distance between voxel centres along (z, y, x) as read, in millimetres.
         spec: The network's contract.
 
@@ -88,9 +89,9 @@ def prepare(voxels: npt.NDArray[Any], spacing_mm: Spacing, spec: ModelSpec) -> P
         The prepared case; its voxels share no memory with ``voxels``.
 
     Raises:
-        InputError: The scan has no voxels, other channels than the network, NaN or infinite voxels, a spacing that
-            is not positive, intensities that the normalisation cannot take, or too few voxels for the
-            network's spacing. The message does not name the case.
+        InputError: The scan has no voxels, other channels than the network, a spacing that is not positive,
+            intensities that the normalisation cannot take, or too few voxels for the network's spacing. The
+            message does not name the case.
         ValueError: ``voxels`` has not four axes, or a dtype that is no real number.
 
     Source:
@@ -270,28 +271,6 @@ def _check(voxels: npt.NDArray[Any], spacing_mm: Spacing, spec: ModelSpec) -> No
         raise InputError(f"expected a volume, found shape {voxels.shape[1:]}: the scan has no voxels")
     if not all(np.isfinite(spacing) and spacing > 0 for spacing in spacing_mm):
         raise InputError(f"expected a positive spacing along each axis, found {tuple(spacing_mm)} mm")
-    if voxels.dtype.kind == "f":
-        for channel, volume in zip(spec.channels, voxels, strict=True):
-            _check_finite(volume, channel.name)
-
-
-def _check_finite(volume: npt.NDArray[Any], name: str) -> None:
-    limit = np.finfo(np.float32).max
-    bad: list[int] = []
-
-    def work(first: int, last: int) -> None:
-        for z in range(first, last):
-            # NaN makes both comparisons false
-            if not (volume[z].min() >= -limit and volume[z].max() <= limit):
-                bad.append(z)
-
-    run_parallel(work, len(volume))
-    if bad:
-        count = sum(int(np.count_nonzero(~(np.abs(volume[z]) <= limit))) for z in bad)
-        raise InputError(
-            f"channel {name}: expected finite intensities, found {count} voxels that are NaN or infinite, the first "
-            f"in slice {min(bad)}: repair the scan (replace them by the intensity of air)"
-        )
 
 
 def _needs_mask(channel: Channel) -> bool:

@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from ctseg.errors import CtsegError, OutputError, SetupError, SpecError
+from ctseg.errors import CtsegError, InputError, OutputError, SetupError, SpecError
 from ctseg.files.cases import Case
 from ctseg.files.digests import sha256_of_file
+from ctseg.files.formats import WRITE_ENDINGS
 from ctseg.files.probabilities import ProbabilityFile
-from ctseg.files.volume import WRITE_ENDINGS, read_volume, write_label_map
+from ctseg.files.volume import read_volume, write_label_map
 from ctseg.model_spec import ModelSpec
 from ctseg.predict.memory import MemoryBudget, available_bytes, estimated_bytes
 from ctseg.predict.predictor import PatchPredictor
@@ -211,11 +212,11 @@ class FolderRun:
     def _segment(self, case: Case, index: int) -> CaseReport:
         """Read, segment and write one case."""
         if case.problem is not None:
-            raise case.problem
+            raise InputError(case.problem)
         spec = self._segmenter.spec
         clock = StageClock(case.name, self._progress)
         with clock.stage("read"):
-            volume = read_volume(case.files, spec.reader)
+            volume = read_volume(case.channels, spec.reader)
         path = self._output / f"{case.name}{spec.file_ending}"
         with self._budget.reserved(estimated_bytes(volume, spec)), self._probabilities(case) as probabilities:
             result = self._segmenter.segment(volume, CaseContext(index, clock, probabilities))
@@ -271,7 +272,7 @@ def _check_no_scan_is_overwritten(cases: Sequence[Case], output: Path, file_endi
     Raises:
         SetupError: With the first such scan.
     """
-    scans = {file.resolve() for case in cases for file in case.files}
+    scans = {file.resolve() for case in cases for file in case.paths}
     for case in cases:
         path = output / f"{case.name}{file_ending}"
         if path.resolve() in scans:

@@ -4,11 +4,11 @@ A labelling tool hands over here: :func:`start_dataset` once, :func:`check_and_w
 """
 
 import json
-import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,18 +17,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctseg.errors import InputError, OutputError, SetupError
-from ctseg.files.geometry import Geometry
-from ctseg.files.grid import FileGrid
-from ctseg.files.volume import ending_of
-from ctseg.train.scans import (
-    SCAN_ENDINGS,
-    Problem,
-    StoredScan,
-    geometry_problems,
-    label_problems,
-    read_scan,
-    write_scan,
+from ctseg.files.atomic import replacing, write_text
+from ctseg.files.cases import (
+    DatasetProblem,
+    LabelledCase,
+    ScanFolders,
+    find_labelled_cases,
+    find_test_cases,
 )
+from ctseg.files.formats import READ_ENDINGS, ChannelFiles
+from ctseg.files.geometry import Geometry
+from ctseg.files.grid import ChannelVolume, FileGrid
+from ctseg.files.volume import write_on_grid
+from ctseg.train.scans import image_problems, label_problems, read_or_tell
 
 FILE_ENDING = ".nii.gz"
 _CASE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]*[A-Za-z0-9_-])?")
@@ -102,12 +103,12 @@ def values_of(labels: LabelValues) -> set[int]:
     return {int(v) for value in labels.values() for v in ([value] if isinstance(value, int) else value)}
 
 
-def declared_label_problems(labels: LabelValues, regions_class_order: Sequence[int] | None) -> list[Problem]:
+def declared_label_problems(labels: LabelValues, regions_class_order: Sequence[int] | None) -> list[DatasetProblem]:
     """Return what is wrong with the labels of ``dataset.json`` by themselves."""
     problems = []
 
     def tell(kind: str, message: str) -> None:
-        problems.append(Problem(None, kind, f"dataset.json: {message}"))
+        problems.append(DatasetProblem(None, kind, f"dataset.json: {message}"))
 
     if labels.get("background") != 0:
         tell("labels", f"label 'background' must be 0, found {labels.get('background')!r}")
@@ -182,27 +183,8 @@ def check_and_write_case(
         OutputError: A file cannot be written.
     """
     description = DatasetDescription.read(folder)
-    problems = _case_name_problems(case)
-    if len(channels) != len(description.channel_names):
-        problems.append(
-            f"expected {len(description.channel_names)} channels ({', '.join(description.channel_names)}), "
-            f"found {len(channels)}"
-        )
-    geometry = None
-    try:
-        geometry = Geometry((1, 1, 1) if labels.ndim != 3 else labels.shape, np.asarray(affine_ras, np.float64))
-    except ValueError as error:
-        problems.append(str(error))
-    else:
-        if geometry.is_sheared:
-            problems.append("the axes of the affine are not at right angles, which nnU-Net's reader refuses: resample")
-    if labels.ndim != 3:
-        problems.append(f"expected labels of axes (z, y, x), found shape {labels.shape}")
-    for i, voxels in enumerate(channels):
-        if voxels.shape != labels.shape:
-            problems.append(f"channel {i} has shape {voxels.shape}, the labels {labels.shape} (z, y, x)")
-        if np.issubdtype(voxels.dtype, np.floating) and not np.isfinite(voxels).all():
-            problems.append(f"channel {i} has {int((~np.isfinite(voxels)).sum())} voxels that are NaN or infinite")
+    geometry, problems = _geometry_of(labels, affine_ras)
+    problems = [*_case_name_problems(case), *problems, *_array_problems(channels, labels, description)]
     problems += [problem.message for problem in label_problems(labels, description.values, case=case)]
     if problems or geometry is None:
         raise InputError(f"case {case}: {'; '.join(problems)}")
@@ -210,26 +192,17 @@ def check_and_write_case(
     for i, voxels in enumerate(channels):
         # nnU-Net knows no bool and reads no float16
         kind = np.float32 if voxels.dtype == np.float16 else np.uint8 if voxels.dtype == bool else voxels.dtype
-        write_scan(folder / "imagesTr" / f"{case}_{i:04d}{FILE_ENDING}", voxels.astype(kind), grid)
-    write_scan(folder / "labelsTr" / f"{case}{FILE_ENDING}", labels.astype(_label_dtype(labels)), grid)
-    count = sum(1 for _ in (folder / "labelsTr").glob(f"*{FILE_ENDING}"))
+        write_on_grid(_image_path(folder, case, i), voxels.astype(kind), grid)
+    write_on_grid(_label_path(folder, case), labels.astype(_label_dtype(labels)), grid)
+    written = [file for file in (folder / "labelsTr").glob(f"*{FILE_ENDING}") if not file.name.startswith(".")]
     content = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
-    _write_json(folder / "dataset.json", {**content, "numTraining": count})
+    _write_json(folder / "dataset.json", {**content, "numTraining": len(written)})
 
 
 def create_dataset(
-    raw: Path,
-    dataset_id: int,
-    name: str,
-    description: DatasetDescription,
-    *,
-    images: Path,
-    labels: Path,
-    image_suffixes: Sequence[str] | None = None,
-    label_suffix: str = "",
-    test_images: Path | None = None,
+    raw: Path, dataset_id: int, name: str, description: DatasetDescription, folders: ScanFolders
 ) -> Path:
-    """Build a data set from a folder of images and a folder of labels (NIfTI, NRRD, MHA).
+    """Build a data set from a folder of images and a folder of labels, in any format that can be read.
 
     An image belongs to the label whose name is the same once ending and suffix are taken off. Labels
     are written as the smallest fitting integer type on the exact grid of their image; float label
@@ -240,12 +213,7 @@ def create_dataset(
         dataset_id: 1 to 999.
         name: Letters, digits, ``_`` and ``-``.
         description: Channels and labels.
-        images: Folder of images.
-        labels: Folder of label maps; may be the same.
-        image_suffixes: End of an image's name for each channel (``_ct``); None takes nnU-Net's
-            ``_0000`` …, and for one channel also names without it.
-        label_suffix: End of a label map's name (``_gtv``).
-        test_images: Folder of images for ``imagesTs``.
+        folders: Where images and labels lie, and how their names end.
 
     Returns:
         The new folder.
@@ -256,143 +224,172 @@ def create_dataset(
         OutputError: The data set cannot be written.
     """
     target = _new_folder(raw, dataset_id, name)
-    for folder in (images, labels, *([test_images] if test_images else [])):
-        if not folder.is_dir():
-            raise SetupError(f"{folder} is not a folder")
-    channels = len(description.channel_names)
-    cases = _cases_in(images, channels, image_suffixes, skip=None if images != labels else label_suffix)
-    label_files = {
-        case: file
-        for case, file in _scans_in(labels, label_suffix).items()
-        # in one common folder the images are no labels
-        if images != labels or not any(file in files.values() for files in cases.values())
-    }
-    problems = []
-    by_folded: dict[str, str] = {}
-    for case in sorted(set(cases) | set(label_files)):
-        if (other := by_folded.setdefault(case.casefold(), case)) != case:
-            text = f"only upper and lower case tell it from {other}, which are one file on Windows and macOS: rename it"
-            problems.append(Problem(case, "case_name", f"case {case}: {text}"))
-        problems += [Problem(case, "case_name", f"case {case}: {text}") for text in _case_name_problems(case)]
-        if case not in label_files:
-            problems.append(Problem(case, "missing_label_file", f"case {case}: no label map in {labels}"))
-        elif case not in cases:
-            problems.append(Problem(case, "surplus_label_file", f"case {case}: no image in {images}"))
-        if missing := sorted(set(range(channels)) - set(cases.get(case, range(channels)))):
-            problems.append(Problem(case, "missing_channel", f"case {case}: channels {missing} are missing"))
-    if not cases and not label_files:
-        raise InputError(
-            f"no scans in {images} and {labels}: expected files ending in {', '.join(SCAN_ENDINGS)}"
-            + (f" after {image_suffixes} and {label_suffix!r}" if image_suffixes or label_suffix else "")
-        )
-    tests = {} if test_images is None else _cases_in(test_images, channels, image_suffixes, skip=label_suffix or None)
-    raw.mkdir(exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=raw))
-    try:
-        for kind in ("imagesTr", "labelsTr", *(["imagesTs"] if tests else [])):
+    plan = _plan(folders, description)
+    with _appearing(target) as part:
+        for kind in ("imagesTr", "labelsTr", *(["imagesTs"] if plan.tests else [])):
             (part / kind).mkdir()
-        complete = [case for case in sorted(cases) if case in label_files and len(cases[case]) == channels]
-        for case in complete:
-            problems += _add_case(part, case, cases[case], label_files[case], description)
-        for case, files in sorted(tests.items()):
-            problems += _add_test_case(part, case, files, channels)
+        problems = list(plan.problems)
+        for case in plan.cases:
+            problems += _add_case(part, case, description, write=not problems)
+        for test in plan.tests:
+            problems += _add_test_case(part, test, write=not problems)
         if problems:
             listed = "\n".join(f"  {problem.message}" for problem in problems)
             raise InputError(f"{target.name}: {len(problems)} problems, nothing was written:\n{listed}")
-        _write_json(part / "dataset.json", description.to_json(len(complete)))
+        _write_json(part / "dataset.json", description.to_json(len(plan.cases)))
+    return target
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a data set will be made of.
+
+    Attributes:
+        cases: Those of which no file is missing.
+        tests: Images without labels of which no file is missing.
+        problems: Of names and numbers of files; what the files hold has not been looked at.
+    """
+
+    cases: tuple[LabelledCase, ...]
+    tests: tuple[LabelledCase, ...]
+    problems: tuple[DatasetProblem, ...]
+
+
+def _plan(folders: ScanFolders, description: DatasetDescription) -> _Plan:
+    for folder in (folders.images, folders.labels, folders.test_images):
+        if folder is not None and not folder.is_dir():
+            raise SetupError(f"{folder} is not a folder")
+    channels, suffixes = len(description.channel_names), folders.image_suffixes
+    if suffixes is not None and len(suffixes) != channels:
+        raise SetupError(f"{channels} channels need as many image suffixes, found {list(suffixes)}")
+    found = find_labelled_cases(folders, channels=channels)
+    if not found.cases and not found.problems:
+        ends = f" after {list(suffixes or [])} and {folders.label_suffix!r}" if suffixes or folders.label_suffix else ""
+        endings = ", ".join(READ_ENDINGS)
+        raise InputError(f"no scans in {folders.images} and {folders.labels}: expected files ending in {endings}{ends}")
+    tests = find_test_cases(folders, channels=channels)
+    problems = [*_name_problems([case.name for case in found.cases]), *found.problems, *tests.problems]
+    return _Plan(
+        tuple(case for case in found.cases if case.label is not None and None not in case.channels),
+        tuple(case for case in tests.cases if None not in case.channels),
+        tuple(problems),
+    )
+
+
+def _name_problems(names: Sequence[str]) -> Iterator[DatasetProblem]:
+    by_folded: dict[str, str] = {}
+    for name in names:
+        texts = _case_name_problems(name)
+        if (other := by_folded.setdefault(name.casefold(), name)) != name:
+            texts.append(
+                f"only upper and lower case tell it from {other}, which are one file on Windows and macOS: rename it"
+            )
+        for text in texts:
+            yield DatasetProblem(name, "case_name", f"case {name}: {text}")
+
+
+@contextmanager
+def _appearing(target: Path) -> Iterator[Path]:
+    """Give a hidden folder to fill; it becomes ``target`` unless something went wrong, and then it is gone."""
+    target.parent.mkdir(exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield part
         part.chmod(0o755)
         part.rename(target)
     except OSError as error:
         raise OutputError(f"{target}: cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    return target
 
 
-def _add_case(
-    part: Path, case: str, files: Mapping[int, Path], label_file: Path, description: DatasetDescription
-) -> list[Problem]:
-    problems: list[Problem] = []
-    label, images = None, {}
-    try:
-        label = read_scan(label_file)
-    except InputError as error:
-        problems.append(Problem(case, "unreadable", f"case {case}: {error}"))
-    for i, file in sorted(files.items()):
-        try:
-            images[i] = read_scan(file)
-        except InputError as error:
-            problems.append(Problem(case, "unreadable", f"case {case}: {error}"))
-            continue
-        if bad := images[i].non_finite:
-            problems.append(Problem(case, "nan", f"case {case}: {bad} voxels of {file.name} are NaN or infinite"))
-        if label is not None:
-            problems += geometry_problems(images[i], label, case=case, what=f"channel {i}")
+def _add_case(part: Path, case: LabelledCase, description: DatasetDescription, *, write: bool) -> list[DatasetProblem]:
+    """Check a complete case and, if wanted and nothing is wrong, write it."""
+    if case.label is None:
+        raise ValueError(f"case {case.name}: expected a label map")
+    files = [channel for channel in case.channels if channel is not None]
+    label, problems = read_or_tell(case.label, case=case.name)
+    images = []
+    for i, channel in enumerate(files):
+        image, unreadable = read_or_tell(channel, case=case.name)
+        problems += unreadable
+        if image is not None:
+            images.append(image)
+            problems += image_problems(image, label, case=case.name, file=channel.name, what=f"channel {i}")
     if label is None:
         return problems
-    voxels, dtype = label.voxels, label.dtype
-    if voxels.dtype.kind == "f" and np.isfinite(voxels).all() and (voxels == np.rint(voxels)).all():
-        voxels, dtype = voxels.astype(np.int64), np.dtype(np.int64)
-    problems += label_problems(voxels, description.values, case=case, stored=dtype)
-    if problems:
+    voxels, dtype = _whole_numbers(label)
+    problems += label_problems(voxels, description.values, case=case.name, stored=dtype)
+    if problems or not write:
         return problems
-    for i, image in images.items():
-        _copy_or_convert(files[i], image, part / "imagesTr" / f"{case}_{i:04d}{FILE_ENDING}")
+    for i, (channel, image) in enumerate(zip(files, images, strict=True)):
+        _copy_or_convert(channel, image, _image_path(part, case.name, i))
     # the grid of the image, to the last digit
-    target = part / "labelsTr" / f"{case}{FILE_ENDING}"
-    write_scan(target, voxels.astype(_label_dtype(voxels)), images[0].scan.grid)
+    write_on_grid(_label_path(part, case.name), voxels.astype(_label_dtype(voxels)), images[0].grid)
     return []
 
 
-def _add_test_case(part: Path, case: str, files: Mapping[int, Path], channels: int) -> list[Problem]:
-    if missing := sorted(set(range(channels)) - set(files)):
-        return [Problem(case, "missing_channel", f"test case {case}: channels {missing} are missing")]
-    try:
-        for i, file in files.items():
-            _copy_or_convert(file, read_scan(file), part / "imagesTs" / f"{case}_{i:04d}{FILE_ENDING}")
-    except InputError as error:
-        return [Problem(case, "unreadable", f"test case {case}: {error}")]
-    return []
+def _add_test_case(part: Path, case: LabelledCase, *, write: bool) -> list[DatasetProblem]:
+    """Check a complete case without labels and, if wanted and nothing is wrong, write it."""
+    problems: list[DatasetProblem] = []
+    for i, channel in enumerate(case.channels):
+        if channel is None:
+            raise ValueError(f"test case {case.name}: expected every channel")
+        image, unreadable = read_or_tell(channel, case=case.name)
+        problems += unreadable
+        if image is not None and write and not problems:
+            _copy_or_convert(channel, image, _image_path(part, case.name, i, "imagesTs"))
+    return problems
 
 
-def _copy_or_convert(source: Path, image: StoredScan, target: Path) -> None:
-    if source.name.endswith(FILE_ENDING):
-        shutil.copyfile(source, target)
+def _whole_numbers(label: ChannelVolume) -> tuple[NDArray[Any], "np.dtype[Any]"]:
+    """Return labels and their type in the file; float label maps of whole numbers become integers."""
+    voxels = label.voxels
+    if voxels.dtype.kind == "f" and np.isfinite(voxels).all() and (voxels == np.rint(voxels)).all():
+        return voxels.astype(np.int64), np.dtype(np.int64)
+    return voxels, label.stored_dtype
+
+
+def _copy_or_convert(source: ChannelFiles, image: ChannelVolume, target: Path) -> None:
+    if len(source.paths) == 1 and source.name.endswith(FILE_ENDING):
+        with replacing(target) as temporary:
+            shutil.copyfile(source.paths[0], temporary)
     else:
-        write_scan(target, image.voxels, image.scan.grid)
+        write_on_grid(target, image.voxels, image.grid)
 
 
-def _scans_in(folder: Path, suffix: str) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for file in sorted(folder.iterdir()):
-        ending = ending_of(file, SCAN_ENDINGS)
-        if ending is None or not file.is_file() or not file.name[: -len(ending)].endswith(suffix):
-            continue
-        case = file.name[: len(file.name) - len(ending) - len(suffix)]
-        if case in found:
-            raise InputError(f"case {case}: {found[case].name} and {file.name} in {folder} are the same case")
-        found[case] = file
-    return found
+def _image_path(folder: Path, case: str, channel: int, part: str = "imagesTr") -> Path:
+    return folder / part / f"{case}_{channel:04d}{FILE_ENDING}"
 
 
-def _cases_in(
-    folder: Path, channels: int, suffixes: Sequence[str] | None, *, skip: str | None
-) -> dict[str, dict[int, Path]]:
-    """Files by case and channel; those ending in ``skip`` are labels in a common folder."""
-    if suffixes is not None and len(suffixes) != channels:
-        raise SetupError(f"{channels} channels need as many image suffixes, found {list(suffixes)}")
-    cases: dict[str, dict[int, Path]] = {}
-    for i in range(channels):
-        for case, file in _scans_in(folder, suffixes[i] if suffixes is not None else f"_{i:04d}").items():
-            cases.setdefault(case, {})[i] = file
-    if suffixes is None and channels == 1:
-        named = {file for files in cases.values() for file in files.values()}
-        plain = {case: file for case, file in _scans_in(folder, "").items() if file not in named}
-        if skip:
-            plain = {case: file for case, file in plain.items() if not case.endswith(skip)}
-        for case, file in plain.items():
-            cases.setdefault(case, {}).setdefault(0, file)
-    return cases
+def _label_path(folder: Path, case: str) -> Path:
+    return folder / "labelsTr" / f"{case}{FILE_ENDING}"
+
+
+def _geometry_of(labels: NDArray[Any], affine_ras: NDArray[np.floating[Any]]) -> tuple[Geometry | None, list[str]]:
+    """Return where handed-over voxels lie, or what is wrong with their affine."""
+    try:
+        geometry = Geometry((1, 1, 1) if labels.ndim != 3 else labels.shape, np.asarray(affine_ras, np.float64))
+    except ValueError as error:
+        return None, [str(error)]
+    if geometry.is_sheared:
+        return None, ["the axes of the affine are not at right angles, which nnU-Net's reader refuses: resample"]
+    return geometry, []
+
+
+def _array_problems(
+    channels: Sequence[NDArray[Any]], labels: NDArray[Any], description: DatasetDescription
+) -> Iterator[str]:
+    names = description.channel_names
+    if len(channels) != len(names):
+        yield f"expected {len(names)} channels ({', '.join(names)}), found {len(channels)}"
+    if labels.ndim != 3:
+        yield f"expected labels of axes (z, y, x), found shape {labels.shape}"
+    for i, voxels in enumerate(channels):
+        if voxels.shape != labels.shape:
+            yield f"channel {i} has shape {voxels.shape}, the labels {labels.shape} (z, y, x)"
+        if np.issubdtype(voxels.dtype, np.floating) and not np.isfinite(voxels).all():
+            yield f"channel {i} has {int((~np.isfinite(voxels)).sum())} voxels that are NaN or infinite"
 
 
 def _case_name_problems(case: str) -> list[str]:
@@ -420,6 +417,4 @@ def _label_dtype(labels: NDArray[Any]) -> type[np.unsignedinteger[Any]]:
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
-    os.replace(part, path)  # noqa: PTH105 (replaces on Windows as well)
+    write_text(path, json.dumps(content, indent=4) + "\n")

@@ -5,8 +5,7 @@ import importlib.util
 import io
 import json
 import os
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,9 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from ctseg.errors import InputError
-from ctseg.train.dataset import declared_label_problems, values_of
-from ctseg.train.scans import Problem, geometry_problems, label_problems, read_scan
+from ctseg.files.cases import (
+    DatasetCases,
+    DatasetProblem,
+    LabelledCase,
+    find_dataset_cases,
+    listed_dataset_cases,
+)
+from ctseg.train.dataset import FILE_ENDING, declared_label_problems, values_of
+from ctseg.train.scans import image_problems, label_problems, read_or_tell
 
 REQUIRED_KEYS = ("channel_names", "labels", "numTraining", "file_ending")
 
@@ -34,7 +39,7 @@ class VerifyReport:
 
     dataset: str
     cases: int
-    problems: tuple[Problem, ...]
+    problems: tuple[DatasetProblem, ...]
     notes: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -48,13 +53,6 @@ class VerifyReport:
         return json.dumps({"ok": not self.problems, **asdict(self)}, indent=2)
 
 
-@dataclass(frozen=True)
-class _Case:
-    name: str
-    images: tuple[Path, ...]
-    label: Path
-
-
 def verify_dataset(folder: Path, *, nnunet_check: bool = True, workers: int | None = None) -> VerifyReport:
     """Check a data set of nnU-Net, and tell all that is wrong with it at once.
 
@@ -66,51 +64,54 @@ def verify_dataset(folder: Path, *, nnunet_check: bool = True, workers: int | No
         workers: Threads that read files, and processes of nnU-Net's check; None takes up to four.
     """
     content, problems = _dataset_json(folder)
-    notes: list[str] = []
     if content is None:
         return VerifyReport(folder.name, 0, tuple(problems), ())
-    cases, found = _cases(folder, content)
-    problems += found
-    if (number := content.get("numTraining")) is not None and number != len(cases):
-        problems.append(
-            Problem(None, "num_training", f"dataset.json: numTraining is {number!r}, found {len(cases)} training cases")
-        )
-    labels = content.get("labels")
-    declared = values_of(labels) if isinstance(labels, Mapping) else set()
+    found = _cases(folder, content)
+    problems += found.problems
+    if (number := content.get("numTraining")) is not None and number != len(found.cases):
+        text = f"dataset.json: numTraining is {number!r}, found {len(found.cases)} training cases"
+        problems.append(DatasetProblem(None, "num_training", text))
     threads = workers or min(4, os.cpu_count() or 1)
-    with ThreadPoolExecutor(threads) as pool:
-        checked = list(pool.map(lambda case: _check_case(case, declared), cases))
-    seen: set[int] = set()
-    for case_problems, values in checked:
-        problems += case_problems
-        seen |= values
-    unused = sorted(declared - seen - {0})
-    if cases and unused:
-        names = [name for name, value in content["labels"].items() if values_of({name: value}) & set(unused)]
-        problems.append(
-            Problem(None, "unused_label", f"dataset.json: labels {unused} ({', '.join(names)}) are in no label map")
-        )
-    if 0 < len(cases) < 5:
-        notes.append(f"{len(cases)} cases are fewer than the five folds of nnU-Net's cross-validation need")
+    problems += _content_problems(found.cases, content.get("labels"), threads)
+    notes: list[str] = []
+    if 0 < len(found.cases) < 5:
+        notes.append(f"{len(found.cases)} cases are fewer than the five folds of nnU-Net's cross-validation need")
     if nnunet_check and not problems:
         note, own = _nnunet_check(folder, threads)
         notes.append(note)
         problems += own
-    return VerifyReport(folder.name, len(cases), tuple(problems), tuple(notes))
+    return VerifyReport(folder.name, len(found.cases), tuple(problems), tuple(notes))
 
 
-def _dataset_json(folder: Path) -> tuple[dict[str, Any] | None, list[Problem]]:
+def _content_problems(cases: Sequence[LabelledCase], labels: Any, threads: int) -> list[DatasetProblem]:
+    """Return what is wrong with the voxels of the cases and with the labels that none of them has."""
+    declared = values_of(labels) if isinstance(labels, Mapping) else set()
+    with ThreadPoolExecutor(threads) as pool:
+        checked = list(pool.map(lambda case: _check_case(case, declared), cases))
+    problems = [problem for case_problems, _ in checked for problem in case_problems]
+    seen = {value for _, values in checked for value in values}
+    unused = sorted(declared - seen - {0})
+    if cases and unused:
+        names = ", ".join(name for name, value in labels.items() if values_of({name: value}) & set(unused))
+        text = f"dataset.json: labels {unused} ({names}) are in no label map"
+        problems.append(DatasetProblem(None, "unused_label", text))
+    return problems
+
+
+def _dataset_json(folder: Path) -> tuple[dict[str, Any] | None, list[DatasetProblem]]:
     file = folder / "dataset.json"
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        return None, [Problem(None, "dataset_json", f"{file}: cannot be read ({error.strerror})")]
+        return None, [DatasetProblem(None, "dataset_json", f"{file}: cannot be read ({error.strerror})")]
     except ValueError as error:
-        return None, [Problem(None, "dataset_json", f"{file}: not JSON: {error}")]
+        return None, [DatasetProblem(None, "dataset_json", f"{file}: not JSON: {error}")]
     if not isinstance(content, dict):
-        return None, [Problem(None, "dataset_json", f"{file}: expected an object, found {type(content).__name__}")]
+        return None, [
+            DatasetProblem(None, "dataset_json", f"{file}: expected an object, found {type(content).__name__}")
+        ]
     problems = [
-        Problem(None, "dataset_json", f"dataset.json: {key!r} is missing")
+        DatasetProblem(None, "dataset_json", f"dataset.json: {key!r} is missing")
         for key in REQUIRED_KEYS
         if key not in content
     ]
@@ -119,112 +120,45 @@ def _dataset_json(folder: Path) -> tuple[dict[str, Any] | None, list[Problem]]:
         try:
             problems += declared_label_problems(labels, content.get("regions_class_order"))
         except (TypeError, ValueError) as error:
-            problems.append(Problem(None, "labels", f"dataset.json: labels are not numbers by name: {error}"))
+            problems.append(DatasetProblem(None, "labels", f"dataset.json: labels are not numbers by name: {error}"))
             content["labels"] = {}
     return content, problems
 
 
-def _cases(folder: Path, content: Mapping[str, Any]) -> tuple[list[_Case], list[Problem]]:
-    ending = str(content.get("file_ending", ".nii.gz"))
-    channels = len(content.get("channel_names", {"0": ""}))
+def _cases(folder: Path, content: Mapping[str, Any]) -> DatasetCases:
     if "dataset" in content:
-        return _listed_cases(folder, content["dataset"])
-    problems = [
-        Problem(None, "dataset_json", f"{folder / part} is missing")
-        for part in ("imagesTr", "labelsTr")
-        if not (folder / part).is_dir()
-    ]
-    if problems:
-        return [], problems
-    pattern = re.compile(rf"(.+)_(\d{{4}}){re.escape(ending)}")
-    images: dict[str, dict[int, Path]] = {}
-    for file in sorted((folder / "imagesTr").iterdir()):
-        if match := pattern.fullmatch(file.name):
-            images.setdefault(match[1], {})[int(match[2])] = file
-        elif not file.name.startswith("."):
-            problems.append(
-                Problem(None, "surplus_file", f"imagesTr/{file.name}: expected names like case_0000{ending}")
-            )
-    labels = {}
-    for file in sorted((folder / "labelsTr").iterdir()):
-        if file.name.endswith(ending) and not file.name.startswith("."):
-            labels[file.name[: -len(ending)]] = file
-        elif not file.name.startswith("."):
-            problems.append(Problem(None, "surplus_file", f"labelsTr/{file.name}: expected names like case{ending}"))
-    cases = []
-    for name in sorted(set(images) | set(labels)):
-        if name not in labels:
-            problems.append(Problem(name, "missing_label_file", f"case {name}: no labelsTr/{name}{ending}"))
-        elif name not in images:
-            problems.append(Problem(name, "surplus_label_file", f"case {name}: a label map without an image"))
-            continue
-        found = set(images[name])
-        if missing := sorted(set(range(channels)) - found):
-            problems.append(
-                Problem(name, "missing_channel", f"case {name}: channels {missing} of {channels} are missing")
-            )
-        if surplus := sorted(found - set(range(channels))):
-            problems.append(
-                Problem(name, "surplus_channel", f"case {name}: channels {surplus} are not in channel_names")
-            )
-        cases.append(
-            _Case(
-                name,
-                tuple(file for _, file in sorted(images[name].items())),
-                labels.get(name, folder / "labelsTr" / f"{name}{ending}"),
-            )
-        )
-    return cases, problems
+        return listed_dataset_cases(folder, content["dataset"])
+    return find_dataset_cases(
+        folder,
+        file_ending=str(content.get("file_ending", FILE_ENDING)),
+        channels=len(content.get("channel_names", {"0": ""})),
+    )
 
 
-def _listed_cases(folder: Path, listed: Mapping[str, Any]) -> tuple[list[_Case], list[Problem]]:
-    cases, problems = [], []
-    for name, files in sorted(listed.items()):
-        images = tuple(folder / os.path.expandvars(file) for file in files["images"])
-        label = folder / os.path.expandvars(files["label"])
-        problems += [
-            Problem(name, "missing_file", f"case {name}: {file} is missing")
-            for file in (*images, label)
-            if not file.is_file()
-        ]
-        cases.append(_Case(name, images, label))
-    return cases, problems
-
-
-def _check_case(case: _Case, declared: set[int]) -> tuple[list[Problem], set[int]]:
-    problems: list[Problem] = []
-    label = None
-    values: set[int] = set()
-    if case.label.is_file():
-        try:
-            label = read_scan(case.label)
-        except InputError as error:
-            problems.append(Problem(case.name, "unreadable", f"case {case.name}: {error}"))
+def _check_case(case: LabelledCase, declared: set[int]) -> tuple[list[DatasetProblem], set[int]]:
+    """Return what is wrong with a case, and the values in its label map."""
+    problems: list[DatasetProblem] = []
+    label, values = None, set()
+    if case.label is not None:
+        label, problems = read_or_tell(case.label, case=case.name)
     if label is not None:
-        problems += label_problems(label.voxels, declared, case=case.name, stored=label.dtype)
+        problems += label_problems(label.voxels, declared, case=case.name, stored=label.stored_dtype)
         finite = label.voxels[np.isfinite(label.voxels)]
         values = {int(value) for value in np.unique(finite) if value == int(value)}
-    for i, file in enumerate(case.images):
-        if not file.is_file():
+    for i, files in enumerate(case.channels):
+        if files is None:
             continue
-        try:
-            image = read_scan(file)
-        except InputError as error:
-            problems.append(Problem(case.name, "unreadable", f"case {case.name}: {error}"))
-            continue
-        what = "image" if len(case.images) == 1 else f"channel {i}"
-        if bad := image.non_finite:
-            problems.append(
-                Problem(case.name, "nan", f"case {case.name}: {bad} voxels of {file.name} are NaN or infinite")
-            )
-        if label is not None:
-            problems += geometry_problems(image, label, case=case.name, what=what)
+        image, unreadable = read_or_tell(files, case=case.name)
+        problems += unreadable
+        if image is not None:
+            what = "image" if len(case.channels) == 1 else f"channel {i}"
+            problems += image_problems(image, label, case=case.name, file=files.name, what=what)
     return problems, values
 
 
-def _nnunet_check(folder: Path, workers: int) -> tuple[str, list[Problem]]:
+def _nnunet_check(folder: Path, workers: int) -> tuple[str, list[DatasetProblem]]:
     if importlib.util.find_spec("nnunetv2") is None:
-        return "nnU-Net's own check did not run: nnunetv2 is not installed (`pip install ctseg[train]`)", []
+        return "nnU-Net's own check did not run: nnunetv2 is not installed (docs/install.md)", []
     from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
 
     said = io.StringIO()
@@ -233,5 +167,7 @@ def _nnunet_check(folder: Path, workers: int) -> tuple[str, list[Problem]]:
             verify_dataset_integrity(str(folder), workers)
     # what nnU-Net raises here has no class of its own
     except (AssertionError, RuntimeError, OSError) as error:
-        return "nnU-Net's own check ran", [Problem(None, "nnunet", f"nnU-Net's own check: {error}\n{said.getvalue()}")]
+        return "nnU-Net's own check ran", [
+            DatasetProblem(None, "nnunet", f"nnU-Net's own check: {error}\n{said.getvalue()}")
+        ]
     return "nnU-Net's own check found nothing", []

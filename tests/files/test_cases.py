@@ -15,7 +15,7 @@ def touch(folder, *names):
 def found(folder, channels=1):
     """Names of files by case; of a case with a problem, the problem."""
     return {
-        case.name: str(case.problem) if case.problem else [file.name for file in case.files]
+        case.name: case.problem if case.problem else [path.name for path in case.paths]
         for case in find_cases(folder, channels=channels)
     }
 

@@ -124,10 +124,10 @@ def test_new_shape_is_nnunets_for_all_sizes_and_spacings() -> None:
 
 
 @pytest.mark.parametrize("target", [(3.27, 1.4, 1.4), (2.0, 2.0, 2.0), (1.5, 0.8, 0.8)])
-def test_real_ct_equals_nnunet(shared_data: Path, target: tuple[float, float, float]) -> None:
+def test_real_ct_equals_nnunet(demo_data: Path, target: tuple[float, float, float]) -> None:
     import SimpleITK
 
-    image = SimpleITK.ReadImage(str(shared_data / "sts_sarcoma/test/STS_042_ct.nii.gz"))
+    image = SimpleITK.ReadImage(str(demo_data / "images/STS_042_0000.nii.gz"))
     volume = SimpleITK.GetArrayFromImage(image).astype(np.float32)
     spacing = image.GetSpacing()[::-1]
     new_shape = compute_new_shape(volume.shape, spacing, target)

@@ -1,6 +1,5 @@
 """Logits to labels, beside nnU-Net's own export run on the same logits."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -212,11 +211,15 @@ def test_label_map_has_the_smallest_type_that_fits(count: int, dtype: type) -> N
     assert (labels == count - 1).all()
 
 
-def test_real_geometry_survives_the_whole_way(shared_data: Path) -> None:
+@pytest.mark.parametrize(
+    ("folder", "file"),
+    [("demo_data", "images/STS_025_0000.nii.gz"), ("shared_data", "totalseg/ts_abdomen_3mm_ct.nii.gz")],
+)
+def test_real_geometry_survives_the_whole_way(folder: str, file: str, request: pytest.FixtureRequest) -> None:
     """Labels that are sharp steps in the prepared volume of a real, turned scan come back to the right voxels."""
     from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
-    voxels, properties = SimpleITKIO().read_images([str(shared_data / "totalseg/ts_abdomen_3mm_ct.nii.gz")])
+    voxels, properties = SimpleITKIO().read_images([str(request.getfixturevalue(folder) / file)])
     plans = make_plans(spacing=(4.0, 2.0, 5.0), transpose_forward=(2, 0, 1))
     dataset = make_dataset(LABELS)
     spec = spec_of(plans, dataset)

@@ -15,8 +15,10 @@ import SimpleITK as sitk
 
 from ctseg.cli.main import main
 from ctseg.errors import InputError, OutputError, SetupError
+from ctseg.files.cases import ScanFolders
+from ctseg.files.formats import ChannelFiles, read_channel
 from ctseg.train.dataset import DatasetDescription, check_and_write_case, create_dataset, start_dataset
-from ctseg.train.scans import label_problems, read_scan
+from ctseg.train.scans import READER, label_problems
 from ctseg.train.verify import verify_dataset
 
 TUMOR = DatasetDescription(("CT",), {"background": 0, "tumor": 1})
@@ -121,7 +123,7 @@ def test_create_keeps_voxels_and_grid_of_every_format(tmp_path: Path, ending: st
         sitk.WriteImage(image, str(pairs / f"p1_{suffix}{ending}"))
     folder = create_dataset(
         tmp_path / "raw", 9, "Toy", TUMOR,
-        images=pairs, labels=pairs, image_suffixes=["_ct"], label_suffix="_gtv",
+        ScanFolders(pairs, pairs, ("_ct",), "_gtv"),
     )  # fmt: skip
     assert sorted(str(file.relative_to(folder)) for file in folder.rglob("*.nii.gz")) == [
         "imagesTr/p1_0000.nii.gz", "labelsTr/p1.nii.gz",
@@ -142,9 +144,9 @@ def test_create_keeps_voxels_and_grid_of_every_format(tmp_path: Path, ending: st
 def test_labels_are_told_by_the_type_in_the_file(tmp_path: Path, ending: str, dtype: str, found: str | None) -> None:
     image = sitk.GetImageFromArray(a_case()[1].astype(dtype))
     sitk.WriteImage(image, str(tmp_path / f"labels{ending}"))
-    label = read_scan(tmp_path / f"labels{ending}")
+    label = read_channel(ChannelFiles((tmp_path / f"labels{ending}",)), READER)
     np.testing.assert_array_equal(label.voxels, a_case()[1])
-    messages = [p.message for p in label_problems(label.voxels, {0, 1}, case="a", stored=label.dtype)]
+    messages = [p.message for p in label_problems(label.voxels, {0, 1}, case="a", stored=label.stored_dtype)]
     assert messages == ([] if found is None else [f"case a: labels are stored as {found}: write integers (uint8)"])
 
 
@@ -160,7 +162,7 @@ def test_created_labels_have_the_very_header_of_their_image(tmp_path: Path) -> N
     nibabel.save(nibabel.Nifti1Image(labels.T, shifted), tmp_path / "p1_gtv.nii.gz")
     folder = create_dataset(
         tmp_path / "raw", 9, "Toy", TUMOR,
-        images=tmp_path, labels=tmp_path, image_suffixes=["_ct"], label_suffix="_gtv",
+        ScanFolders(tmp_path, tmp_path, ("_ct",), "_gtv"),
     )  # fmt: skip
     for file in (folder / "imagesTr" / "p1_0000.nii.gz", folder / "labelsTr" / "p1.nii.gz"):
         header = nibabel.load(file).header
@@ -198,7 +200,7 @@ def test_several_channels_and_test_images(tmp_path: Path) -> None:
             sitk.WriteImage(sitk.GetImageFromArray(array), str(tmp_path / name / f"{file}.nrrd"))
     folder = create_dataset(
         tmp_path / "raw", 9, "Toy", DatasetDescription(("CT", "PET"), {"background": 0, "tumor": 1}),
-        images=tmp_path / "images", labels=tmp_path / "labels", test_images=tmp_path / "tests",
+        ScanFolders(tmp_path / "images", tmp_path / "labels", test_images=tmp_path / "tests"),
     )  # fmt: skip
     assert sorted(file.name for file in (folder / "imagesTs").iterdir()) == ["t_0000.nii.gz", "t_0001.nii.gz"]
     assert json.loads((folder / "dataset.json").read_text())["channel_names"] == {"0": "CT", "1": "PET"}
@@ -214,11 +216,53 @@ def test_create_writes_nothing_when_something_is_wrong(tmp_path: Path) -> None:
     sitk.WriteImage(sitk.GetImageFromArray(labels * 3), str(tmp_path / "labels" / "good.nii.gz"))
     sitk.WriteImage(sitk.GetImageFromArray(voxels), str(tmp_path / "images" / "alone.nii.gz"))
     (tmp_path / "labels" / "lost.nii.gz").write_bytes(b"")
+    sitk.WriteImage(sitk.GetImageFromArray(voxels), str(tmp_path / "images" / "alone.nrrd"))
     with pytest.raises(InputError) as caught:
-        create_dataset(tmp_path / "raw", 9, "Toy", TUMOR, images=tmp_path / "images", labels=tmp_path / "labels")
-    for part in ("3 problems", "case alone: no label map", "case lost: no image", "labels 3 (2 voxels)"):
+        create_dataset(tmp_path / "raw", 9, "Toy", TUMOR, ScanFolders(tmp_path / "images", tmp_path / "labels"))
+    for part in (
+        "4 problems",
+        "case alone: alone.nii.gz and alone.nrrd in",
+        "case alone: no label map in",
+        "case lost: no image in",
+        "labels 3 (2 voxels)",
+    ):
         assert part in str(caught.value)
     assert not any((tmp_path / "raw").iterdir())
+
+
+def test_test_images_are_told_with_the_rest(tmp_path: Path) -> None:
+    for name in ("images", "labels", "tests"):
+        (tmp_path / name).mkdir()
+    voxels, labels = a_case()
+    for channel in range(2):
+        sitk.WriteImage(sitk.GetImageFromArray(voxels), str(tmp_path / "images" / f"a_{channel:04d}.nii.gz"))
+    sitk.WriteImage(sitk.GetImageFromArray(labels * 3), str(tmp_path / "labels" / "a.nii.gz"))
+    (tmp_path / "tests" / "t_0000.nii.gz").write_bytes(b"no scan")
+    sitk.WriteImage(sitk.GetImageFromArray(voxels), str(tmp_path / "tests" / "u_0001.nii.gz"))
+    for channel in range(2):
+        (tmp_path / "tests" / f"v_{channel:04d}.nii.gz").write_bytes(b"no scan")
+    description = DatasetDescription(("CT", "PET"), {"background": 0, "tumor": 1})
+    folders = ScanFolders(tmp_path / "images", tmp_path / "labels", test_images=tmp_path / "tests")
+    with pytest.raises(InputError) as caught:
+        create_dataset(tmp_path / "raw", 9, "Toy", description, folders)
+    for part in (
+        "5 problems",
+        "test case t: channels [1] of 2 are missing",
+        "test case u: channels [0] of 2 are missing",
+        "labels 3 (2 voxels)",
+        "v_0000.nii.gz: expected a NIfTI file",
+        "v_0001.nii.gz: expected a NIfTI file",
+    ):
+        assert part in str(caught.value)
+    assert not any((tmp_path / "raw").iterdir())
+
+
+def test_half_written_files_of_others_are_no_cases(dataset: Path) -> None:
+    (dataset / "labelsTr" / ".case9.nii.gz.host.1.ab.tmp.nii.gz").write_bytes(b"half")
+    voxels, labels = a_case(9)
+    check_and_write_case(dataset, "case0", [voxels], labels, orthogonal_affine())
+    assert json.loads((dataset / "dataset.json").read_text())["numTraining"] == 6
+    assert verify_dataset(dataset, nnunet_check=False).problems == ()
 
 
 def test_a_taken_id_is_refused(dataset: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from ctseg.errors import InputError, SetupError
+from ctseg.files.cases import ScanFolders
 from ctseg.train.dataset import DatasetDescription, create_dataset
 from ctseg.train.paths import NnunetPaths, dataset_name, trainer_folders
 
@@ -34,7 +35,7 @@ def create_named(folder: Path, *names: str) -> None:
             (folder / part / f"{name}.nii.gz").write_bytes(b"no scan")
     create_dataset(
         folder / "raw", 9, "Toy", DatasetDescription(("CT",), {"background": 0, "tumor": 1}),
-        images=folder / "images", labels=folder / "labels",
+        ScanFolders(folder / "images", folder / "labels"),
     )  # fmt: skip
 
 

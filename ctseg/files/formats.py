@@ -1,0 +1,114 @@
+"""The formats that scans are read from and label maps are written to: one entry each.
+
+A new format is a module that reads one channel and writes one label map, and an entry in :data:`FORMATS`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from ctseg.errors import InputError
+from ctseg.files.grid import ChannelVolume, FileGrid
+from ctseg.files.itk import read_itk_file, write_itk_file
+from ctseg.files.nifti import read_nifti, write_nifti_file
+
+
+@dataclass(frozen=True)
+class ChannelFiles:
+    """Where one channel of a case lies.
+
+    Attributes:
+        paths: One file, or the many over which a format spreads a volume.
+    """
+
+    paths: tuple[Path, ...]
+
+    def __post_init__(self) -> None:
+        if not self.paths:
+            raise ValueError("expected at least one file for a channel, found none")
+
+    @property
+    def name(self) -> str:
+        """What messages call it: the file's name, or that of the first of many."""
+        return self.paths[0].name
+
+
+@dataclass(frozen=True)
+class Format:
+    """One way in which voxels lie in files.
+
+    Attributes:
+        name: What people call it.
+        endings: Of its files' names, in lower case; case does not matter.
+        read: Reads one channel by the rules of one of nnU-Net's readers; raises an ``InputError`` for files that
+            cannot be used, and a ``SetupError`` where a package is missing.
+        write_labels: Writes voxels (z, y, x), which lie along the axes of a grid's own files, in the type that
+            they have, to a path that is not there yet; raises ``OSError``. None: the format is only read.
+    """
+
+    name: str
+    endings: tuple[str, ...]
+    read: Callable[[ChannelFiles, str], ChannelVolume]
+    write_labels: Callable[[Path, npt.NDArray[Any], FileGrid], None] | None = None
+
+
+def _of_one_file(read: Callable[[Path, str], ChannelVolume]) -> Callable[[ChannelFiles, str], ChannelVolume]:
+    """Return the reader of a format that keeps a volume in one file."""
+
+    def read_channel(files: ChannelFiles, reader: str) -> ChannelVolume:
+        if len(files.paths) != 1:
+            names = ", ".join(path.name for path in files.paths)
+            raise InputError(f"{files.name}: expected one file for a channel, found {len(files.paths)} ({names})")
+        return read(files.paths[0], reader)
+
+    return read_channel
+
+
+FORMATS = (
+    Format("NIfTI", (".nii.gz", ".nii"), _of_one_file(read_nifti), write_nifti_file),
+    Format("NRRD and MetaImage", (".nrrd", ".mha"), _of_one_file(read_itk_file), write_itk_file),
+    # header and voxels in two files cannot be put in place at once; GIPL has no direction
+    Format("NRRD, MetaImage in two files; GIPL", (".nhdr", ".mhd", ".gipl"), _of_one_file(read_itk_file)),
+)
+"""Every format there is."""
+READ_ENDINGS = tuple(ending for entry in FORMATS for ending in entry.endings)
+"""Of files that can be read; case does not matter."""
+WRITE_ENDINGS = tuple(ending for entry in FORMATS if entry.write_labels is not None for ending in entry.endings)
+"""Of files that can be written."""
+
+
+def ending_of(path: Path) -> str | None:
+    """Return which of :data:`READ_ENDINGS` a file's name has, whatever its case; None: none of them."""
+    name = path.name.lower()
+    return next((ending for ending in READ_ENDINGS if name.endswith(ending)), None)
+
+
+def stem_of(path: Path) -> str:
+    """Return a file's name without its ending."""
+    return path.name[: len(path.name) - len(ending_of(path) or "")]
+
+
+def format_of(path: Path) -> Format | None:
+    """Return the format of a file by its name; None: no format has this ending."""
+    ending = ending_of(path)
+    return next((entry for entry in FORMATS if ending in entry.endings), None)
+
+
+def read_channel(files: ChannelFiles, reader: str) -> ChannelVolume:
+    """Read one channel as one of nnU-Net's readers does.
+
+    Args:
+        files: Where it lies.
+        reader: ``SimpleITKIO``, ``SimpleITKIOWithReorient``, ``NibabelIO`` or ``NibabelIOWithReorient``.
+
+    Raises:
+        InputError: The files cannot be used.
+        SetupError: They need a package that is not installed.
+    """
+    entry = format_of(files.paths[0])
+    if entry is None:
+        raise InputError(f"{files.name}: expected a scan in one of {', '.join(READ_ENDINGS)}: convert it")
+    return entry.read(files, reader)
