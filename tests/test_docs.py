@@ -16,6 +16,7 @@ from typing import NamedTuple
 import pytest
 
 from ctseg.cli.main import build_parser
+from ctseg.container.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -258,6 +259,14 @@ def test_the_table_of_rooms_is_the_tree_in_the_order_of_the_import_rule():
     packages = {file.parent.name for file in (ROOT / "ctseg").glob("*/__init__.py")}
     assert rooms == [name for name in ordered if name in packages]
     assert set(rooms) == packages
+
+
+def test_every_setting_of_the_serving_container_is_explained_and_no_other():
+    table = (DOCS / "operating.md").read_text(encoding="utf-8").split("## Settings")[1].split("\n## ")[0]
+    named = {
+        name for row in re.findall(r"^\|[^|]+\|", table, re.MULTILINE) for name in re.findall(r"`(CTSEG_\w+)`", row)
+    }
+    assert named == {f"CTSEG_{name.upper()}" for name in Settings.model_fields}
 
 
 def test_decisions_are_numbered_without_a_gap_and_have_a_date_and_a_status():
