@@ -1,6 +1,10 @@
 """Machines that share a repository find each its own version, and none builds what it has built before."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,3 +58,49 @@ def test_the_entry_point_of_the_image_learns_which_version_is_for_its_machine(bu
     file = tmp_path / "models" / "unet" / "2" / "build.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "machine": {"cpus": 9999}}))
     assert build_entries(settings, [bundle.folder]) == {"unet": 1}
+
+
+STOPS_HALF_WAY = """
+import sys
+if "ctseg.container.build_process" in sys.orig_argv:
+    import time
+    from ctseg.serving import publish
+
+    def stop(folder):
+        print("half-written", file=sys.stderr, flush=True)
+        time.sleep(600)
+
+    publish.bring_to_disk = stop
+"""
+SERVER = """
+import sys
+from pathlib import Path
+from ctseg.container.builds import build_entries
+from ctseg.container.children import end_by_signals
+from ctseg.container.settings import read_settings
+end_by_signals()
+build_entries(read_settings(), [Path(sys.argv[1])])
+"""
+
+
+def test_a_server_that_is_told_to_end_while_it_builds_leaves_nothing_half_written(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(STOPS_HALF_WAY)
+    models = tmp_path / "models"
+    environment = {
+        **os.environ,
+        "CTSEG_MODELS": str(models),
+        "CTSEG_BACKEND": "python",
+        "CTSEG_BUILD_OPTIONS": "--runtime onnxruntime",
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]),
+    }
+    command = [sys.executable, "-c", SERVER, str(bundle.folder)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as server:
+        assert server.stderr is not None
+        assert "half-written\n" in iter(server.stderr.readline, "")
+        assert list(tmp_path.glob(".ctseg-staging-*/1/model.onnx"))
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(120) == 128 + signal.SIGTERM
+    assert not list(tmp_path.glob(".ctseg-staging-*"))
+    assert [path.name for path in models.iterdir()] == [".ctseg.lock"]
