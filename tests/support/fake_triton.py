@@ -33,7 +33,7 @@ class FakeClient:
         self.asked: list[str] = []
         """Methods that were called, in order."""
         self.failures: dict[str, list[CallError]] = {}
-        """By method, what the next calls of it end with."""
+        """By method, ``infer`` too, what the next calls of it end with."""
         self.gone: CallError | None = None
         """What every call ends with, where the server is gone."""
         self.is_closed = False
@@ -71,6 +71,8 @@ class FakeClient:
         self.requests += 1
         if self.gone is not None:
             raise CallError(self.gone.status, self.gone.text)
+        if self.failures.get("infer"):
+            raise self.failures["infer"].pop(0)
         batch = inputs[0].shape()[0]
         logits = np.full((batch, spec.num_heads, *spec.patch_size), self.value, np.float32)
         response = SimpleNamespace(

@@ -45,7 +45,7 @@ def test_a_refusal_is_not_repeated() -> None:
     client = FakeClient()
     client.gone = CallError(RESTRICTED, "a key, please")
     with pytest.raises(CallError, match="a key, please"):
-        choose_version(client, WantedModel("toy"), 600)
+        choose_version(client, WantedModel("toy"), 3)
     assert client.asked == ["get_model_metadata"]
 
 

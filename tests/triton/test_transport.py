@@ -13,7 +13,7 @@ from tritonclient.utils import InferenceServerException
 from ctseg.errors import InferenceFailedError, SetupError
 from ctseg.serving.process import RunningServer
 from ctseg.triton import shared_memory
-from ctseg.triton.errors import NOT_FOUND, RESTRICTED, CallError
+from ctseg.triton.errors import INTERNAL, NOT_FOUND, RESTRICTED, CallError
 from ctseg.triton.options import ClientOptions
 from ctseg.triton.predictor import TritonPredictor
 from ctseg.triton.transport import SEGMENT_PREFIX, batch_limit
@@ -133,6 +133,18 @@ def test_shared_memory_that_was_asked_for_and_is_not_to_be_had_is_an_error_that_
         TritonPredictor([fake_connection(client)], ClientOptions(shared_memory="on"))
     assert caught.value.settings == ("shared_memory",)
     assert not list(shared_memory.FOLDER.glob(f"{SEGMENT_PREFIX}*-{os.getpid()}-*"))
+
+
+def test_memory_of_a_failed_request_is_not_used_again_and_the_server_forgets_it() -> None:
+    client = FakeClient()
+    client.failures["infer"] = [CallError(INTERNAL, "out of luck")] * 2
+    with TritonPredictor([fake_connection(client)], ClientOptions()) as predictor:
+        with pytest.raises(InferenceFailedError, match="out of luck"):
+            predictor.predict(toy_patches(1))
+        left = list(shared_memory.FOLDER.glob(f"{SEGMENT_PREFIX}*-{os.getpid()}-*"))
+        assert len(left) == 1  # the one that tried the server
+    assert client.asked.count("register_system_shared_memory") == 1 + 2 * 2  # patches and logits, twice
+    assert client.asked.count("unregister_system_shared_memory") == 1 + 2 * 2
 
 
 def test_a_server_that_takes_no_shared_memory_any_more_gets_messages() -> None:
