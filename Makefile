@@ -84,4 +84,7 @@ $(TEST_VENV)/.ready: $(wildcard requirements/*.txt) pyproject.toml
 	$(call PIP_INSTALL,$(TEST_VENV)) --no-deps -r requirements/triton_server.txt -e .
 	@if $(TEST_VENV)/bin/python -c 'import sys, torch; sys.exit(torch.version.cuda is not None)'; then \
 		$(call PIP_INSTALL,$(TEST_VENV)) --no-deps -r requirements/torchvision_cpu.txt; fi
+	for version in rtx 10 11; do \
+		$(call PIP_INSTALL,$(TEST_VENV)) --no-deps --upgrade --target $(TEST_VENV)/tensorrt/$$version \
+			-r requirements/tensorrt_$$version.txt || exit 1; done
 	touch $@

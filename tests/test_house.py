@@ -40,11 +40,7 @@ FOREIGN_FLAGS = {
     "no-deps", "enable-shared",
 }  # fmt: skip
 
-NAMES_FLAGS_STILL = {
-    "deploy/build.py", "deploy/bundle.py", "deploy/doctor.py", "deploy/export.py",
-    "deploy/parity.py", "deploy/tensorrt_plan.py", "deploy/trained_model.py", "predict/segment.py",
-    "train/checkpoints.py",
-}  # fmt: skip
+NAMES_FLAGS_STILL = {"predict/segment.py"}
 """Modules whose errors still name flags; each leaves the list when its errors carry settings instead."""
 MAY_PRINT = {
     "container/probe.py",  # a program of its own: what it prints is what a container's health check shows

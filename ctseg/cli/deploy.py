@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ctseg.cli.parser import Parser
+from ctseg.cli.parser import Parser, flags_worded
 
 if TYPE_CHECKING:
     from ctseg.model_spec import KeepLargest
@@ -190,7 +190,8 @@ def _add_build(commands: "argparse._SubParsersAction[Parser]") -> None:
 
 
 def _run_build(args: argparse.Namespace) -> int:
-    from ctseg.deploy.build import BuildOptions, build_entry, build_plan_file
+    from ctseg.deploy.build import BuildOptions, build_entry
+    from ctseg.deploy.plan_file import PlanFileOptions, build_plan_file
     from ctseg.deploy.tensorrt_plan import PlanOptions
     from ctseg.errors import SetupError
 
@@ -210,10 +211,7 @@ def _run_build(args: argparse.Namespace) -> int:
         written = build_plan_file(
             args.bundle,
             args.output,
-            precision=args.precision,
-            plan=plan,
-            accept_unproven=args.accept_unproven,
-            server_tensorrt=args.server_tensorrt,
+            PlanFileOptions(args.precision, plan, args.accept_unproven, args.server_tensorrt),
             report=print,
         )
         print(f"{written}: {written.stat().st_size / 1e6:.1f} MB; what it was built with stands in {written}.json")
@@ -309,5 +307,6 @@ def _run_doctor(args: argparse.Namespace) -> int:
         for finding in findings:
             print(f"{finding.level:7}  {finding.subject}: {finding.found}")
             if finding.advice:
-                print(f"         -> {finding.advice}")
+                flags = flags_worded(finding.settings, args.parser)
+                print(f"         -> {finding.advice}{f' ({flags})' if flags else ''}")
     return 1 if any(finding.level == "problem" for finding in findings) else 0

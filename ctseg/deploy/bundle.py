@@ -11,9 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ctseg.deploy.parity import ParityData, ParityReport, Variant
-from ctseg.deploy.runtimes import sha256_of
+from ctseg.deploy.parity_data import ParityData
+from ctseg.deploy.parity_report import ParityReport, Variant
 from ctseg.errors import OutputError, SetupError, SpecError
+from ctseg.files.digests import sha256_of_file
 from ctseg.files.folders import require_writable
 from ctseg.model_spec import SPEC_NAME, ModelSpec, Precision
 
@@ -51,12 +52,13 @@ class Bundle:
         for variant in self.report.variants:
             if variant.file == file:
                 path = self.folder / file
-                if not path.is_file() or sha256_of(path) != variant.sha256:
+                if not path.is_file() or sha256_of_file(path) != variant.sha256:
                     raise SpecError(f"{path}: is missing or not the file that {PARITY_NAME} describes: export again")
                 return variant
         having = ", ".join(variant.precision for variant in self.report.variants)
         raise SpecError(
-            f"{self.folder}: the bundle has no {precision} network, only {having}: export with --precision {precision}"
+            f"{self.folder}: the bundle has no {precision} network, only {having}: export it with that precision",
+            settings=("precision",),
         )
 
     def spec_of(self, precision: Precision) -> ModelSpec:
@@ -142,5 +144,5 @@ def check_replaceable(folder: Path) -> None:
         OutputError: It cannot be written.
     """
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / SPEC_NAME).is_file())):
-        raise SetupError(f"{folder}: is there and is no bundle: choose another -o")
+        raise SetupError(f"{folder}: is there and is no bundle: choose another folder", settings=("output",))
     require_writable(folder.parent)

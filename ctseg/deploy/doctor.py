@@ -10,19 +10,22 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+from ctseg.compiled.cpus import usable_cpus
 from ctseg.errors import CtsegError, ModelNotFoundError, SetupError, SpecError
+from ctseg.files.digests import sha256_of_file
 from ctseg.nnunet.variables import VARIABLES
 
 Level = Literal["ok", "note", "problem"]
 
 _LAYERS = {
-    "client": (("numpy", "numba", "nibabel", "tritonclient", "pydantic"), "pip install ctseg"),
-    "serve": (("onnxruntime",), "pip install ctseg[serve]"),
-    "deploy": (("torch", "nnunetv2", "onnx", "onnxscript", "onnxslim"), "pip install ctseg[deploy]"),
-    "train": (("torch", "nnunetv2", "monai", "einops"), "pip install ctseg[train]"),
-    "itk": (("SimpleITK",), "pip install ctseg[itk] (NRRD, MHA and models whose reader is SimpleITK's)"),
-    "dicom": (("pydicom",), "pip install ctseg[dicom]"),
+    "client": ("numpy", "numba", "nibabel", "tritonclient", "pydantic"),
+    "serve": ("onnxruntime",),
+    "deploy": ("torch", "nnunetv2", "onnx", "onnxscript", "onnxslim"),
+    "train": ("torch", "nnunetv2", "monai", "einops"),
+    "itk": ("SimpleITK",),
+    "dicom": ("pydicom",),
 }
+"""What each layer needs; but for the client's they are extras of the package."""
 _LEAST_SHM_BYTES = 256 << 20
 _LEAST_DISK_BYTES = 2 << 30
 
@@ -36,12 +39,14 @@ class Finding:
         level: ``ok``, ``note`` (nothing is wrong, but know it) or ``problem``.
         found: What was found.
         advice: What to do; empty where nothing needs to be done.
+        settings: Names of the parameters of :func:`examine` that would help, as the command line has them.
     """
 
     subject: str
     level: Level
     found: str
     advice: str = ""
+    settings: tuple[str, ...] = ()
 
 
 def examine(*, repository: Path | None = None, urls: Sequence[str] = (), bundle: Path | None = None) -> list[Finding]:
@@ -70,11 +75,13 @@ def examine(*, repository: Path | None = None, urls: Sequence[str] = (), bundle:
 
 def _installation() -> Iterator[Finding]:
     yield Finding("ctseg", "ok", f"{importlib.metadata.version('ctseg')}, Python {sys.version.split()[0]}")
-    for layer, (packages, install) in _LAYERS.items():
+    for layer, packages in _LAYERS.items():
         missing = [name for name in packages if find_spec(name) is None]
         if missing:
             level: Level = "problem" if layer == "client" else "note"
-            yield Finding(f"layer {layer}", level, f"not installed: {', '.join(missing)}", f"if you need it: {install}")
+            extra = "" if layer == "client" else f" with its extra {layer!r}"
+            advice = f"if you need it, install ctseg{extra}, as docs/install.md shows"
+            yield Finding(f"layer {layer}", level, f"not installed: {', '.join(missing)}", advice)
         else:
             yield Finding(f"layer {layer}", "ok", ", ".join(f"{name} {_version(name)}" for name in packages))
 
@@ -95,17 +102,21 @@ def _version(module: str) -> str:
 
 
 def _machine() -> Iterator[Finding]:
-    from ctseg.deploy.runtimes import available_cpus, available_runtimes, describe_runtime
+    from ctseg.deploy.runtimes import available_runtimes, describe_runtime
 
-    cpus = available_cpus()
+    cpus = usable_cpus()
     yield Finding("CPU", "ok", f"{cpus} CPUs for this process")
     runtimes = available_runtimes()
     if runtimes:
-        advice = "" if "openvino" in runtimes else "`pip install openvino` lets `ctseg build` try a second CPU runtime"
+        advice = (
+            ""
+            if "openvino" in runtimes
+            else "OpenVINO is a second one, which `ctseg build` would try (docs/install.md)"
+        )
         found = ", ".join(describe_runtime(name) for name in runtimes)
         yield Finding("CPU runtimes", "note" if advice else "ok", found, advice)
     else:
-        yield Finding("CPU runtimes", "note", "none", "to serve on a CPU: pip install ctseg[serve]")
+        yield Finding("CPU runtimes", "note", "none", "to serve on a CPU, install the extra 'serve' (docs/install.md)")
     shm = Path("/dev/shm")  # noqa: S108 (the folder itself is looked at)
     if shm.is_dir():
         free = shutil.disk_usage(shm).free
@@ -122,12 +133,13 @@ def _machine() -> Iterator[Finding]:
 
 def _gpu() -> Iterator[Finding]:
     from ctseg.deploy.cuda_driver import CudaDriver
-    from ctseg.deploy.tensorrt_plan import library_version, load_tensorrt, require_same_tensorrt, server_library
+    from ctseg.deploy.server_tensorrt import library_version, require_same_tensorrt, server_library
+    from ctseg.deploy.tensorrt_plan import load_tensorrt
 
     try:
         gpu = CudaDriver().gpu()
     except SetupError as error:
-        yield Finding("GPU", "note", str(error), "nothing, if models run on the CPU (--backend python)")
+        yield Finding("GPU", "note", str(error), "nothing, if models run on the CPU, by the python backend")
     else:
         memory = gpu.memory_bytes / 2**30
         found = f"{gpu.name}, compute capability {gpu.compute_capability}, {memory:.0f} GiB, CUDA {gpu.driver}"
@@ -139,7 +151,7 @@ def _gpu() -> Iterator[Finding]:
         return
     library = server_library()
     if library is None:
-        advice = "build plans in the serving image, or give --server-tensorrt"
+        advice = "build plans in the serving image, or tell `ctseg build` what the server loads"
         yield Finding("TensorRT", "note", f"Python has {trt.__version__}; no libnvinfer of a server here", advice)
         return
     try:
@@ -157,7 +169,7 @@ def _server() -> Iterator[Finding]:
     try:
         installation = find_server()
     except SetupError as error:
-        yield Finding("tritonserver", "note", str(error), "nothing, if a server runs elsewhere (--url)")
+        yield Finding("tritonserver", "note", str(error), "nothing, if a server runs elsewhere", ("url",))
     else:
         yield Finding(
             "tritonserver",
@@ -173,7 +185,7 @@ def _repository(folder: Path) -> Iterator[Finding]:
     try:
         names = list(list_models(folder))
     except CtsegError as error:
-        yield Finding(f"repository {folder}", "problem", str(error), "ctseg build BUNDLE --repository DIR")
+        yield Finding(f"repository {folder}", "problem", str(error), "`ctseg build` writes a repository")
         return
     free = shutil.disk_usage(folder).free
     if free < _LEAST_DISK_BYTES:
@@ -195,20 +207,23 @@ def _repository(folder: Path) -> Iterator[Finding]:
             else:
                 why = f": {spec.parity.detail}" if spec.parity.detail else ""
                 yield Finding(
-                    subject, "problem", f"{found}{why}", "export with --cases and build again, or use it knowingly"
+                    subject,
+                    "problem",
+                    f"{found}{why}",
+                    "export it with real scans and build it again, or use it knowingly",
                 )
             yield from _freshness(subject, entry.backend, item.folder, dict(item.build))
 
 
 def _freshness(subject: str, backend: str, folder: Path, build: dict[str, Any]) -> Iterator[Finding]:
-    from ctseg.deploy.runtimes import available_runtimes, describe_runtime, sha256_of
+    from ctseg.deploy.runtimes import available_runtimes, describe_runtime
     from ctseg.serving.entries import MODEL_NAMES
 
     if backend == "tensorrt":
         yield from _plan_freshness(subject, build)
         return
     file = folder / MODEL_NAMES[backend]
-    if build.get("onnx_sha256") not in (None, sha256_of(file)):
+    if build.get("onnx_sha256") not in (None, sha256_of_file(file)):
         yield Finding(
             f"{subject}, network", "problem", f"{file} is not the file that was proven", "build the entry again"
         )
@@ -219,7 +234,7 @@ def _freshness(subject: str, backend: str, folder: Path, build: dict[str, Any]) 
             f"{subject}, runtime",
             "note",
             f"proven with {proven_with}; here is {', '.join(sorted(here)) or 'none'}",
-            "`ctseg build --if-needed` proves it with what is here",
+            "`ctseg build` proves it with what is here",
         )
 
 
@@ -239,7 +254,10 @@ def _plan_freshness(subject: str, build: dict[str, Any]) -> Iterator[Finding]:
     else:
         here = f"TensorRT {version} on {gpu.name} ({gpu.compute_capability})"
         yield Finding(
-            f"{subject}, plan", "problem", f"built with {made_for}; here is {here}", "ctseg build --if-needed"
+            f"{subject}, plan",
+            "problem",
+            f"built with {made_for}; here is {here}",
+            "build it again here: `ctseg build`",
         )
 
 
@@ -264,22 +282,24 @@ def _running_server(url: str, repository: Path | None) -> Iterator[Finding]:
                 digest, version = predictor.spec.digest, predictor.identity.version
             newest = read_entry(Path(str(repository)) / name).newest
         except ModelNotFoundError as error:
-            yield Finding(f"{subject}, {name}", "problem", str(error), "restart the server, or serve with --watch")
+            yield Finding(
+                f"{subject}, {name}", "problem", str(error), "restart the server, or let it watch its repository"
+            )
         except CtsegError as error:
             yield Finding(f"{subject}, {name}", "problem", str(error), "see the server's log")
         else:
             same = digest == newest.spec.digest
             found = f"version {version}, digest {digest[:12]}, newest on disk is version {newest.version}"
-            advice = "" if same else "restart the server, or serve with --watch"
+            advice = "" if same else "restart the server, or let it watch its repository"
             yield Finding(f"{subject}, {name}", "ok" if same else "problem", found, advice)
 
 
 def _live_parity(
     url: str, bundle_folder: Path, name: str = "", headers: Mapping[str, str] | None = None
 ) -> Iterator[Finding]:
-    from ctseg.deploy.build import check_live
     from ctseg.deploy.bundle import read_bundle
-    from ctseg.deploy.parity import summary
+    from ctseg.deploy.live_proof import check_live
+    from ctseg.deploy.parity_report import summary
     from ctseg.triton.options import ClientOptions
     from ctseg.triton.predictor import connect
 
@@ -313,13 +333,14 @@ def _embedded_parity(repository: Path | None, bundle_folder: Path) -> Iterator[F
         yield Finding(
             subject,
             "problem",
-            "no server (--url) and no entry (--repository) of its network to compare",
+            "no server and no entry of its network to compare",
             "name what serves it, or build it: `ctseg build`",
+            ("url", "repository"),
         )
     for entry in built:
         if entry.backend != "python":
             yield Finding(
-                subject, "note", f"the server here has no {entry.backend} backend", "compare a running server by --url"
+                subject, "note", f"the server here has no {entry.backend} backend", "compare a running server", ("url",)
             )
             continue
         try:

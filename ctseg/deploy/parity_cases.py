@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ctseg.deploy.export import PreparedCase
+from ctseg.deploy.parity_data import PreparedCase
 from ctseg.deploy.trained_model import LoadedModel
 from ctseg.errors import InputError, SetupError
 from ctseg.model_spec import ModelSpec

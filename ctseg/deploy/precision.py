@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ctseg.deploy.parity import Array
+from ctseg.deploy.parity_data import Array
 from ctseg.errors import SpecError
 
 KEPT_OPERATORS = frozenset(
@@ -31,7 +31,7 @@ _SAFE_SHARE = 0.25
 
 
 @dataclass(frozen=True, eq=False)
-class Rung:
+class Attempt:
     """A mixed network, and what stayed in FP32.
 
     Attributes:
@@ -45,7 +45,7 @@ class Rung:
     kept_fp32: str
 
 
-def fp16_ladder(graph: Any, patches: Array, *, output_dtype: Literal["FP32", "FP16"] = "FP32") -> Iterator[Rung]:
+def fp16_attempts(graph: Any, patches: Array, *, output_dtype: Literal["FP32", "FP16"] = "FP32") -> Iterator[Attempt]:
     """Yield mixed networks, the most aggressive first.
 
     1. All but normalisation, softmax and reductions in FP16.
@@ -64,12 +64,12 @@ def fp16_ladder(graph: Any, patches: Array, *, output_dtype: Literal["FP32", "FP
     names = sorted(KEPT_OPERATORS & {node.op_type for node in graph.graph.node})
     base = f"{', '.join(names) or 'nothing'}"
     convertible = {i for i, node in enumerate(graph.graph.node) if _is_convertible(node, types)}
-    yield _rung(graph, types, convertible, output_dtype, base)
+    yield _attempt(graph, types, convertible, output_dtype, base)
     hot = _out_of_range(graph, types, convertible, patches)
     if hot:
-        yield _rung(graph, types, convertible - hot, output_dtype, f"{base}, {len(hot)} nodes with large values")
+        yield _attempt(graph, types, convertible - hot, output_dtype, f"{base}, {len(hot)} nodes with large values")
     heavy = {i for i in convertible - hot if graph.graph.node[i].op_type in HEAVY_OPERATORS}
-    yield _rung(
+    yield _attempt(
         graph,
         types,
         heavy,
@@ -79,8 +79,8 @@ def fp16_ladder(graph: Any, patches: Array, *, output_dtype: Literal["FP32", "FP
     )
 
 
-def _rung(graph: Any, types: Collection[str], fp16: Collection[int], output_dtype: str, kept: str) -> Rung:
-    return Rung(
+def _attempt(graph: Any, types: Collection[str], fp16: Collection[int], output_dtype: str, kept: str) -> Attempt:
+    return Attempt(
         mixed=_Mixer(graph, types, fp16).mixed(output_dtype),
         simulated=_Mixer(graph, types, fp16).simulated(output_dtype),
         kept_fp32=kept,

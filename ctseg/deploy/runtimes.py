@@ -1,8 +1,7 @@
 """What runs an ONNX file on this machine: ONNX Runtime and OpenVINO, as the python backend of an entry does."""
 
-import hashlib
-import os
 import time
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,9 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from ctseg.deploy.parity import Array, Network
-from ctseg.errors import ParityError, SetupError, SpecError
+from ctseg.arrays import Logits, Patches
+from ctseg.compiled.cpus import usable_cpus
+from ctseg.errors import ParityError, SetupError, SpecError, missing_package
 from ctseg.model_spec import ModelSpec
+
+Network = Callable[[Patches], Logits]
+"""Runs a batch of patches: float32 in, float32 out."""
+Measure = Callable[[Network, ModelSpec], float]
+"""Returns the seconds that a network takes for one patch."""
 
 RUNTIMES = ("onnxruntime", "openvino")
 
@@ -48,11 +53,11 @@ def onnxruntime_network(
     try:
         import onnxruntime
     except ImportError as error:
-        raise SetupError("onnxruntime is not installed: `pip install ctseg[serve]`") from error
+        raise missing_package("onnxruntime", needed_for="running an ONNX file", extra="serve") from error
     if provider not in onnxruntime.get_available_providers():
         raise SetupError(f"this onnxruntime lacks {provider}, found {onnxruntime.get_available_providers()}")
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or available_cpus()
+    options.intra_op_num_threads = threads or usable_cpus()
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     if not optimise:
@@ -67,7 +72,7 @@ def onnxruntime_network(
     (feed,) = session.get_inputs()
     dtype = {"tensor(float)": np.float32, "tensor(float16)": np.float16}[feed.type]
 
-    def run(patches: Array) -> Array:
+    def run(patches: Patches) -> Logits:
         try:
             (logits,) = session.run(None, {feed.name: patches.astype(dtype, copy=False)})
         except Exception as error:  # ONNX Runtime's exceptions share no base class
@@ -92,9 +97,11 @@ def openvino_network(model: Path, *, precision_hint: str = "f32", threads: int =
     try:
         import openvino
     except ImportError as error:
-        raise SetupError("openvino is not installed: `pip install openvino`") from error
+        raise SetupError(
+            "openvino is not installed here: it is an optional second runtime, see docs/install.md"
+        ) from error
     settings = {
-        "INFERENCE_NUM_THREADS": threads or available_cpus(),
+        "INFERENCE_NUM_THREADS": threads or usable_cpus(),
         "INFERENCE_PRECISION_HINT": precision_hint,
         "PERFORMANCE_HINT": "LATENCY",
     }
@@ -103,7 +110,7 @@ def openvino_network(model: Path, *, precision_hint: str = "f32", threads: int =
     except RuntimeError as error:
         raise SpecError(f"{model}: OpenVINO cannot load it: {error}") from error
 
-    def run(patches: Array) -> Array:
+    def run(patches: Patches) -> Logits:
         try:
             request.infer([patches], share_inputs=True)
         except RuntimeError as error:
@@ -113,35 +120,23 @@ def openvino_network(model: Path, *, precision_hint: str = "f32", threads: int =
     return run
 
 
-def seconds_per_patch(network: Network, spec: ModelSpec, *, repeats: int = 3) -> float:
+def seconds_per_patch(
+    network: Network, spec: ModelSpec, *, repeats: int = 3, clock: Callable[[], float] = time.perf_counter
+) -> float:
     """Measure the least seconds that a network takes for one patch of noise, after one call to warm up."""
     shape = (1, len(spec.channels), *spec.patch_size)
     patch = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     network(patch)
     best = float("inf")
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = clock()
         network(patch)
-        best = min(best, time.perf_counter() - start)
+        best = min(best, clock() - start)
     return best
-
-
-def available_cpus() -> int:
-    """Return the CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def machine() -> dict[str, Any]:
     """Return what a build records about the machine's CPU."""
     import platform
 
-    return {"machine": platform.machine(), "cpus": available_cpus(), "system": platform.system()}
+    return {"machine": platform.machine(), "cpus": usable_cpus(), "system": platform.system()}

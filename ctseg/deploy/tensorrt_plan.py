@@ -1,18 +1,10 @@
 """TensorRT plans from ONNX, by TensorRT's Python builder: 10.x, 11.x, and TensorRT-RTX as a check without a GPU.
 
-Networks are strongly typed: precision stands in the ONNX graph, and nothing else changes it. What an
-engine really has is read back by the engine inspector, whose words changed in TensorRT 11; what it
-leaves open, as it does for dynamic shapes, the parsed network proves.
+Networks are strongly typed: precision stands in the ONNX graph, and nothing else changes it.
 """
 
-import ctypes
-import ctypes.util
 import importlib
-import json
-import os
 import re
-import subprocess
-import sys
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,24 +14,21 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ctseg.arrays import Logits, Patches
 from ctseg.deploy.cuda_driver import CudaDriver, Gpu
-from ctseg.deploy.parity import Array, Network
+from ctseg.deploy.engine_types import types_of_engine
+from ctseg.deploy.runtimes import Network
+from ctseg.deploy.server_tensorrt import library_version, require_same_tensorrt, server_library
 from ctseg.errors import SetupError, SpecError
-from ctseg.model_spec import ModelSpec, Precision
+from ctseg.files import atomic
+from ctseg.model_spec import ModelSpec, Tensor
 
 MODULES = ("tensorrt", "tensorrt_bindings")
 OLDEST_VERSION = (10, 0)
 COMPILED_TARGETS = ("SM75", "SM80", "SM86", "SM89", "SM120")
 """What TensorRT-RTX 1.7 compiles for without a GPU; it has no SM90."""
 
-_INSTALL = "in the serving image, or by `pip install tensorrt-cu13==<the server's version>`"
-_FP16_NAMES = ("fp16", "half", "khalf", "float16")
-_BF16_NAMES = ("bf16", "bfloat16", "kbf16")
-_FP32_NAMES = ("fp32", "float", "kfloat", "float32")
-FLOAT_TYPES = ("fp32", "fp16", "bf16")
-_OTHER_TYPE = re.compile(r"\b(u?int\d+|bool|u?fp[48]\w*|int4|e\dm\d)\b", re.IGNORECASE)
-_FP16_TACTIC = re.compile(r"(?<!b)f16f16|(?:^|_)(?:hmma|h884|h1688|h16816|fp16)", re.IGNORECASE)
-_TYPE = re.compile("|".join(rf"\b{name}\b" for name in (*_BF16_NAMES, *_FP16_NAMES, *_FP32_NAMES)), re.IGNORECASE)
+_INSTALL = "work in the serving image, or install the server's version of it (docs/install.md)"
 
 
 @dataclass(frozen=True)
@@ -107,11 +96,9 @@ def load_tensorrt(modules: Sequence[str] = MODULES) -> Any:
             continue
         found = tuple(int(part) for part in str(trt.__version__).split(".")[:2])
         if "rtx" not in name and found < OLDEST_VERSION:
-            raise SetupError(
-                f"TensorRT {trt.__version__} is too old, 10.0 is the oldest that works: install a newer one {_INSTALL}"
-            )
+            raise SetupError(f"TensorRT {trt.__version__} is too old, 10.0 is the oldest that works: {_INSTALL}")
         return trt
-    raise SetupError(f"TensorRT's Python package is not installed ({'; '.join(problems)}): install it {_INSTALL}")
+    raise SetupError(f"TensorRT's Python package is not installed ({'; '.join(problems)}): {_INSTALL}")
 
 
 def build_plan(onnx_file: Path, options: PlanOptions, *, trt: Any, gpu_name: str = "") -> Plan:
@@ -157,7 +144,8 @@ def build_plan(onnx_file: Path, options: PlanOptions, *, trt: Any, gpu_name: str
     if plan is None:
         raise SetupError(
             f"{onnx_file}: TensorRT {trt.__version__} could not build the plan: {_last(errors)}; if memory is short: "
-            "--workspace_mb, a smaller --max-batch-size, or a GPU with nothing else on it"
+            "less workspace, smaller batches, or a GPU with nothing else on it",
+            settings=("workspace_mb", "max_batch_size"),
         )
     if cache_file is not None:
         _keep_timing_cache(config, cache_file)
@@ -241,9 +229,7 @@ def _keep_timing_cache(config: Any, file: Path) -> None:
     if cache is None:
         return
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(f".{os.getpid()}")
-    temporary.write_bytes(bytes(cache.serialize()))
-    temporary.replace(file)
+    atomic.write_bytes(file, bytes(cache.serialize()))
 
 
 def _types_of(trt: Any, network: Any) -> dict[str, int]:
@@ -256,102 +242,30 @@ def _types_of(trt: Any, network: Any) -> dict[str, int]:
     return dict(counts)
 
 
-# --- what was really built ----------------------------------------------------------------------
+@dataclass(frozen=True)
+class Signature:
+    """What a network takes and gives.
 
-
-def types_of_engine(information: str) -> dict[str, int]:
-    """Count the layers of an engine by the float types that its inspector names.
-
-    A layer with FP16 and FP32 tensors counts in both. TensorRT 10 writes ``Format/Datatype`` in one
-    field, 11 writes them in two; both are understood. Of an engine with dynamic shapes the inspector
-    writes ``N/A due to dynamic shapes`` in place of a type, in some versions even with an execution
-    context: such layers count as ``unknown``, which is evidence of nothing.
-
-    Args:
-        information: What ``EngineInspector.get_engine_information`` gives.
-
-    Returns:
-        ``layers``; by their tensors, ``fp32``, ``fp16``, ``bf16`` and ``unknown``; by their weights,
-        ``weights_fp32`` and so on; ``tactics_fp16``, layers whose kernel has FP16 in its name. Only
-        counts that are not 0, but for ``layers``.
-
-    Raises:
-        SpecError: It is not JSON, or has names only, for want of detailed profiling verbosity.
+    Attributes:
+        model: Its name, for messages.
+        input: Name and type of the patches.
+        output: Name and type of the logits.
+        channels: Of a patch.
+        heads: Of the logits.
+        patch_size: Voxels along each axis.
     """
-    try:
-        layers = json.loads(information)["Layers"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise SpecError(f"the engine inspector's answer is not understood: {error}") from error
-    counts: Counter[str] = Counter(layers=len(layers))
-    for item in layers:
-        if not isinstance(item, dict):
-            raise SpecError("the engine was built without detailed profiling verbosity: its precision cannot be proven")
-        described = [*item.get("Inputs", ()), *item.get("Outputs", ())]
-        counts.update({kind for description in described for kind in _types_in(description) if kind != "other"})
-        weights = {kind for name in ("Weights", "Bias") for kind in _types_in(item.get(name))}
-        counts.update(f"weights_{kind}" for kind in weights & set(FLOAT_TYPES))
-        if _FP16_TACTIC.search(str(item.get("TacticName", ""))):
-            counts["tactics_fp16"] += 1
-    return dict(counts)
 
+    model: str
+    input: Tensor
+    output: Tensor
+    channels: int
+    heads: int
+    patch_size: tuple[int, ...]
 
-def _types_in(description: Any) -> set[str]:
-    """Return what a tensor's or a weight's description says: float types, ``other``, or else ``unknown``."""
-    if not isinstance(description, dict):
-        return set()
-    texts = [str(value) for key, value in description.items() if re.search("type|format", key, re.IGNORECASE)]
-    kinds = set()
-    for text in texts:
-        for found in _TYPE.findall(text):
-            word = found.lower()
-            kinds.add("bf16" if word in _BF16_NAMES else "fp16" if word in _FP16_NAMES else "fp32")
-    if not kinds:
-        kinds.add("other" if any(_OTHER_TYPE.search(text) for text in texts) else "unknown")
-    return kinds
-
-
-def require_precision(
-    types: Mapping[str, int], precision: Precision, *, network_types: Mapping[str, int], source: str
-) -> tuple[str, ...]:
-    """Refuse an engine that has not the precision that it is said to have.
-
-    In a strongly typed network nothing but the graph decides about types, so that the parsed network
-    proves what the inspector leaves open; what the inspector does name must not contradict it.
-
-    Args:
-        types: Of the engine, see :func:`types_of_engine`.
-        precision: What was asked for.
-        network_types: Of the parsed network, see :class:`Plan`.
-        source: For the message.
-
-    Returns:
-        What proves it, for people: which sources name the precision, and for how many layers.
-
-    Raises:
-        SpecError: A part of an FP32 engine is half-precision, no part of an FP16 engine is, or nothing names a type.
-    """
-    named = {
-        "parsed network": {kind: network_types.get(kind, 0) for kind in FLOAT_TYPES},
-        "engine's tensors": {kind: types.get(kind, 0) for kind in FLOAT_TYPES},
-        "engine's weights": {kind: types.get(f"weights_{kind}", 0) for kind in FLOAT_TYPES},
-    }
-    proofs = []
-    for what, counts in named.items():
-        half = counts["fp16"] + counts["bf16"]
-        if precision == "fp32" and half:
-            raise SpecError(f"{source}: expected an FP32 engine, found {half} layers of half precision in the {what}")
-        is_whole = what != "engine's tensors" or not types.get("unknown", 0)
-        if is_whole and any(counts.values()) and not counts[precision]:
-            raise SpecError(f"{source}: expected a {precision} engine, found no {precision} in the {what}: {counts}")
-        if counts[precision]:
-            proofs.append(f"{what}: {counts[precision]} layers")
-    if not proofs:
-        raise SpecError(f"{source}: expected a {precision} engine, but neither network nor inspector names a type")
-    if precision == "fp16" and (tactics := types.get("tactics_fp16", 0)):
-        proofs.append(f"names of kernels: {tactics} layers")
-    if unknown := types.get("unknown", 0):
-        proofs.append(f"(the inspector leaves the tensors of {unknown} layers open)")
-    return tuple(proofs)
+    @classmethod
+    def of_spec(cls, spec: ModelSpec) -> "Signature":
+        """Return the signature of the network that a spec describes."""
+        return cls(spec.name, spec.input, spec.output, len(spec.channels), spec.num_heads, spec.patch_size)
 
 
 class PlanNetwork:
@@ -359,56 +273,60 @@ class PlanNetwork:
 
     Args:
         plan: The plan.
-        spec: The contract; its tensors must be the plan's.
+        signature: What it takes and gives; its tensors must be the plan's.
         trt: TensorRT's module.
         driver: The GPU.
 
     Raises:
         SetupError: TensorRT cannot load the plan here.
-        SpecError: The plan's tensors are not the spec's.
+        SpecError: The plan's tensors are not the signature's.
     """
 
-    def __init__(self, plan: bytes, spec: ModelSpec, *, trt: Any, driver: CudaDriver) -> None:
+    def __init__(self, plan: bytes, signature: Signature, *, trt: Any, driver: CudaDriver) -> None:
         logger = _logger(trt)
         self._errors = logger.errors
         self._errors.clear()
-        self._trt, self._driver, self._spec = trt, driver, spec
+        self._trt, self._driver, self._signature = trt, driver, signature
         self._runtime = trt.Runtime(logger)
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise SetupError(
-                f"{spec.name}: TensorRT {trt.__version__} cannot load the plan here: {_last(self._errors)}"
+                f"{signature.model}: TensorRT {trt.__version__} cannot load the plan here: {_last(self._errors)}"
             )
         numpy_types = {trt.DataType.FLOAT: "FP32", trt.DataType.HALF: "FP16", trt.DataType.BF16: "BF16"}
-        for tensor in (spec.input, spec.output):
+        for tensor in (signature.input, signature.output):
             found = numpy_types.get(self._engine.get_tensor_dtype(tensor.name))
             if found != tensor.dtype:
-                raise SpecError(f"{spec.name}: expected tensor {tensor.name} of {tensor.dtype}, the plan has {found}")
+                raise SpecError(
+                    f"{signature.model}: expected tensor {tensor.name} of {tensor.dtype}, the plan has {found}"
+                )
         self._context = self._engine.create_execution_context()
         if self._context is None:
-            raise SetupError(f"{spec.name}: no GPU memory to run the plan: {_last(self._errors)}")
+            raise SetupError(f"{signature.model}: no GPU memory to run the plan: {_last(self._errors)}")
 
     def information(self) -> str:
         """Return the engine inspector's JSON, for the shape that the plan is tuned for."""
         inspector = self._engine.create_engine_inspector()
-        _, tuned, _ = self._engine.get_tensor_profile_shape(self._spec.input.name, 0)
-        if self._context.set_input_shape(self._spec.input.name, tuned):  # without a shape it names no type
+        _, tuned, _ = self._engine.get_tensor_profile_shape(self._signature.input.name, 0)
+        if self._context.set_input_shape(self._signature.input.name, tuned):  # without a shape it names no type
             inspector.execution_context = self._context
         return str(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
 
-    def __call__(self, patches: Array) -> Array:
-        """Run patches, see :data:`ctseg.deploy.parity.Network`."""
-        spec, driver, context = self._spec, self._driver, self._context
-        sent = np.ascontiguousarray(patches, dtype=_numpy_dtype(spec.input.dtype))
-        answer = np.empty((len(patches), spec.num_heads, *spec.patch_size), dtype=_numpy_dtype(spec.output.dtype))
+    def __call__(self, patches: Patches) -> Logits:
+        """Run patches, see :data:`ctseg.deploy.runtimes.Network`."""
+        signature, driver, context = self._signature, self._driver, self._context
+        sent = np.ascontiguousarray(patches, dtype=_numpy_dtype(signature.input.dtype))
+        answer = np.empty(
+            (len(patches), signature.heads, *signature.patch_size), dtype=_numpy_dtype(signature.output.dtype)
+        )
         source, target = driver.allocate(sent.nbytes), driver.allocate(answer.nbytes)
         try:
             driver.to_gpu(source, sent)
-            context.set_input_shape(spec.input.name, sent.shape)
-            context.set_tensor_address(spec.input.name, source)
-            context.set_tensor_address(spec.output.name, target)
+            context.set_input_shape(signature.input.name, sent.shape)
+            context.set_tensor_address(signature.input.name, source)
+            context.set_tensor_address(signature.output.name, target)
             if not context.execute_async_v3(0):
-                raise SetupError(f"{spec.name}: the plan does not run: {_last(self._errors)}")
+                raise SetupError(f"{signature.model}: the plan does not run: {_last(self._errors)}")
             driver.synchronise()
             driver.from_gpu(answer, target)
         finally:
@@ -421,7 +339,9 @@ def _numpy_dtype(dtype: str) -> type[np.generic]:
     return {"FP32": np.float32, "FP16": np.float16}[dtype]
 
 
-def plan_network(plan: bytes, spec: ModelSpec, *, trt: Any, driver: CudaDriver) -> tuple[Network, Mapping[str, int]]:
+def plan_network(
+    plan: bytes, signature: Signature, *, trt: Any, driver: CudaDriver
+) -> tuple[Network, Mapping[str, int]]:
     """Load a plan and read back what it is made of.
 
     Returns:
@@ -429,9 +349,9 @@ def plan_network(plan: bytes, spec: ModelSpec, *, trt: Any, driver: CudaDriver) 
 
     Raises:
         SetupError: The plan cannot be loaded.
-        SpecError: The plan's tensors are not the spec's.
+        SpecError: The plan's tensors are not the signature's.
     """
-    loaded = PlanNetwork(plan, spec, trt=trt, driver=driver)
+    loaded = PlanNetwork(plan, signature, trt=trt, driver=driver)
     return loaded, types_of_engine(loaded.information())
 
 
@@ -452,9 +372,19 @@ class Compiler(Protocol):
         """See :func:`build_plan`."""
         ...
 
-    def load(self, plan: bytes, spec: ModelSpec) -> tuple[Network, Mapping[str, int]]:
+    def load(self, plan: bytes, signature: Signature) -> tuple[Network, Mapping[str, int]]:
         """See :func:`plan_network`."""
         ...
+
+
+def built_with(compiler: Compiler, options: PlanOptions) -> dict[str, Any]:
+    """Return what a build records about TensorRT, the GPU and the batches, as it stands in JSON."""
+    return {
+        "tensorrt": compiler.version,
+        "gpu": compiler.gpu.name,
+        "compute_capability": compiler.gpu.compute_capability,
+        "profile": [options.min_batch, options.opt_batch, options.max_batch],
+    }
 
 
 class TensorRt:
@@ -477,7 +407,8 @@ class TensorRt:
             if library is None:
                 raise SetupError(
                     "no libnvinfer of a tritonserver was found to compare versions with: build in the serving image, "
-                    "or say what the server loads by --server-tensorrt VERSION"
+                    "or say what the server loads",
+                    settings=("server_tensorrt",),
                 )
             server_version = library_version(library)
         require_same_tensorrt(self._trt, server_version)
@@ -486,52 +417,6 @@ class TensorRt:
         """See :func:`build_plan`."""
         return build_plan(onnx_file, options, trt=self._trt, gpu_name=self.gpu.name)
 
-    def load(self, plan: bytes, spec: ModelSpec) -> tuple[Network, Mapping[str, int]]:
+    def load(self, plan: bytes, signature: Signature) -> tuple[Network, Mapping[str, int]]:
         """See :func:`plan_network`."""
-        return plan_network(plan, spec, trt=self._trt, driver=self._driver)
-
-
-# --- the server's TensorRT ----------------------------------------------------------------------
-
-
-def server_library(backends: Sequence[Path] = (Path("/opt/tritonserver/backends"),)) -> Path | None:
-    """Return the libnvinfer that a tritonserver on this machine would load, None where there is none."""
-    for folder in backends:
-        for file in sorted(folder.glob("tensorrt/libnvinfer.so.*")):
-            return file
-    found = ctypes.util.find_library("nvinfer")
-    return Path(found) if found else None
-
-
-def library_version(library: Path) -> str:
-    """Ask a libnvinfer for its version, in a process of its own, so that it does not mix with another here.
-
-    Raises:
-        SetupError: It cannot be loaded.
-    """
-    program = "import ctypes, sys; print(ctypes.CDLL(sys.argv[1]).getInferLibVersion())"
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(library)], capture_output=True, text=True, check=False, timeout=120
-    )
-    if done.returncode:
-        raise SetupError(f"{library}: cannot be loaded: {done.stderr.strip().splitlines()[-1:]}")
-    number = int(done.stdout)
-    return f"{number // 10000}.{number // 100 % 100}.{number % 100}"
-
-
-def require_same_tensorrt(trt: Any, server: str) -> None:
-    """Refuse to build with another TensorRT than the server loads.
-
-    Args:
-        trt: TensorRT's module.
-        server: The server's version, such as ``11.2.1``.
-
-    Raises:
-        SetupError: They differ in one of the first three numbers.
-    """
-    own, other = (version.split(".")[:3] for version in (str(trt.__version__), server))
-    if own != other:
-        raise SetupError(
-            f"the server loads TensorRT {server}, Python has {trt.__version__}; a plan only loads in the version that "
-            f"built it: `pip install tensorrt-cu13=={server}.*`, or build in the serving image"
-        )
+        return plan_network(plan, signature, trt=self._trt, driver=self._driver)

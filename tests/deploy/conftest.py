@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from ctseg.deploy.bundle import Bundle
-from ctseg.deploy.export import ExportOptions, PreparedCase, export_model
+from ctseg.deploy.export import ExportOptions, export_model
+from ctseg.deploy.parity_data import PreparedCase
 from ctseg.deploy.trained_model import load_trained_model
 from ctseg.numerics.prepare import prepare
 from tests.support.nnunet_reference import make_dataset, make_plans, make_trained_folder

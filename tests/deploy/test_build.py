@@ -4,63 +4,35 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from ctseg.cli.main import main
-from ctseg.deploy.build import BuildOptions, build_entry, build_plan_file, check_live
+from ctseg.deploy.build import BuildOptions, build_entry
 from ctseg.deploy.bundle import Bundle
-from ctseg.deploy.cuda_driver import Gpu
-from ctseg.deploy.export import ExportOptions, export_model, mirror_subsets, onnx_graph_of
-from ctseg.deploy.parity import ParityReport
-from ctseg.deploy.runtimes import onnxruntime_network, sha256_of
-from ctseg.deploy.tensorrt_plan import Plan, PlanOptions
+from ctseg.deploy.export import ExportOptions, export_model
+from ctseg.deploy.live_proof import check_live
+from ctseg.deploy.onnx_graph import onnx_graph_of
+from ctseg.deploy.parity_report import ParityReport
+from ctseg.deploy.plan_file import PlanFileOptions, build_plan_file
+from ctseg.deploy.runtimes import onnxruntime_network, seconds_per_patch
 from ctseg.deploy.trained_model import load_trained_model
 from ctseg.errors import OutputError, ParityError, SetupError, SpecError
+from ctseg.files.digests import sha256_of_file
 from ctseg.model_spec import ModelSpec
+from ctseg.numerics.mirroring import mirror_subsets
 from ctseg.predict.predictor import Identity
 from ctseg.serving.entries import read_entry
 from ctseg.triton.configuration import config_from_text
+from tests.support.onnx_as_plan import OnnxAsPlan
 
 ONNXRUNTIME = BuildOptions(runtime="onnxruntime")
-
-
-class OnnxAsPlan:
-    """A compiler whose plans are the ONNX files themselves, run by ONNX Runtime: no GPU needed."""
-
-    def __init__(
-        self,
-        capability: str = "8.9",
-        version: str = "11.2.1.2",
-        *,
-        types: Mapping[str, int] | None = None,
-        scale: float = 1.0,
-    ) -> None:
-        self.version = version
-        self.gpu = Gpu(f"Test GPU {capability}", capability, 1 << 30, "13.4")
-        self.builds: list[PlanOptions] = []
-        self._types = types
-        self._scale = np.float32(scale)
-
-    def build(self, onnx_file: Path, options: PlanOptions) -> Plan:
-        self.builds.append(options)
-        plan = onnx_file.read_bytes()
-        return Plan(plan, self.version, {"fp32": 3, **({"fp16": 6} if _is_half(plan) else {})}, 1.5)
-
-    def load(self, plan: bytes, spec: ModelSpec) -> tuple[object, Mapping[str, int]]:
-        network = onnxruntime_network(plan)
-        types = self._types if self._types is not None else {"fp32": 2, **({"fp16": 5} if _is_half(plan) else {})}
-        return (lambda patches: network(patches) * self._scale), types
-
-
-def _is_half(plan: bytes) -> bool:
-    return any(item.data_type == onnx.TensorProto.FLOAT16 for item in onnx.load_from_string(plan).graph.initializer)
 
 
 def build_json(folder: Path, name: str = "build.json") -> dict[str, object]:
@@ -143,7 +115,7 @@ def broken_copy(bundle: Bundle, folder: Path, change: Callable[[onnx.ModelProto]
     old = bundle.variant("fp32").sha256
     onnx.save(graph, folder / "model.onnx")
     report = folder / "parity.json"
-    report.write_text(report.read_text().replace(old, sha256_of(folder / "model.onnx")))
+    report.write_text(report.read_text().replace(old, sha256_of_file(folder / "model.onnx")))
     return folder
 
 
@@ -176,7 +148,7 @@ def test_graph_that_lacks_one_flip_of_eight_is_not_built(
     trained_unet: Path, export: Callable[..., Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = export(trained_unet, mirroring="graph", max_batch_size=2)
-    monkeypatch.setattr("ctseg.deploy.export.mirror_subsets", lambda axes: mirror_subsets(axes)[:-1])
+    monkeypatch.setattr("ctseg.deploy.onnx_graph.mirror_subsets", lambda axes: mirror_subsets(axes)[:-1])
     model = load_trained_model(trained_unet, folds=(0,))
     fewer = onnx_graph_of(model, whole.spec)
     broken = broken_copy(whole, tmp_path / "b", lambda graph: graph.CopyFrom(fewer))
@@ -229,7 +201,7 @@ def test_batch_limit_and_name_go_into_the_spec(bundle: Bundle, tmp_path: Path) -
 
 
 def test_bf16_needs_a_runtime_that_has_it(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ctseg.deploy.build.available_runtimes", lambda: ("onnxruntime",))
+    monkeypatch.setattr("ctseg.deploy.build_python.available_runtimes", lambda: ("onnxruntime",))
     with pytest.raises(SetupError, match=r"only OpenVINO has bf16"):
         build_entry(bundle.folder, tmp_path, BuildOptions(precision="bf16"))
     for backend in ("onnxruntime", "tensorrt"):
@@ -238,12 +210,42 @@ def test_bf16_needs_a_runtime_that_has_it(bundle: Bundle, tmp_path: Path, monkey
 
 
 def test_faster_of_the_runtimes_that_pass_is_taken(bundle: Bundle, tmp_path: Path) -> None:
-    pytest.importorskip("openvino", reason="NO OPENVINO: nothing to choose from")
-    info = build_json(build_entry(bundle.folder, tmp_path).newest.folder)
-    seconds = info["seconds_per_patch"]
-    assert isinstance(seconds, dict)
-    assert len(seconds) == 2
-    assert min(seconds, key=seconds.__getitem__) == info["network"]
+    seconds = {"onnxruntime": 0.3, "openvino": 0.2}
+
+    def built(folder: Path, **times: float) -> dict[str, object]:
+        given = iter({**seconds, **times}.values())  # in the order in which they are tried
+        return build_json(build_entry(bundle.folder, folder, measure=lambda network, spec: next(given)).newest.folder)
+
+    first, second = built(tmp_path / "a"), built(tmp_path / "b", openvino=0.4)
+    assert str(first["runtime"]).startswith("openvino ")
+    assert str(second["runtime"]).startswith("onnxruntime ")
+    assert sorted(first["seconds_per_patch"].values()) == [0.2, 0.3]  # type: ignore[attr-defined]
+    assert str(first["network"]).startswith("model.onnx in openvino ")
+
+
+def test_runtime_that_fails_the_gate_is_not_taken_though_it_is_faster(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(model: Path, **options: object) -> object:
+        network = onnxruntime_network(model)
+        return lambda patches: network(patches) * np.float32(1.1)
+
+    monkeypatch.setattr("ctseg.deploy.build_python.openvino_network", wrong)
+    given = iter([0.3, 0.2])
+    entry = build_entry(bundle.folder, tmp_path, measure=lambda network, spec: next(given))
+    assert str(build_json(entry.newest.folder)["runtime"]).startswith("onnxruntime ")
+
+
+def test_measured_is_the_shortest_of_several_calls_after_a_first(bundle: Bundle) -> None:
+    ticks = iter([0.0, 0.5, 1.0, 1.2, 2.0, 2.4])
+    calls: list[tuple[int, ...]] = []
+
+    def network(patches: np.ndarray) -> np.ndarray:
+        calls.append(patches.shape)
+        return patches
+
+    assert seconds_per_patch(network, bundle.spec, clock=lambda: next(ticks)) == pytest.approx(0.2)
+    assert calls == [(1, 1, *bundle.spec.patch_size)] * 4
 
 
 # --- TensorRT, with a compiler that needs no GPU ------------------------------------------------
@@ -310,7 +312,7 @@ def test_plan_that_computes_something_else_is_refused(bundle: Bundle, tmp_path: 
 def test_bare_form_writes_plan_and_description(bundle: Bundle, tmp_path: Path) -> None:
     compiler = OnnxAsPlan()
     output = tmp_path / "out" / "model.plan"
-    build_plan_file(bundle.folder / "model.onnx", output, precision="fp16", compiler=compiler)  # type: ignore[arg-type]
+    build_plan_file(bundle.folder / "model.onnx", output, PlanFileOptions("fp16"), compiler=compiler)  # type: ignore[arg-type]
     assert onnx.load_from_string(output.read_bytes()).graph.initializer
     info = json.loads(Path(f"{output}.json").read_text())
     assert info["precision"] == "fp16"
@@ -319,6 +321,26 @@ def test_bare_form_writes_plan_and_description(bundle: Bundle, tmp_path: Path) -
         build_plan_file(bundle.folder / "model.onnx", output, compiler=OnnxAsPlan(scale=1.1))  # type: ignore[arg-type]
     with pytest.raises(SpecError, match=r"not an ONNX file"):
         build_plan_file(bundle.folder / "parity.json", output, compiler=compiler)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "words"),
+    [
+        (onnx.TensorProto.DOUBLE, ["batch", 1, 8, 8], "expected tensor input of FP32 or FP16, found DOUBLE"),
+        (onnx.TensorProto.FLOAT, ["batch", 1, "y", "x"], "dynamic in the batch only, found shapes"),
+        (onnx.TensorProto.FLOAT, ["batch", 9], "in 2-D or 3-D"),
+    ],
+)
+def test_bare_form_refuses_a_graph_that_is_no_segmentation_network(
+    tmp_path: Path, kind: int, shape: list[object], words: str
+) -> None:
+    values = [helper.make_tensor_value_info(name, kind, shape) for name in ("input", "output")]
+    graph = helper.make_graph([helper.make_node("Identity", ["input"], ["output"])], "g", values[:1], values[1:])
+    opset = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), tmp_path / "model.onnx")
+    with pytest.raises(SpecError, match=words):
+        build_plan_file(tmp_path / "model.onnx", tmp_path / "model.plan", compiler=OnnxAsPlan())  # type: ignore[arg-type]
+    assert not (tmp_path / "model.plan").exists()
 
 
 def test_without_a_gpu_the_command_says_so(bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

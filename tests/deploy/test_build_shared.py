@@ -13,8 +13,10 @@ from ctseg.deploy.build import BuildOptions, build_entry
 from ctseg.deploy.bundle import Bundle
 from ctseg.deploy.cuda_driver import Gpu
 from ctseg.serving.entries import read_entry
-from tests.deploy.test_build import ONNXRUNTIME, OnnxAsPlan
 from tests.support.container_entries import settings_of
+from tests.support.onnx_as_plan import OnnxAsPlan
+
+ONNXRUNTIME = BuildOptions(runtime="onnxruntime")
 
 
 def test_two_gpus_of_one_compute_capability_share_a_repository(bundle: Bundle, tmp_path: Path) -> None:

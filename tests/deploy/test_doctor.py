@@ -4,13 +4,17 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from ctseg.cli.main import main
+from ctseg.deploy import doctor
 from ctseg.deploy.build import BuildOptions, build_entry
 from ctseg.deploy.bundle import Bundle
 from ctseg.deploy.doctor import Finding, examine
+from ctseg.nnunet.variables import VARIABLES
+from tests.support.onnx_as_plan import OnnxAsPlan
 
 
 @pytest.fixture(scope="module")
@@ -25,11 +29,48 @@ def about(findings: list[Finding], subject: str) -> Finding:
     return found
 
 
-def test_every_problem_and_note_comes_with_advice(repository: Path) -> None:
+@pytest.fixture
+def no_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("no_folders")
+def test_healthy_setup_has_one_problem_the_server_that_does_not_answer(repository: Path) -> None:
     findings = examine(repository=repository, urls=["127.0.0.1:1"])
-    assert len(findings) > 8
-    assert all(finding.advice for finding in findings if finding.level == "problem")
-    assert about(findings, "server 127.0.0.1:1").level == "problem"
+    levels = {finding.subject: finding.level for finding in findings}
+    assert len(levels) == len(findings)
+    layers = {f"layer {name}": "ok" for name in ("client", "serve", "deploy", "train", "itk")}
+    assert {
+        "ctseg": "ok", **layers, "CPU": "ok", "CPU runtimes": "ok", "shared memory": "ok", "tritonserver": "note",
+        "model unet, version 1": "ok", "server 127.0.0.1:1": "problem",
+    }.items() <= levels.items()  # fmt: skip
+    assert [subject for subject, level in levels.items() if level == "problem"] == ["server 127.0.0.1:1"]
+    server = about(findings, "server 127.0.0.1:1")
+    assert server.advice == "start it, or correct the URL"
+    for finding in findings:
+        assert bool(finding.advice) == (finding.level != "ok"), finding
+
+
+@pytest.mark.usefixtures("no_folders")
+def test_missing_packages_are_a_problem_only_where_every_client_needs_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = doctor.find_spec
+    monkeypatch.setattr(doctor, "find_spec", lambda name: None if name in ("numba", "monai") else there(name))
+    findings = examine()
+    client, train = about(findings, "layer client"), about(findings, "layer train")
+    assert (client.level, client.found) == ("problem", "not installed: numba")
+    assert client.advice == "if you need it, install ctseg, as docs/install.md shows"
+    assert (train.level, train.found) == ("note", "not installed: monai")
+    assert train.advice == "if you need it, install ctseg with its extra 'train', as docs/install.md shows"
+
+
+def test_little_shared_memory_and_a_full_disk_are_problems(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=3 << 20))
+    findings = examine(repository=repository)
+    memory, disk = about(findings, "shared memory"), about(findings, f"repository {repository}")
+    assert (memory.level, disk.level) == ("problem", "problem")
+    assert memory.found == "3 MiB free in /dev/shm; the python backend needs 256 MiB and more"
+    assert disk.found == "3 MiB free on its disk"
 
 
 def test_proven_entry_is_fine(repository: Path) -> None:
@@ -64,8 +105,6 @@ def test_broken_entry_is_named(repository: Path, tmp_path: Path) -> None:
 
 
 def test_plan_built_elsewhere_cannot_be_judged_without_a_gpu(repository: Path, tmp_path: Path, bundle: Bundle) -> None:
-    from tests.deploy.test_build import OnnxAsPlan
-
     if Path("/dev/nvidiactl").exists():
         pytest.skip("this machine has a GPU")
     options = replace(BuildOptions(), backend="tensorrt", precision="fp16")
@@ -81,15 +120,13 @@ def test_missing_folder_of_nnunet_is_a_problem(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_command_prints_json_and_says_by_its_code_whether_all_is_well(
-    repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], no_folders: None
 ) -> None:
-    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        monkeypatch.delenv(name, raising=False)
     assert main(["doctor", "--repository", str(repository), "--json"]) == 0
     findings = json.loads(capsys.readouterr().out)
-    assert {"subject", "level", "found", "advice"} == set(findings[0])
+    assert {"subject", "level", "found", "advice", "settings"} == set(findings[0])
     assert main(["doctor", "--repository", str(tmp_path)]) == 1
-    assert "-> ctseg build BUNDLE --repository DIR" in capsys.readouterr().out
+    assert "-> `ctseg build` writes a repository" in capsys.readouterr().out
 
 
 @pytest.mark.live
@@ -103,5 +140,8 @@ def test_entry_is_compared_with_its_bundle_by_a_server_of_its_own(
 
 def test_bundle_without_anything_to_compare_is_a_problem(repository: Path, bundle: Bundle, tmp_path: Path) -> None:
     subject = f"bundle {bundle.folder}"
-    assert "no server (--url) and no entry" in about(examine(bundle=bundle.folder), subject).found
+    finding = about(examine(bundle=bundle.folder), subject)
+    assert (finding.found, finding.settings) == (
+        "no server and no entry of its network to compare", ("url", "repository"),
+    )  # fmt: skip
     assert about(examine(repository=repository, bundle=tmp_path), f"bundle {tmp_path}").level == "problem"

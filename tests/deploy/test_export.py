@@ -12,19 +12,16 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ctseg.cli.main import main
 from ctseg.deploy.bundle import Bundle, read_bundle, write_bundle
-from ctseg.deploy.export import (
-    ExportOptions,
-    PreparedCase,
-    export_model,
-    mirror_subsets,
-    onnx_graph_of,
-    torch_network,
-)
+from ctseg.deploy.export import ExportOptions, export_model
+from ctseg.deploy.onnx_graph import onnx_graph_of
 from ctseg.deploy.opset import lower_to_opset_17
 from ctseg.deploy.parity_cases import preprocessed_cases
+from ctseg.deploy.parity_data import PreparedCase
+from ctseg.deploy.reference import torch_network
 from ctseg.deploy.runtimes import onnxruntime_network
 from ctseg.deploy.trained_model import load_trained_model
 from ctseg.errors import OutputError, SetupError, SpecError
+from ctseg.numerics.mirroring import mirror_subsets
 from tests.support.nnunet_reference import (
     make_dataset,
     make_plans,
@@ -211,7 +208,7 @@ def test_lowering_refuses_what_opset_17_lacks() -> None:
 
 def test_folder_that_is_no_bundle_is_not_overwritten(bundle: Bundle, trained_unet: Path, tmp_path: Path) -> None:
     (tmp_path / "precious.txt").write_text("thesis")
-    with pytest.raises(SetupError, match=r"is no bundle: choose another -o"):
+    with pytest.raises(SetupError, match=r"is no bundle: choose another folder"):
         export_model(load_trained_model(trained_unet, folds=(0,)), tmp_path)
     assert (tmp_path / "precious.txt").read_text() == "thesis"
 

@@ -12,23 +12,17 @@ import torch
 from onnx import numpy_helper
 
 from ctseg.deploy.bundle import Bundle, read_bundle
-from ctseg.deploy.export import ExportOptions, PreparedCase, export_model, mirror_subsets
-from ctseg.deploy.parity import (
-    Check,
-    ParityData,
-    ParityReport,
-    case_logits_of,
-    check_network,
-    compare,
-    labels_of,
-    require,
-    summary,
-)
-from ctseg.deploy.precision import fp16_ladder
+from ctseg.deploy.export import ExportOptions, export_model
+from ctseg.deploy.parity import case_logits_of, check_network, compare, require
+from ctseg.deploy.parity_data import ParityData, PreparedCase
+from ctseg.deploy.parity_report import Check, ParityReport, summary
+from ctseg.deploy.precision import fp16_attempts
 from ctseg.deploy.runtimes import onnxruntime_network
 from ctseg.deploy.trained_model import load_trained_model
 from ctseg.errors import ParityError, SpecError
 from ctseg.model_spec import Label, ModelSpec
+from ctseg.numerics.decide import REGION_THRESHOLD, labels_of_logits
+from ctseg.numerics.mirroring import mirror_subsets
 from tests.support.nnunet_reference import make_dataset
 
 
@@ -91,7 +85,7 @@ def test_swapped_label_channels_are_refused(bundle: Bundle) -> None:
 def test_one_missing_flip_of_eight_is_refused(
     trained_unet: Path, real_cases: list[PreparedCase], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ctseg.deploy.export.mirror_subsets", lambda axes: mirror_subsets(axes)[:-1])
+    monkeypatch.setattr("ctseg.deploy.onnx_graph.mirror_subsets", lambda axes: mirror_subsets(axes)[:-1])
     model = load_trained_model(trained_unet, folds=(0,))
     options = ExportOptions(mirroring="graph", max_batch_size=1)
     with pytest.raises(ParityError, match=r"patches: relative L2 error .*; random patches: .*; case: relative L2"):
@@ -111,7 +105,7 @@ def folder_with_scaled_weight(source: Path, folder: Path, name: str, factor: flo
     return folder
 
 
-def test_overflow_of_fp16_is_refused_and_the_next_rung_taken(
+def test_overflow_of_fp16_is_refused_and_the_next_attempt_taken(
     trained_unet: Path, export: Callable[..., Bundle], tmp_path: Path
 ) -> None:
     # the norm behind it undoes the factor: harmless in FP32, infinite in FP16
@@ -121,12 +115,12 @@ def test_overflow_of_fp16_is_refused_and_the_next_rung_taken(
     )
     bundle = export(copied, precisions=("fp32", "fp16"))
     graph = onnx.load(bundle.folder / "model.onnx")
-    first = next(fp16_ladder(graph, bundle.parity_data().patches))
+    first = next(fp16_attempts(graph, bundle.parity_data().patches))
     check = check_network(
         onnxruntime_network(first.simulated.SerializeToString()),
         bundle.parity_data(),
         bundle.spec,
-        what="first rung",
+        what="first attempt",
         precision="fp16",
     )
     assert "patches: 100.000% of the logits are NaN or infinite (an overflow of fp16?)" in check.problems
@@ -137,14 +131,14 @@ def test_overflow_of_fp16_is_refused_and_the_next_rung_taken(
     assert re.fullmatch(r"InstanceNormalization, \d nodes with large values", variant.kept_fp32)
 
 
-def test_overflow_that_no_rung_avoids_is_not_exported(
+def test_overflow_that_no_attempt_avoids_is_not_exported(
     trained_unet: Path, real_cases: list[PreparedCase], tmp_path: Path
 ) -> None:
     scaled = folder_with_scaled_weight(trained_unet, tmp_path / "model", "decoder.seg_layers.1.weight", 1e6)
     options = ExportOptions(precisions=("fp32", "fp16"), fp16_output=True)  # the answer itself does not fit
     lines: list[str] = []
     with pytest.raises(
-        ParityError, match=r"model.fp16.onnx.* NaN or infinite.*without --precision fp16 the FP32 network is written"
+        ParityError, match=r"model.fp16.onnx.* NaN or infinite.*without the FP16 network the FP32 network is written"
     ):
         export_model(
             load_trained_model(scaled, folds=(0,)), tmp_path / "b", options, cases=real_cases, report=lines.append
@@ -211,8 +205,9 @@ def test_constant_patches_prove_nothing(bundle: Bundle) -> None:
 
 def test_without_a_real_scan_nothing_is_proven(trained_unet: Path, tmp_path: Path) -> None:
     model = load_trained_model(trained_unet, folds=(0,))
-    with pytest.raises(ParityError, match=r"no real scan to prove the graph with: give scans by --cases"):
+    with pytest.raises(ParityError, match=r"no real scan to prove the graph with: give real scans") as caught:
         export_model(model, tmp_path / "bundle")
+    assert caught.value.settings == ("cases", "accept_unproven")
     assert not (tmp_path / "bundle").exists()
     bundle = export_model(model, tmp_path / "bundle", ExportOptions(accept_unproven=True))
     assert bundle.spec.parity.state == "unproven"
@@ -220,7 +215,7 @@ def test_without_a_real_scan_nothing_is_proven(trained_unet: Path, tmp_path: Pat
     check = check_network(
         onnxruntime_network(bundle.folder / "model.onnx"), data, bundle.spec, what="x", precision="fp32"
     )
-    with pytest.raises(ParityError, match=r"no real scan"):
+    with pytest.raises(ParityError, match=r"no real scan") as caught:
         require(check, model="unet", accept_unproven=False, data=data)
 
 
@@ -252,9 +247,34 @@ def test_regions_are_decided_one_by_one_in_their_order(bundle: Bundle) -> None:
         source="test",
     )
     logits = np.array([[1.0, 1.0, -1.0, -1.0], [-1.0, 1.0, 1.0, -1.0]], np.float32)
-    assert labels_of(logits, spec).tolist() == [1, 2, 2, 0]
+    assert labels_of_logits(logits, spec).tolist() == [1, 2, 2, 0]
     assert "core" in compare("patches", logits[None], logits[None], spec, "fp32").labels
     assert make_dataset()["labels"]["tumor"] == 1
+
+
+def test_labels_are_decided_as_the_client_decides_them(bundle: Bundle) -> None:
+    # sigmoid of a tiny positive logit is one half in float32: background for nnU-Net, and for the client
+    spec = ModelSpec.validated(
+        {
+            **bundle.spec.model_dump(),
+            "labels": (Label(name="whole", values=(1,)),),
+            "regions_class_order": (1,),
+        },
+        source="test",
+    )
+    reference = np.linspace(-1, 1, 1000, dtype=np.float32).reshape(1, 1, 10, 10, 10)
+    at, above = reference.copy(), reference.copy()
+    at[reference < 0] = REGION_THRESHOLD
+    above[reference < 0] = np.nextafter(REGION_THRESHOLD, np.float32(1))
+    assert compare("patches", reference, at, spec, "fp32").label_difference_share == 0
+    assert compare("patches", reference, above, spec, "fp32").label_difference_share == pytest.approx(0.5)
+
+
+def test_label_that_neither_has_is_agreed_upon(bundle: Bundle) -> None:
+    logits = np.random.default_rng(0).uniform(1, 2, (1, 2, 8, 8, 8)).astype(np.float32)
+    logits[:, 1] *= -1
+    tumor = compare("case", logits, logits, bundle.spec, "fp32").labels["tumor"]
+    assert (tumor.voxels, tumor.differing, tumor.dice) == (0, 0, 1.0)
 
 
 def test_report_round_trips_and_can_be_read_by_a_person(bundle: Bundle, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from ctseg.deploy.bundle import Bundle
-from ctseg.deploy.precision import KEPT_OPERATORS, Rung, fp16_ladder
+from ctseg.deploy.precision import KEPT_OPERATORS, Attempt, fp16_attempts
 from ctseg.deploy.runtimes import onnxruntime_network
 from ctseg.errors import SpecError
 
@@ -67,51 +67,51 @@ def test_what_was_kept_is_recorded(bundle: Bundle) -> None:
 def test_answer_can_be_fp16(bundle: Bundle, dtype: str) -> None:
     graph = onnx.load(bundle.folder / "model.onnx")
     patches = np.random.default_rng(0).standard_normal((2, 1, 16, 32, 32)).astype(np.float32)
-    rung = next(fp16_ladder(graph, patches, output_dtype=dtype))  # type: ignore[arg-type]
-    for made in (rung.mixed, rung.simulated):
+    attempt = next(fp16_attempts(graph, patches, output_dtype=dtype))  # type: ignore[arg-type]
+    for made in (attempt.mixed, attempt.simulated):
         onnx.checker.check_model(made, full_check=True)
-    assert types_of(rung.mixed)["output"] == {"FP32": TensorProto.FLOAT, "FP16": TensorProto.FLOAT16}[dtype]
+    assert types_of(attempt.mixed)["output"] == {"FP32": TensorProto.FLOAT, "FP16": TensorProto.FLOAT16}[dtype]
     reference = run(graph, patches)
-    for made in (rung.mixed, rung.simulated):
+    for made in (attempt.mixed, attempt.simulated):
         error = np.linalg.norm(run(made, patches) - reference) / np.linalg.norm(reference)
         assert 1e-6 < error < 5e-3
 
 
 def test_simulation_rounds_as_fp16_does() -> None:
     graph = two_convolutions(1.0, 1.0)
-    (rung,) = list(fp16_ladder(graph, np.ones((1, 1, 4, 4), np.float32)))[:1]
+    (attempt,) = list(fp16_attempts(graph, np.ones((1, 1, 4, 4), np.float32)))[:1]
     patch = np.full((1, 1, 4, 4), 2049.0, np.float32)  # FP16 has 2048 and 2050 there
-    assert run(rung.simulated, patch)[0, 0, 0, 0] == 2048.0
+    assert run(attempt.simulated, patch)[0, 0, 0, 0] == 2048.0
 
 
 def test_overflow_is_seen_by_the_simulation_alone() -> None:
     graph = two_convolutions(1000.0, 0.001)
     patch = np.full((1, 1, 4, 4), 100.0, np.float32)
-    first = next(fp16_ladder(graph, patch))
+    first = next(fp16_attempts(graph, patch))
     assert np.isinf(run(first.simulated, patch)).all()
     assert np.isfinite(run(first.mixed, patch)).all()  # a CPU joins the two, and would have let it pass
 
 
-def test_next_rung_keeps_what_overflows_in_fp32() -> None:
+def test_next_attempt_keeps_what_overflows_in_fp32() -> None:
     graph = two_convolutions(1000.0, 0.001)
     patch = np.full((1, 1, 4, 4), 100.0, np.float32)
-    rungs: list[Rung] = list(fp16_ladder(graph, patch))
-    assert "nodes with large values" in rungs[1].kept_fp32
-    np.testing.assert_allclose(run(rungs[1].simulated, patch), 100.0, rtol=1e-3)
+    attempts: list[Attempt] = list(fp16_attempts(graph, patch))
+    assert "nodes with large values" in attempts[1].kept_fp32
+    np.testing.assert_allclose(run(attempts[1].simulated, patch), 100.0, rtol=1e-3)
 
 
 def test_weight_that_fp16_cannot_hold_keeps_its_node_in_fp32() -> None:
     graph = two_convolutions(1e5, 1e-5)
-    rung = next(fp16_ladder(graph, np.ones((1, 1, 4, 4), np.float32)))
-    types = types_of(rung.mixed)
+    attempt = next(fp16_attempts(graph, np.ones((1, 1, 4, 4), np.float32)))
+    types = types_of(attempt.mixed)
     assert types["middle"] == TensorProto.FLOAT
-    assert all(np.isfinite(numpy_helper.to_array(item)).all() for item in rung.mixed.graph.initializer)
+    assert all(np.isfinite(numpy_helper.to_array(item)).all() for item in attempt.mixed.graph.initializer)
 
 
 def test_half_typed_graph_is_refused() -> None:
-    mixed = next(fp16_ladder(two_convolutions(1.0, 1.0), np.ones((1, 1, 4, 4), np.float32))).mixed
+    mixed = next(fp16_attempts(two_convolutions(1.0, 1.0), np.ones((1, 1, 4, 4), np.float32))).mixed
     with pytest.raises(SpecError, match=r"float types other than FP32"):
-        next(fp16_ladder(mixed, np.ones((1, 1, 4, 4), np.float32)))
+        next(fp16_attempts(mixed, np.ones((1, 1, 4, 4), np.float32)))
 
 
 def test_norms_softmax_and_reductions_are_always_kept() -> None:

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import weakref
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,20 +19,14 @@ from onnx import TensorProto, helper, numpy_helper
 from ctseg.deploy import tensorrt_plan
 from ctseg.deploy.bundle import Bundle
 from ctseg.deploy.cuda_driver import CudaDriver
-from ctseg.deploy.export import PreparedCase, onnx_graph_of
-from ctseg.deploy.precision import fp16_ladder
-from ctseg.deploy.tensorrt_plan import (
-    COMPILED_TARGETS,
-    PlanOptions,
-    build_plan,
-    library_version,
-    load_tensorrt,
-    require_precision,
-    require_same_tensorrt,
-    types_of_engine,
-)
+from ctseg.deploy.onnx_graph import onnx_graph_of
+from ctseg.deploy.parity_data import PreparedCase
+from ctseg.deploy.precision import fp16_attempts
+from ctseg.deploy.server_tensorrt import library_version, require_same_tensorrt
+from ctseg.deploy.tensorrt_plan import COMPILED_TARGETS, PlanOptions, Signature, build_plan, load_tensorrt
 from ctseg.deploy.trained_model import load_trained_model
 from ctseg.errors import SetupError, SpecError
+from ctseg.model_spec import Tensor
 from tests.support.nnunet_reference import (
     make_dataset,
     make_plans,
@@ -42,8 +35,6 @@ from tests.support.nnunet_reference import (
     unet_architecture,
 )
 
-RTX = ("tensorrt-rtx-cu13-bindings==1.7.1.116", "tensorrt-rtx-cu13-libs==1.7.1.116")
-BINDINGS = {"10.16": "tensorrt-cu13-bindings==10.16.1.11", "11.4": "tensorrt-cu13-bindings==11.4.0.106"}
 CLASSES = {
     "builder": "Builder", "network": "INetworkDefinition", "parser": "OnnxParser", "config": "IBuilderConfig",
     "profile": "IOptimizationProfile", "tensor": "ITensor", "layer": "ILayer", "cache": "ITimingCache",
@@ -68,33 +59,18 @@ def names_used() -> set[str]:
     return names
 
 
-def installed(requirements: tuple[str, ...], folder: Path) -> Path:
-    """Put wheels into a folder that is kept between runs."""
-    if not (folder / ".complete").is_file():
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), *requirements]
-        done = subprocess.run(pip, capture_output=True, text=True, check=False, timeout=500)
-        if done.returncode:
-            pytest.skip(f"NO TENSORRT: {' '.join(requirements)} cannot be installed: {done.stderr[-300:]}")
-        (folder / ".complete").touch()
+def installed(name: str) -> Path:
+    """The folder with a version of TensorRT's wheels, which the Makefile installs (requirements/tensorrt_*.txt)."""
+    folder = Path(sys.prefix) / "tensorrt" / name
+    assert folder.is_dir(), f"{folder} is missing: `make test` installs requirements/tensorrt_{name}.txt into it"
     return folder
 
 
 @pytest.fixture(scope="session")
-def wheels(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Folders for wheels, by name; kept between runs where pytest keeps its cache."""
-    cache = getattr(pytestconfig, "cache", None)
-    return lambda name: Path(cache.mkdir(name)) if cache is not None else tmp_path_factory.mktemp(name)
-
-
-@pytest.fixture(scope="session")
-def rtx(wheels: Callable[[str], Path]) -> object:
+def rtx() -> object:
     """TensorRT-RTX's module: the real parser and compiler, which need no GPU."""
-    try:
-        return load_tensorrt(("tensorrt_rtx_bindings",))
-    except SetupError:
-        folder = installed(RTX, wheels("tensorrt_rtx"))
-        sys.path.append(str(folder))
-        return load_tensorrt(("tensorrt_rtx_bindings",))
+    sys.path.append(str(installed("rtx")))
+    return load_tensorrt(("tensorrt_rtx_bindings",))
 
 
 def missing_names(module_folder: Path, module: str, names: set[str], libraries: Path | None = None) -> set[str]:
@@ -120,8 +96,7 @@ def missing_names(module_folder: Path, module: str, names: set[str], libraries: 
 def stub_libraries(folder: Path, major: str) -> Path:
     """Libraries with the symbols that the bindings need and nothing behind them."""
     compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("NO C COMPILER: the bindings of TensorRT need stub libraries")
+    assert compiler is not None, "the bindings of TensorRT need stub libraries, and those a C compiler"
     symbols = [
         "createInferBuilder_INTERNAL", "createInferRefitter_INTERNAL", "createInferRuntime_INTERNAL",
         "createNvOnnxParserRefitter_INTERNAL", "createNvOnnxParser_INTERNAL", "getNvOnnxParserVersion",
@@ -145,10 +120,10 @@ def test_the_list_of_names_is_not_empty() -> None:
     assert len(names) > 45
 
 
-@pytest.mark.parametrize("version", sorted(BINDINGS))
-def test_every_name_exists_in_the_real_bindings(version: str, wheels: Callable[[str], Path], tmp_path: Path) -> None:
-    folder = installed((BINDINGS[version],), wheels(f"tensorrt_{version}"))
-    libraries = stub_libraries(tmp_path, version.partition(".")[0])
+@pytest.mark.parametrize("version", ["10", "11"])
+def test_every_name_exists_in_the_real_bindings(version: str, tmp_path: Path) -> None:
+    folder = installed(version)
+    libraries = stub_libraries(tmp_path, version)
     assert missing_names(folder, "tensorrt_bindings", names_used(), libraries) <= ONLY_IN_RTX
 
 
@@ -191,7 +166,7 @@ def test_rtx_compiles_every_network_for_every_target(rtx: object, name: str, tmp
     graph = onnx_graph_of(model, spec)
     patches = PreparedCase("noise", np.zeros((0, 1, *patch), np.float32)).voxels
     onnx.save(graph, tmp_path / "fp32.onnx")
-    onnx.save(next(fp16_ladder(graph, patches)).mixed, tmp_path / "fp16.onnx")
+    onnx.save(next(fp16_attempts(graph, patches)).mixed, tmp_path / "fp16.onnx")
     for precision in ("fp32", "fp16"):
         for target in COMPILED_TARGETS:
             options = PlanOptions(max_batch=2, compute_capability=target)
@@ -264,48 +239,6 @@ def test_broken_timing_cache_is_started_anew_and_a_good_one_is_kept(tmp_path: Pa
         assert file.read_bytes() == expected
 
 
-TENSORRT_10 = {
-    "Layers": [
-        {
-            "Name": "conv",
-            "Inputs": [{"Name": "a", "Dimensions": [1, 4], "Format/Datatype": "Row major linear FP32"}],
-            "Outputs": [
-                {
-                    "Name": "b",
-                    "Dimensions": [1, 4],
-                    "Format/Datatype": "Channel major FP16 format where channel % 8 == 0",
-                }
-            ],
-        },
-        {"Name": "norm", "Inputs": [], "Outputs": [{"Name": "c", "Format/Datatype": "Row major linear FP32"}]},
-    ],
-    "Bindings": ["a", "c"],
-}
-TENSORRT_11 = {
-    "Layers": [
-        {
-            "Name": "conv",
-            "Inputs": [{"Name": "a", "Format": "Row major linear", "DataType": "Float"}],
-            "Outputs": [{"Name": "b", "Format": "Channel major, channel % 8 == 0", "DataType": "Half"}],
-        },
-        {"Name": "norm", "Inputs": [], "Outputs": [{"Name": "c", "Format": "Row major linear", "DataType": "Float"}]},
-    ],
-    "I/O Tensors": [{"Name": "a", "DataType": "Float"}],
-}
-
-
-@pytest.mark.parametrize("information", [TENSORRT_10, TENSORRT_11])
-def test_precision_is_read_from_the_inspector_of_both_major_versions(information: object) -> None:
-    assert types_of_engine(json.dumps(information)) == {"layers": 2, "fp32": 2, "fp16": 1}
-
-
-def test_inspector_without_details_proves_nothing() -> None:
-    with pytest.raises(SpecError, match=r"without detailed profiling"):
-        types_of_engine(json.dumps({"Layers": ["conv", "norm"]}))
-    with pytest.raises(SpecError, match=r"not understood"):
-        types_of_engine("{}")
-
-
 OPEN = {
     "Name": "x",
     "Location": "Device",
@@ -313,83 +246,6 @@ OPEN = {
     "Format/Datatype": "N/A due to dynamic shapes",
 }
 """What the inspector writes about a tensor of an engine that is dynamic in the batch."""
-
-
-def inspected(*weights: str, tensors: str = OPEN["Format/Datatype"], tactic: str = "") -> dict[str, int]:
-    """Types of an engine with one layer for each type of weights, as the inspector describes it."""
-    tensor = {**OPEN, "Format/Datatype": tensors}
-    return types_of_engine(
-        json.dumps(
-            {
-                "Layers": [
-                    {
-                        "Name": "conv",
-                        "LayerType": "CaskConvolution",
-                        "Inputs": [tensor],
-                        "Outputs": [tensor],
-                        "Weights": {"Type": kind, "Count": 9408},
-                        "Bias": {"Type": "Float", "Count": 64},
-                        "TacticName": tactic,
-                    }
-                    for kind in weights
-                ],
-                "Bindings": ["x"],
-            }
-        )
-    )
-
-
-HALF_TACTIC = "sm80_xmma_fprop_implicit_gemm_indexed_f16f16_f16f32_f32_nhwckrsc_nhwc_tilesize128x64x32"
-
-
-def test_type_that_the_inspector_leaves_open_is_evidence_of_nothing() -> None:
-    assert inspected("Half", "Float", tactic=HALF_TACTIC) == {
-        "layers": 2, "unknown": 2, "weights_fp16": 1, "weights_fp32": 2, "tactics_fp16": 2,
-    }  # fmt: skip
-    indices = {**OPEN, "Format/Datatype": "Row major linear INT32"}
-    assert types_of_engine(json.dumps({"Layers": [{"Inputs": [indices], "Outputs": []}]})) == {"layers": 1}
-    assert "tactics_fp16" not in inspected("Float", tactic="sm80_xmma_fprop_implicit_gemm_bf16bf16_bf16f32_f32_nhwc")
-
-
-def test_engine_of_dynamic_shapes_is_proven_by_the_parsed_network() -> None:
-    proofs = require_precision(inspected("Float"), "fp32", network_types={"fp32": 30}, source="x")
-    assert proofs == (
-        "parsed network: 30 layers",
-        "engine's weights: 1 layers",
-        "(the inspector leaves the tensors of 1 layers open)",
-    )
-    proofs = require_precision(
-        inspected("Half", tactic=HALF_TACTIC), "fp16", network_types={"fp32": 8, "fp16": 30}, source="x"
-    )
-    assert "parsed network: 30 layers" in proofs
-    assert "names of kernels: 1 layers" in proofs
-    assert require_precision({"layers": 9, "unknown": 9}, "fp16", network_types={"fp16": 30}, source="x")
-
-
-@pytest.mark.parametrize(
-    ("types", "precision", "network_types", "words"),
-    [
-        (inspected("Half"), "fp32", {"fp32": 30}, "found 1 layers of half precision in the engine's weights"),
-        (inspected("Float", tensors="Half"), "fp32", {"fp32": 30}, "half precision in the engine's tensors"),
-        ({"fp32": 9, "bf16": 1}, "fp32", {"fp32": 30}, "half precision in the engine's tensors"),
-        (inspected("Float"), "fp32", {"fp32": 29, "fp16": 1}, "half precision in the parsed network"),
-        (inspected("Half"), "fp16", {"fp32": 30}, "found no fp16 in the parsed network"),
-        (inspected("Float"), "fp16", {"fp32": 8, "fp16": 30}, "found no fp16 in the engine's weights"),
-        ({"fp32": 9}, "fp16", {"fp32": 8, "fp16": 30}, "found no fp16 in the engine's tensors"),
-        ({"layers": 9, "unknown": 9}, "fp32", {}, "neither network nor inspector names a type"),
-        ({"layers": 9, "unknown": 9}, "fp16", {}, "neither network nor inspector names a type"),
-    ],
-)
-def test_engine_of_another_precision_is_refused(
-    types: dict[str, int], precision: str, network_types: dict[str, int], words: str
-) -> None:
-    with pytest.raises(SpecError, match=words):
-        require_precision(types, precision, network_types=network_types, source="x")  # type: ignore[arg-type]
-
-
-def test_engine_whose_types_are_named_needs_no_other_proof() -> None:
-    assert require_precision({"fp32": 9}, "fp32", network_types={}, source="x") == ("engine's tensors: 9 layers",)
-    assert require_precision({"fp32": 2, "fp16": 9}, "fp16", network_types={}, source="x")
 
 
 class Inspected:
@@ -428,9 +284,9 @@ class Inspected:
 
 
 def test_inspector_is_given_the_shape_that_the_plan_is_tuned_for() -> None:
-    tensor = SimpleNamespace(name="x", dtype="FP32")
-    spec = SimpleNamespace(name="m", input=tensor, output=tensor)
-    _, types = tensorrt_plan.plan_network(b"", spec, trt=Inspected(), driver=None)  # type: ignore[arg-type]
+    tensor = Tensor(name="x", dtype="FP32")
+    signature = Signature("m", tensor, tensor, 1, 1, (8, 8))
+    _, types = tensorrt_plan.plan_network(b"", signature, trt=Inspected(), driver=None)  # type: ignore[arg-type]
     assert types == {"layers": 1, "fp32": 1}
 
 
@@ -463,8 +319,7 @@ def test_plan_of_another_tensorrt_than_the_servers_is_refused() -> None:
 
 def test_version_is_asked_from_the_library(tmp_path: Path) -> None:
     compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("NO C COMPILER: no library to ask")
+    assert compiler is not None, "a library to ask needs a C compiler"
     (tmp_path / "v.c").write_text("int getInferLibVersion(void) { return 110201; }\n")
     library = tmp_path / "libnvinfer.so.11"
     subprocess.run([compiler, "-shared", "-fPIC", "-o", str(library), str(tmp_path / "v.c")], check=True)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from ctseg.deploy.export import torch_network
+from ctseg.deploy.reference import torch_network
 from ctseg.deploy.trained_model import load_trained_model
 from ctseg.errors import CheckpointError
 from ctseg.model_spec import KeepLargest
