@@ -40,8 +40,6 @@ FOREIGN_FLAGS = {
     "no-deps", "enable-shared",
 }  # fmt: skip
 
-NAMES_FLAGS_STILL = {"predict/segment.py"}
-"""Modules whose errors still name flags; each leaves the list when its errors carry settings instead."""
 MAY_PRINT = {
     "container/probe.py",  # a program of its own: what it prints is what a container's health check shows
 }
@@ -117,7 +115,7 @@ def test_flags_are_known_to_the_command_line_alone() -> None:
         - FOREIGN_FLAGS
         for module in modules()
     }
-    assert {module: found for module, found in flags.items() if found and module not in NAMES_FLAGS_STILL} == {}
+    assert {module: found for module, found in flags.items() if found} == {}
 
 
 def test_only_the_command_line_prints() -> None:
