@@ -283,6 +283,75 @@ class Inspected:
         return json.dumps({"Layers": [{"Inputs": [tensor], "Outputs": [tensor]}]})
 
 
+class Memory:
+    """A driver whose GPU memory is a dictionary."""
+
+    def __init__(self) -> None:
+        self.arrays: dict[int, bytes] = {}
+        self.freed: list[int] = []
+
+    def allocate(self, size: int) -> int:
+        self.arrays[len(self.arrays) + 1] = b"\0" * size
+        return len(self.arrays)
+
+    def free(self, pointer: int) -> None:
+        self.freed.append(pointer)
+
+    def to_gpu(self, pointer: int, array: np.ndarray) -> None:
+        assert array.nbytes == len(self.arrays[pointer])
+        self.arrays[pointer] = array.tobytes()
+
+    def from_gpu(self, array: np.ndarray, pointer: int) -> None:
+        array[...] = np.frombuffer(self.arrays[pointer], array.dtype).reshape(array.shape)
+
+    def synchronise(self) -> None: ...
+
+
+class Doubling(Inspected):
+    """An engine that answers each patch with itself and its double, in FP16."""
+
+    def __init__(self, memory: Memory, *, works: bool = True) -> None:
+        super().__init__()
+        self.__name__ = "doubling_tensorrt"
+        self.memory, self.works = memory, works
+        self.addresses: dict[str, int] = {}
+
+    def get_tensor_dtype(self, name: str) -> int:
+        return 1 if name == "x" else 2
+
+    def set_tensor_address(self, name: str, pointer: int) -> None:
+        self.addresses[name] = pointer
+
+    def execute_async_v3(self, stream: int) -> bool:
+        assert self.shape is not None
+        x = np.frombuffer(self.memory.arrays[self.addresses["x"]], np.float32).reshape(self.shape)
+        answer = np.concatenate([x, 2 * x], axis=1).astype(np.float16)
+        self.memory.arrays[self.addresses["y"]] = answer.tobytes()
+        return self.works
+
+
+def test_patches_go_to_the_gpu_and_logits_come_back_as_float32() -> None:
+    signature = Signature("m", Tensor(name="x", dtype="FP32"), Tensor(name="y", dtype="FP16"), 1, 2, (8, 8))
+    memory = Memory()
+    run = tensorrt_plan.PlanNetwork(b"", signature, trt=Doubling(memory), driver=memory)  # type: ignore[arg-type]
+    patches = np.arange(3 * 64, dtype=np.float32).reshape(3, 1, 8, 8)
+    for batch in (patches, patches[:1]):
+        logits = run(batch)
+        assert logits.dtype == np.float32
+        np.testing.assert_array_equal(logits, np.concatenate([batch, 2 * batch], axis=1))
+    assert memory.freed == [1, 2, 3, 4]
+    fails = tensorrt_plan.PlanNetwork(b"", signature, trt=Doubling(memory, works=False), driver=memory)  # type: ignore[arg-type]
+    with pytest.raises(SetupError, match=r"m: the plan does not run"):
+        fails(patches)
+    assert memory.freed == [1, 2, 3, 4, 5, 6]
+
+
+def test_plan_whose_tensors_are_not_the_models_is_refused() -> None:
+    tensor = Tensor(name="x", dtype="FP16")
+    with pytest.raises(SpecError, match=r"m: expected tensor x of FP16, the plan has FP32"):
+        tensorrt_plan.PlanNetwork(b"", Signature("m", tensor, tensor, 1, 1, (8, 8)), trt=Inspected(), driver=None)  # type: ignore[arg-type]
+
+
 def test_inspector_is_given_the_shape_that_the_plan_is_tuned_for() -> None:
     tensor = Tensor(name="x", dtype="FP32")
     signature = Signature("m", tensor, tensor, 1, 1, (8, 8))
