@@ -144,7 +144,7 @@ def test_weights_that_one_file_cannot_hold_are_refused_before_the_export(
 ) -> None:
     model = load_trained_model(trained_unet)
     weights = sum(item.nbytes for network in model.networks for item in network.parameters())
-    monkeypatch.setattr("ctseg.deploy.export.MAX_ONE_FILE_BYTES", weights)
+    monkeypatch.setattr("ctseg.deploy.onnx_graph.MAX_ONE_FILE_BYTES", weights)
     lines: list[str] = []
     with pytest.raises(SpecError, match=r"the weights of 2 folds have .* export fewer folds"):
         export_model(model, tmp_path / "b", cases=real_cases, report=lines.append)
