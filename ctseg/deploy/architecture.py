@@ -6,7 +6,6 @@ nnU-Net and ctseg may not build the network.
 """
 
 import importlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ctseg.errors import CheckpointError
 from ctseg.nnunet.checkpoint import TRUST_HINT
 from ctseg.nnunet.plans import resolve_configuration
-from ctseg.nnunet.trainers import TRAINERS_FOLDER, TRAINERS_PACKAGE, network_builder
+from ctseg.nnunet.trainers import TRAINERS_FOLDER, TRAINERS_PACKAGE, network_builder, trainer_folders
 
 if TYPE_CHECKING:
     import torch
@@ -122,7 +121,7 @@ def _trainer_class(trainer: str, *, model: str, trust: bool) -> Any:
     import nnunetv2
 
     own_root = Path(nnunetv2.__path__[0]) / "training" / "nnUNetTrainer"
-    external = [Path(part) for part in os.environ.get("nnUNet_extTrainer", "").split(os.pathsep) if part.strip()]  # noqa: SIM112 (nnU-Net's name)
+    external = [Path(part) for part in trainer_folders()]
     roots = (own_root, TRAINERS_FOLDER, *(path for path in external if path.resolve() != TRAINERS_FOLDER.resolve()))
     try:
         source = network_builder(trainer, roots)

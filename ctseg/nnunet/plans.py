@@ -39,7 +39,6 @@ def spec_from_plans(
     name: str,
     mirror_axes: Sequence[int] | None,
     mirroring: str = "client",
-    max_batch_size: int = 4,
     **extra: Any,
 ) -> ModelSpec:
     """Translate a trained nnU-Net's plans into a spec.
@@ -51,8 +50,8 @@ def spec_from_plans(
         name: Name of the model in the Triton repository.
         mirror_axes: The checkpoint's ``inference_allowed_mirroring_axes``; None and () both mean none.
         mirroring: Where mirroring happens: ``graph``, ``client`` or ``none``.
-        max_batch_size: Most patches in one request.
-        extra: Further fields of :class:`ModelSpec` (tensors, precision, postprocessing, provenance, …).
+        extra: Further fields of :class:`ModelSpec` (tensors, precision, postprocessing, provenance, …); requests
+            have at most 4 patches unless ``max_batch_size`` is among them.
 
     Raises:
         SpecError: A field is missing, or names something that ctseg does not reproduce.
@@ -60,25 +59,12 @@ def spec_from_plans(
     source = f"plans of {name}"
     try:
         resolved = resolve_configuration(plans, configuration)
-        intensities = plans.get("foreground_intensity_properties_per_channel") or plans.get(
-            "foreground_intensity_properties_by_modality", {}
-        )
         channel_names = dataset.get("channel_names") or dataset["modality"]
         raw = {
             "name": name,
             "configuration": configuration,
             "previous_stage": resolved.get("previous_stage"),
-            "channels": [
-                {
-                    "name": str(channel_names[str(i)]),
-                    "normalization": scheme,
-                    "use_mask_for_norm": resolved["use_mask_for_norm"][i],
-                    "intensity": {
-                        key: intensities[str(i)][key] for key in ("mean", "std", "percentile_00_5", "percentile_99_5")
-                    },
-                }
-                for i, scheme in enumerate(resolved["normalization_schemes"])
-            ],
+            "channels": _channels(plans, channel_names, resolved),
             "reader": plans["image_reader_writer"],
             "file_ending": dataset["file_ending"],
             "transpose_forward": plans["transpose_forward"],
@@ -89,8 +75,7 @@ def spec_from_plans(
             **_labels(dataset),
             "mirror_axes": sorted(mirror_axes or ()),
             "mirroring": mirroring if mirror_axes else "none",
-            "max_batch_size": max_batch_size,
-            **extra,
+            **{"max_batch_size": 4, **extra},
         }
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise SpecError(f"{source}: {type(error).__name__}: {error}; is this a complete nnU-Net v2 model?") from error
@@ -103,6 +88,23 @@ def spec_from_plans(
     if len(raw["channels"]) != len(channel_names):
         raise SpecError(f"{source}: {len(raw['channels'])} normalisation schemes for {len(channel_names)} channels")
     return ModelSpec.validated(raw, source=source)
+
+
+def _channels(plans: Mapping[str, Any], names: Mapping[str, Any], resolved: Mapping[str, Any]) -> list[dict[str, Any]]:
+    intensities = plans.get("foreground_intensity_properties_per_channel") or plans.get(
+        "foreground_intensity_properties_by_modality", {}
+    )
+    return [
+        {
+            "name": str(names[str(i)]),
+            "normalization": scheme,
+            "use_mask_for_norm": resolved["use_mask_for_norm"][i],
+            "intensity": {
+                key: intensities[str(i)][key] for key in ("mean", "std", "percentile_00_5", "percentile_99_5")
+            },
+        }
+        for i, scheme in enumerate(resolved["normalization_schemes"])
+    ]
 
 
 def _resampling(resolved: Mapping[str, Any], what: str, source: str) -> dict[str, Any]:

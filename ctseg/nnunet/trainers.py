@@ -4,6 +4,7 @@ nnU-Net's own search imports every trainer file of nnU-Net and of ``nnUNet_extTr
 """
 
 import ast
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -17,6 +18,17 @@ TRAINERS_FOLDER = Path(__file__).parents[1] / "train" / "trainers"
 """What ``nnUNet_extTrainer`` has to hold so that nnU-Net's own commands find the Swin UNETR trainer."""
 
 _LONGEST_LINE_OF_PARENTS = 32
+
+
+def trainer_folders(value: str | None = None, separator: str = os.pathsep) -> list[str]:
+    """Return the folders in which nnU-Net looks for trainers outside its own tree.
+
+    Args:
+        value: Of ``nnUNet_extTrainer``; None takes the environment's.
+        separator: ``:``, or ``;`` on Windows, whose folders have a colon in them.
+    """
+    given = os.environ.get("nnUNet_extTrainer", "") if value is None else value  # noqa: SIM112
+    return [part for part in given.split(separator) if part]
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,12 @@ import torch.distributed
 
 from ctseg.errors import CheckpointError, SetupError, TrainingError
 from ctseg.nnunet.folds import Fold
+from ctseg.nnunet.trainers import trainer_folders
 from ctseg.train.checkpoints import FINAL, TrainingState, replacing, settle, training_state
 from ctseg.train.extended_trainer import extended, seed_everything, unwrapped
 from ctseg.train.names import SWIN_TRAINER
 from ctseg.train.options import Training, TrainingOptions
-from ctseg.train.paths import NnunetPaths, trainer_folders
+from ctseg.train.paths import NnunetPaths
 from ctseg.train.placement import Placement
 from ctseg.train.pretrained import load_pretrained, weights_in
 from ctseg.train.shortages import full_disk_told, full_gpu_told

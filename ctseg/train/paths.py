@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ctseg.errors import SetupError
-from ctseg.nnunet.trainers import TRAINERS_FOLDER
+from ctseg.nnunet.trainers import TRAINERS_FOLDER, trainer_folders
 from ctseg.nnunet.variables import VARIABLES
 
 _PURPOSE = {
@@ -85,17 +85,6 @@ def _problem_of(path: Path) -> str | None:
             return None
     except OSError as error:
         return f"{path} cannot be written to ({error.strerror})"
-
-
-def trainer_folders(value: str | None = None, separator: str = os.pathsep) -> list[str]:
-    """Return the folders in which nnU-Net looks for trainers outside its own tree.
-
-    Args:
-        value: Of ``nnUNet_extTrainer``; None takes the environment's.
-        separator: ``:``, or ``;`` on Windows, whose folders have a colon in them.
-    """
-    given = os.environ.get("nnUNet_extTrainer", "") if value is None else value  # noqa: SIM112
-    return [part for part in given.split(separator) if part]
 
 
 def _extend_trainer_path() -> None:

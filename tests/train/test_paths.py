@@ -7,13 +7,7 @@ import pytest
 from ctseg.errors import InputError, SetupError
 from ctseg.files.cases import ScanFolders
 from ctseg.train.dataset import DatasetDescription, create_dataset
-from ctseg.train.paths import NnunetPaths, dataset_name, trainer_folders
-
-
-def test_folders_of_windows_are_not_split_at_their_drive() -> None:
-    assert trainer_folders(r"C:\my trainers;D:\more\trainers;", ";") == [r"C:\my trainers", r"D:\more\trainers"]
-    assert trainer_folders("/a:/b c", ":") == ["/a", "/b c"]
-    assert trainer_folders("", ";") == []
+from ctseg.train.paths import NnunetPaths, dataset_name
 
 
 @pytest.mark.parametrize("name", ["nul", "COM1", "aux.left"])
