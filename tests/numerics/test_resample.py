@@ -45,24 +45,61 @@ def assert_equal_to_nnunet(
     return plan
 
 
-@st.composite
-def grids(draw: st.DrawFn) -> tuple:
-    """A volume, its new shape, and the spacings, which decide on separate slices independently of the shapes."""
-    shape = tuple(draw(st.integers(1, 20)) for _ in range(3))
-    new_shape = tuple(draw(st.one_of(st.just(n), st.just(2 * n), st.integers(1, 30))) for n in shape)
-    spacing = tuple(draw(st.sampled_from(LENGTHS)) for _ in range(3))
-    new_spacing = tuple(draw(st.sampled_from(LENGTHS)) for _ in range(3))
-    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-    volume = (rng.normal(size=shape) * draw(st.sampled_from([1, 1000]))).astype(np.float32)
-    if draw(st.booleans()):
-        volume = np.asfortranarray(volume)
+Grid = tuple[np.ndarray, tuple[int, ...], tuple[float, ...], tuple[float, ...]]
+
+
+def grid_of(
+    shape: tuple[int, ...],
+    new_shape: tuple[int, ...],
+    spacing: tuple[float, ...],
+    new_spacing: tuple[float, ...],
+    *,
+    seed: int = 0,
+    scale: int = 1,
+) -> Grid:
+    volume = (np.random.default_rng(seed).normal(size=shape) * scale).astype(np.float32)
     return volume, new_shape, spacing, new_spacing
 
 
-@settings(max_examples=200, deadline=None)
-@given(grids(), st.sampled_from([0, 1, 3]), st.sampled_from([0, 1, 3]), st.sampled_from([None, True, False]))
-def test_spline_resampling_equals_nnunet(grid: tuple, order: int, order_z: int, force: bool | None) -> None:
-    assert_equal_to_nnunet(*grid, SplineResampling(order=order, order_z=order_z, force_separate_z=force))
+@st.composite
+def grids(draw: st.DrawFn) -> Grid:
+    """A volume, its new shape, and the spacings, which decide on separate slices independently of the shapes."""
+    shape = tuple(draw(st.integers(1, 14)) for _ in range(3))
+    new_shape = tuple(draw(st.one_of(st.just(n), st.just(2 * n), st.integers(1, 20))) for n in shape)
+    spacing = tuple(draw(st.sampled_from(LENGTHS)) for _ in range(3))
+    new_spacing = tuple(draw(st.sampled_from(LENGTHS)) for _ in range(3))
+    seed, scale = draw(st.integers(0, 2**32)), draw(st.sampled_from([1, 1000]))
+    volume, *rest = grid_of(shape, new_shape, spacing, new_spacing, seed=seed, scale=scale)
+    if draw(st.booleans()):
+        volume = np.asfortranarray(volume)
+    return volume, *rest
+
+
+SPLINES = [
+    SplineResampling(order=order, order_z=order_z, force_separate_z=force)
+    for order, order_z, force in product([0, 1, 3], [0, 1, 3], [None, True, False])
+]
+
+
+@settings(max_examples=60, deadline=None)
+@given(grids(), st.sampled_from(SPLINES))
+def test_spline_resampling_equals_nnunet(grid: Grid, kind: SplineResampling) -> None:
+    assert_equal_to_nnunet(*grid, kind)
+
+
+@pytest.mark.parametrize(
+    "grid",
+    [
+        grid_of((5, 12, 14), (10, 9, 20), (5.0, 0.7, 0.7), (2.0, 0.7, 0.5)),
+        grid_of((12, 6, 14), (9, 3, 20), (1.0, 0.7, 1.0), (0.5, 5.0, 0.5), scale=1000),
+        grid_of((9, 11, 4), (13, 11, 1), (0.5, 0.7, 3.27), (0.7, 0.7, 3.27)),
+        grid_of((6, 6, 1), (6, 12, 7), (5.0, 5.0, 0.7), (5.0, 5.0, 1.0)),
+    ],
+    ids=["coarse along z, slices doubled", "along y, halved", "along x, reduced to one", "no axis alone is coarse"],
+)
+def test_every_kind_of_spline_equals_nnunet(grid: Grid) -> None:
+    for kind in SPLINES:
+        assert_equal_to_nnunet(*grid, kind)
 
 
 @settings(max_examples=100, deadline=None)
