@@ -57,8 +57,8 @@ def steps_of(tiny: TinyNnunet, folder: Path, processes: int, *words: str) -> lis
     ("cls", "words"),
     [
         (nnUNetTrainer, ("1",)),
-        pytest.param(nnUNetTrainer, ("1", "batch_dice"), marks=pytest.mark.full),
-        pytest.param(nnUNetTrainer, ("2",), marks=pytest.mark.full),
+        (nnUNetTrainer, ("1", "batch_dice")),
+        (nnUNetTrainer, ("2",)),
         pytest.param(nnUNetTrainerSwinUNETR, ("1", "swin"), marks=pytest.mark.full),
     ],
     ids=["unet", "batch_dice", "accumulated", "swin"],

@@ -67,7 +67,6 @@ def test_a_training_killed_in_mid_epoch_continues_to_the_same_weights(tiny: Tiny
     assert (folder / "progress.png").stat().st_size > 0
 
 
-@pytest.mark.full
 def test_sigterm_saves_and_leaves_with_143(tiny: TinyNnunet) -> None:
     stopped = tiny.run(*TRAIN, *SHORT, check=False, nnUNet_extTrainer=OUTSIDE, CTSEG_TEST_SIGNAL="15")
     assert stopped.returncode == 143, stopped.stderr
@@ -134,7 +133,7 @@ def started(tiny: TinyNnunet, *words: str, **more: str) -> Iterator[WarmProcess]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel of Linux does it")
-@pytest.mark.parametrize("how", [pytest.param("kill -9", marks=pytest.mark.full), "SIGTERM to the group"])
+@pytest.mark.parametrize("how", ["kill -9", "SIGTERM to the group"])
 def test_a_training_that_ends_leaves_no_worker_processes_behind(tiny: TinyNnunet, how: str) -> None:
     with started(tiny, "--epochs", "500", "--iterations_per_epoch", "1") as process:
         process.wait_until_said("epoch 1/500")
@@ -153,7 +152,7 @@ def test_a_training_that_ends_leaves_no_worker_processes_behind(tiny: TinyNnunet
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-@pytest.mark.parametrize("where", [pytest.param("a step", marks=pytest.mark.full), "a loader's process"])
+@pytest.mark.parametrize("where", ["a step", "a loader's process"])
 def test_a_training_that_fails_ends_its_worker_processes(tiny: TinyNnunet, where: str) -> None:
     if where == "a step":
         more = {"CTSEG_TEST_FAIL_RANK": "0"}
