@@ -16,8 +16,9 @@ REQUIREMENTS = ROOT / "requirements"
 
 
 def test_constraints_are_the_pins_of_the_other_files():
-    # a constraint may name no extra, and torchvision's second version is for --no-deps only
-    files = set(REQUIREMENTS.glob("*.txt")) - {REQUIREMENTS / "constraints.txt", REQUIREMENTS / "torchvision_cpu.txt"}
+    # constraints name no extras; torchvision's second version goes over the first, TensorRT's have folders of their own
+    apart = {"constraints.txt", "torchvision_cpu.txt", *(file.name for file in REQUIREMENTS.glob("tensorrt_*.txt"))}
+    files = [file for file in REQUIREMENTS.glob("*.txt") if file.name not in apart]
     pinned = {line for file in files for line in requirement_lines(file)}
     assert set(requirement_lines(REQUIREMENTS / "constraints.txt")) == pinned
     assert len(pinned) > 30
@@ -72,6 +73,6 @@ def requirement_lines(file: Path) -> list[str]:
 
 def pages_and_programs() -> list[Path]:
     """Return what a reader or user sees: pages, sources, scripts."""
-    found = [path for name in ("scripts", "docs", "docker") for path in (ROOT / name).rglob("*")]
+    found = [path for name in ("ctseg", "benchmarks", "scripts", "docs", "docker") for path in (ROOT / name).rglob("*")]
     found += [*ROOT.glob("*.md"), *ROOT.glob("Dockerfile*"), ROOT / "Makefile"]
     return [path for path in found if path.is_file() and path.suffix in {".py", ".sh", ".md", ".yaml", ".txt", ""}]
