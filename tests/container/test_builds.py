@@ -12,6 +12,7 @@ from filelock import FileLock
 from ctseg.container.builds import build_entries, find_bundles, repository_lock
 from ctseg.errors import SetupError
 from tests.support.container_entries import settings_of
+from tests.support.unprivileged import error_of, read_only_folder
 
 
 def test_bundles_are_the_folder_itself_or_the_folders_in_it(tmp_path: Path) -> None:
@@ -32,14 +33,17 @@ def test_a_repository_that_is_no_folder_is_told(tmp_path: Path, folder: str) -> 
         pytest.fail("locked")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere; `make images` checks it as another user")
-def test_a_repository_that_cannot_be_written_is_told(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    with (
-        pytest.raises(SetupError, match=r"cannot write into .*chown"),
-        repository_lock(settings_of(CTSEG_MODELS=str(tmp_path))),
-    ):
-        pytest.fail("locked")
+def test_a_repository_that_cannot_be_written_is_told() -> None:
+    with read_only_folder() as folder:
+        error = error_of(
+            "from ctseg.container.builds import repository_lock; from ctseg.container.settings import Settings; "
+            f"settings = Settings(models={str(folder)!r})",
+            "with repository_lock(settings): pass",
+        )
+    assert "SetupError" in error
+    assert f"cannot write into {folder}: " in error
+    assert "`chown " in error
+    assert f"run with --user {os.getuid()}:{os.getgid()}" in error
 
 
 def test_a_server_that_waits_too_long_for_another_one_says_so(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from ctseg.errors import OutputError
 from ctseg.files.folders import require_writable
+from tests.support.unprivileged import error_of, read_only_folder
 
 
 def test_a_folder_that_could_be_made_is_writable_and_nothing_is_made(tmp_path: Path) -> None:
@@ -22,8 +23,12 @@ def test_a_file_in_its_place_is_told(tmp_path: Path, folder: str) -> None:
         require_writable(tmp_path / folder, name="liver")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere; `make images` checks it as another user")
-def test_a_read_only_folder_is_told_with_its_owner(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    with pytest.raises(OutputError, match=rf"user {os.getuid()}:.*, owner {os.getuid()}:.*, mode 500"):
-        require_writable(tmp_path / "models")
+def test_a_read_only_folder_is_told_with_its_owner() -> None:
+    with read_only_folder() as folder:
+        error = error_of(
+            "from pathlib import Path; from ctseg.files.folders import require_writable",
+            f"require_writable(Path({str(folder / 'models')!r}))",
+        )
+    assert "OutputError" in error
+    assert f"cannot write into {folder}/models: {folder} is read-only, or no folder (user " in error
+    assert f"owner {os.getuid()}:{os.getgid()}, mode 555)" in error
