@@ -128,3 +128,26 @@ def test_only_the_command_line_prints() -> None:
         for module in modules()
     }
     assert {module: found for module, found in lines.items() if found and module not in MAY_PRINT} == {}
+
+
+LONGEST_MODULE, LONGEST_CLASS = 450, 250
+MAY_BE_LONG = "Long because"
+"""Begins the sentence in a docstring that says why."""
+
+
+def test_modules_and_classes_are_short_or_say_why_not() -> None:
+    long = []
+    for module in sorted(PACKAGE.rglob("*.py")):
+        text = module.read_text()
+        tree = ast.parse(text)
+        name = str(module.relative_to(PACKAGE))
+        if len(text.splitlines()) > LONGEST_MODULE and MAY_BE_LONG not in (ast.get_docstring(tree) or ""):
+            long.append(name)
+        long += [
+            f"{name}: {node.name}"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ClassDef)
+            and (node.end_lineno or 0) - node.lineno >= LONGEST_CLASS
+            and MAY_BE_LONG not in (ast.get_docstring(node) or "")
+        ]
+    assert long == []

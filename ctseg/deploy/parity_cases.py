@@ -33,6 +33,8 @@ def prepare_scans(paths: Sequence[Path], spec: ModelSpec) -> list[PreparedCase]:
     cases = [case for path in paths for case in find_cases(path, channels=len(spec.channels))][:MOST_CASES]
     prepared = []
     for case in cases:
+        if case.problem is not None:
+            raise InputError(case.problem)
         volume = read_volume(case.channels, spec.reader)
         prepared.append(PreparedCase(case.name, prepare(volume.voxels, volume.spacing_mm, spec).voxels))
     return prepared

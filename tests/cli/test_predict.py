@@ -117,13 +117,19 @@ def test_no_process_is_left_when_predict_is_stopped(tmp_path, demo_data, how):
                 break
         children = psutil.Process(process.pid).children(recursive=True)
         assert children, "a server was meant to run"
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not (tmp_path / "report.json").is_file() and time.monotonic() < deadline:
             time.sleep(0.05)
         process.send_signal(how)
         process.stderr.read()
-        process.wait(60)
+        process.wait(300)
     assert process.returncode != 0
-    _, alive = psutil.wait_procs(children, timeout=20)
+    _, alive = psutil.wait_procs(children, timeout=120)
     assert not alive
-    assert Report.model_validate_json((tmp_path / "report.json").read_bytes()).cases == ()
+    # some cases may have been finished before: they are whole, and so is what is not in the report yet
+    finished = Report.model_validate_json((tmp_path / "report.json").read_bytes()).cases
+    assert {case.status for case in finished} <= {"ok"}
+    written = [path for path in tmp_path.iterdir() if path.suffix == ".gz" and not path.name.startswith(".")]
+    assert {f"{case.case}.nii.gz" for case in finished} <= {path.name for path in written}
+    for path in written:
+        assert np.asarray(nib.load(path).dataobj).max() <= 1

@@ -14,16 +14,18 @@ from onnx import numpy_helper
 from ctseg.deploy.bundle import Bundle, read_bundle
 from ctseg.deploy.export import ExportOptions, export_model
 from ctseg.deploy.parity import case_logits_of, check_network, compare, require
+from ctseg.deploy.parity_cases import prepare_scans
 from ctseg.deploy.parity_data import ParityData, PreparedCase
 from ctseg.deploy.parity_report import Check, ParityReport, summary
 from ctseg.deploy.precision import fp16_attempts
 from ctseg.deploy.runtimes import onnxruntime_network
 from ctseg.deploy.trained_model import load_trained_model
-from ctseg.errors import ParityError, SpecError
+from ctseg.errors import InputError, ParityError, SpecError
 from ctseg.model_spec import Label, ModelSpec
+from ctseg.nnunet.plans import spec_from_plans
 from ctseg.numerics.decide import REGION_THRESHOLD, labels_of_logits
 from ctseg.numerics.mirroring import mirror_subsets
-from tests.support.nnunet_reference import make_dataset
+from tests.support.nnunet_reference import make_dataset, make_plans
 
 
 def changed(bundle: Bundle, change: object) -> bytes:
@@ -312,3 +314,11 @@ def test_whole_case_is_covered_by_windows(bundle: Bundle) -> None:
     logits = case_logits_of(case, lambda patches: np.concatenate([patches, -patches], axis=1), bundle.spec)
     np.testing.assert_allclose(logits[0], case[0], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(logits[1], -case[0], rtol=1e-5, atol=1e-6)
+
+
+def test_a_case_whose_files_are_incomplete_is_refused_with_its_own_words(tmp_path: Path) -> None:
+    for name in ("a_0000.nii.gz", "a_0001.nii.gz"):
+        (tmp_path / name).write_bytes(b"never opened")
+    spec = spec_from_plans(make_plans(), make_dataset(), "3d_fullres", name="m", mirror_axes=())
+    with pytest.raises(InputError, match=r"case a: expected a_0000, found a_0000\.nii\.gz, a_0001\.nii\.gz"):
+        prepare_scans([tmp_path], spec)
