@@ -22,7 +22,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         folder = real_data_folder()
     except FileNotFoundError as error:
         raise pytest.UsageError(str(error)) from error
-    on_real_data = [item for item in items if "shared_data" in getattr(item, "fixturenames", ())]
+    on_real_data = [
+        item
+        for item in items
+        if "shared_data" in getattr(item, "fixturenames", ()) or item.get_closest_marker("data") is not None
+    ]
     for item in on_real_data:
         item.add_marker("data")
     if folder is None and on_real_data:

@@ -170,7 +170,7 @@ def test_labels_open_where_nnunets_would(forms, reader, tmp_path):
 
 
 @pytest.mark.parametrize("reader", READERS)
-@pytest.mark.parametrize("origin", ["made", "real"])
+@pytest.mark.parametrize("origin", ["made", pytest.param("real", marks=pytest.mark.data)])
 def test_labels_of_a_sheared_scan_keep_its_contradictory_header(origin, reader, tmp_path, request):
     if origin == "real":
         scan = request.getfixturevalue("shared_data") / "odd" / "niivue_sheared_affine_phantom.nii.gz"

@@ -213,7 +213,10 @@ def test_label_map_has_the_smallest_type_that_fits(count: int, dtype: type) -> N
 
 @pytest.mark.parametrize(
     ("folder", "file"),
-    [("demo_data", "images/STS_025_0000.nii.gz"), ("shared_data", "totalseg/ts_abdomen_3mm_ct.nii.gz")],
+    [
+        ("demo_data", "images/STS_025_0000.nii.gz"),
+        pytest.param("shared_data", "totalseg/ts_abdomen_3mm_ct.nii.gz", marks=pytest.mark.data),
+    ],
 )
 def test_real_geometry_survives_the_whole_way(folder: str, file: str, request: pytest.FixtureRequest) -> None:
     """Labels that are sharp steps in the prepared volume of a real, turned scan come back to the right voxels."""
