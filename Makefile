@@ -8,6 +8,9 @@ export MPLBACKEND := Agg
 # a CT of a whole chest, too large for the repository; without it the benchmark leaves out its rows
 BENCHMARK_LARGE ?= $(wildcard $(or $(CTSEG_TEST_DATA),../shared/data)/lung_tumour/pyradiomics_lung2_ct.nrrd)
 PYTEST := $(TEST_VENV)/bin/python -m pytest
+# processes that run tests side by side, a file at a time
+TEST_WORKERS ?= 2
+IN_PARALLEL := -n $(TEST_WORKERS) --dist loadfile
 PIP_INSTALL = $(1)/bin/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help install install-server demo test test-data test-full check images format benchmark imports clean
@@ -28,14 +31,14 @@ demo: $(DEMO_VENV)/.ready  ## segment real CT through a real Triton server; pict
 	$(DEMO_VENV)/bin/python scripts/demo.py --output demo_output
 
 test: $(TEST_VENV)/.ready  ## all tests but the slow ones
-	$(PYTEST) -m "not full"
+	$(PYTEST) -m "not full" $(IN_PARALLEL)
 
 test-data: $(TEST_VENV)/.ready  ## the tests on real CT; CTSEG_TEST_DATA names its folder
 	@test -n "$(CTSEG_TEST_DATA)" || { echo "CTSEG_TEST_DATA is not set: name the folder of real CT"; exit 2; }
 	$(PYTEST) -m data
 
 test-full: $(TEST_VENV)/.ready  ## all tests, the slow ones too
-	$(PYTEST)
+	$(PYTEST) $(IN_PARALLEL)
 
 check: $(TEST_VENV)/.ready  ## style, types, and what else needs no run
 	$(TEST_VENV)/bin/ruff check .

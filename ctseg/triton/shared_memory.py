@@ -81,7 +81,8 @@ class Segment:
     """
 
     def __init__(self, prefix: str, size: int) -> None:
-        self.name = f"{prefix}{secrets.token_hex(4)}-{owner_tag()}"
+        # the letter keeps a token of digits alone from being read as a part of the owner
+        self.name = f"{prefix}s{secrets.token_hex(4)}-{owner_tag()}"
         self.size = size
         path = FOLDER / self.name
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

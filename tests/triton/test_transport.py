@@ -97,6 +97,18 @@ def test_shared_memory_is_gone_after_close(server: RunningServer) -> None:
     assert not list(shared_memory.FOLDER.glob(f"{SEGMENT_PREFIX}*-{os.getpid()}-*"))
 
 
+@pytest.mark.parametrize("token", ["40230067", "4023006a"])
+def test_a_segment_of_a_dead_process_is_swept_whatever_its_random_name(token: str) -> None:
+    code = (
+        "from ctseg.triton import shared_memory; import os\n"
+        f"shared_memory.secrets.token_hex = lambda _: {token!r}\n"
+        "s = shared_memory.Segment('ctseg-test-', 4096); print(s.name, flush=True); os._exit(0)"
+    )
+    name = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    assert shared_memory.sweep("ctseg-test-") == [name]
+    assert not (shared_memory.FOLDER / name).exists()
+
+
 @live
 def test_shared_memory_of_a_killed_client_goes_with_the_next_client(server: RunningServer) -> None:
     code = (
