@@ -6,7 +6,7 @@ TEST_VENV := .venv
 CLIENT_VENV := $(or $(VIRTUAL_ENV),.venv-client)
 export MPLBACKEND := Agg
 # a CT of a whole chest, too large for the repository; without it the benchmark leaves out its rows
-BENCHMARK_LARGE ?= $(wildcard $(or $(CTSEG_TEST_DATA),../shared/data)/lung_tumour/pyradiomics_lung2_ct.nrrd)
+BENCHMARK_LARGE ?= $(if $(CTSEG_TEST_DATA),$(wildcard $(CTSEG_TEST_DATA)/lung_tumour/pyradiomics_lung2_ct.nrrd))
 PYTEST := $(TEST_VENV)/bin/python -m pytest
 # processes that run tests side by side, a file at a time
 TEST_WORKERS ?= 2

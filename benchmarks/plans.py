@@ -34,7 +34,7 @@ def make_plans(
     original_spacing: tuple[float, float, float] = (3.0, 1.0, 1.0),
     name: str = "Dataset999_Test",
 ) -> dict[str, Any]:  # fmt: skip
-    """Return plans as nnU-Net writes them, with what a test wants to vary."""
+    """Return plans as nnU-Net writes them; each parameter is one field of theirs, which somebody varies."""
     channels = len(normalization)
     return {
         "dataset_name": name,

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from ctseg.model_spec import ModelSpec
     from ctseg.predict.folder import BatchOptions, segment_cases
     from ctseg.predict.segmenter import segment_volume
+    from ctseg.runs.folder import segment_folder
+    from ctseg.runs.model import ServedModel
+    from ctseg.serving.process import ServerOptions
     from ctseg.serving.server import embedded_server
     from ctseg.triton.options import ClientOptions
     from ctseg.triton.predictor import connect
@@ -31,12 +34,15 @@ __all__ = [
     "ClientOptions",
     "Geometry",
     "ModelSpec",
+    "ServedModel",
+    "ServerOptions",
     "Volume",
     "connect",
     "embedded_server",
     "find_cases",
     "read_volume",
     "segment_cases",
+    "segment_folder",
     "segment_volume",
     "volume_from_array",
     "write_label_map",
@@ -48,12 +54,15 @@ _HOMES = {
     "ClientOptions": "ctseg.triton.options",
     "Geometry": "ctseg.files.geometry",
     "ModelSpec": "ctseg.model_spec",
+    "ServedModel": "ctseg.runs.model",
+    "ServerOptions": "ctseg.serving.process",
     "Volume": "ctseg.files.volume",
     "connect": "ctseg.triton.predictor",
     "embedded_server": "ctseg.serving.server",
     "find_cases": "ctseg.files.cases",
     "read_volume": "ctseg.files.volume",
     "segment_cases": "ctseg.predict.folder",
+    "segment_folder": "ctseg.runs.folder",
     "segment_volume": "ctseg.predict.segmenter",
     "volume_from_array": "ctseg.files.volume",
     "write_label_map": "ctseg.files.volume",

@@ -1,4 +1,4 @@
-"""What goes to the terminal: log lines on standard error."""
+"""What goes to the terminal: log lines, on standard error, or beside those that nnU-Net prints."""
 
 import argparse
 import logging
@@ -10,6 +10,13 @@ class _StderrHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         print(self.format(record), file=sys.stderr)
+
+
+class _StdoutHandler(logging.Handler):
+    """Writes to whatever standard output is now, between the lines that nnU-Net prints there itself."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), flush=True)
 
 
 def add_verbosity(parser: argparse.ArgumentParser) -> None:
@@ -25,3 +32,10 @@ def configure_logging(*, quiet: bool = False, verbose: bool = False) -> None:
     root = logging.getLogger("ctseg")
     root.handlers = [handler]
     root.setLevel(logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO)
+
+
+def log_to_standard_output(room: str) -> None:
+    """Let the log lines of a room, such as ``ctseg.train``, go to standard output, and not to standard error."""
+    log = logging.getLogger(room)
+    log.handlers, log.propagate = [_StdoutHandler()], False
+    log.setLevel(logging.INFO)

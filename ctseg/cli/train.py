@@ -1,10 +1,10 @@
 """Commands of the training layer."""
 
 import argparse
-import logging
 import sys
 from pathlib import Path
 
+from ctseg.cli.console import log_to_standard_output
 from ctseg.cli.exit_codes import TERMINATED
 from ctseg.cli.parser import Parser, flags_worded
 from ctseg.errors import InputError, SetupError
@@ -299,21 +299,12 @@ def _run_train(args: argparse.Namespace) -> int:
     return 0
 
 
-class _StdoutHandler(logging.Handler):
-    """Writes to whatever standard output is now, between the lines that nnU-Net prints there itself."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), flush=True)
-
-
 def _prepare_nnunet() -> None:
     """What has to happen before nnU-Net is imported; and what ctseg logs is shown beside what nnU-Net prints."""
     from ctseg.train.worker_processes import limit_worker_processes
 
     limit_worker_processes()
-    log = logging.getLogger("ctseg.train")
-    log.handlers, log.propagate = [_StdoutHandler()], False
-    log.setLevel(logging.INFO)
+    log_to_standard_output("ctseg.train")
 
 
 # find-best, results

@@ -25,9 +25,9 @@ from ctseg.triton.connection import ServerConnection
 from ctseg.triton.errors import UNAVAILABLE, CallError
 from ctseg.triton.options import ClientOptions
 from ctseg.triton.predictor import TritonPredictor, connect
-from tests.predict.test_predictor import check_predictor
 from tests.support.fake_triton import FakeClient, fake_connection
 from tests.support.live_triton import ANSWER, HeldPatches, connected, free_port, wait_for
+from tests.support.predictor_contract import check_predictor
 from tests.support.toy_models import PATCH, toy_logits, toy_patches, toy_spec, write_foreign_entry, write_toy_entry
 
 live = pytest.mark.live
