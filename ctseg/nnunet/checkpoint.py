@@ -70,7 +70,7 @@ def read_checkpoint(
             + (f"; {TRUST_HINT}" if trust_setting else ""),
             settings=(trust_setting,) if trust_setting else (),
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (OSError, RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError) as error:
         raise CheckpointError(
             f"{path}: damaged or not copied whole, it cannot be read as a checkpoint: {_first_line(error)}"
         ) from error

@@ -18,7 +18,6 @@ from pathlib import Path
 
 from ctseg.errors import CtsegError, InputError, OutputError, SetupError, SpecError
 from ctseg.files.cases import Case
-from ctseg.files.digests import sha256_of_file
 from ctseg.files.formats import WRITE_ENDINGS
 from ctseg.files.probabilities import ProbabilityFile
 from ctseg.files.volume import read_volume, write_label_map
@@ -32,6 +31,7 @@ from ctseg.predict.report import (
     Options,
     Report,
     ReportWriter,
+    digest_if_readable,
     error_of,
     read_finished_cases,
 )
@@ -224,12 +224,13 @@ class FolderRun:
                 write_label_map(path, result.labels, volume)
                 if probabilities is not None:
                     probabilities.commit()
+        seconds = clock.seconds  # the digest below is no work on the case
         return CaseReport(
             case=case.name,
             status="ok",
             output=path.name,
-            output_sha256=sha256_of_file(path),
-            seconds=clock.seconds,
+            output_sha256=digest_if_readable(path),
+            seconds=seconds,
             windows=result.windows,
             bytes_sent=result.bytes_sent,
             bytes_received=result.bytes_received,

@@ -134,11 +134,12 @@ def read_finished_cases(folder: Path, head: Report) -> Mapping[str, CaseReport]:
         if case.status in ("ok", "skipped")
         and case.output is not None
         and case.output_sha256 is not None
-        and _digest_or_none(folder / case.output) == case.output_sha256
+        and digest_if_readable(folder / case.output) == case.output_sha256
     }
 
 
-def _digest_or_none(path: Path) -> str | None:
+def digest_if_readable(path: Path) -> str | None:
+    """Return the SHA-256 of an output, or None where it has gone or cannot be read."""
     try:
         return sha256_of_file(path)
     except OSError:

@@ -2,9 +2,10 @@
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import closing
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -87,18 +88,18 @@ def segment(volume: Volume, inference: InferenceQueue, options: WindowOptions, c
         restorer = LabelRestorer(spec, prepared.record, on_probabilities=receiver)
         blender = SlabBlender(plan, spec.num_heads, model=spec.name)
     windows = _Windows(prepared, plan, inference, context.priority, _CaseTimeout(options.timeout_s))
-    answers = windows.logits()
-    while True:
-        with clock.stage("network"):
-            logits = next(answers, None)
-        if logits is None:
-            break
-        count = len(logits)
-        with clock.stage("restore"):
-            for slab in blender.add(logits):
-                restorer.add(slab)
-        del logits  # its memory may be the predictor's, which uses it again
-        clock.progress.windows_done(count)
+    with closing(windows.logits()) as answers:  # after a failure, what is queued is cancelled at once
+        while True:
+            with clock.stage("network"):
+                logits = next(answers, None)
+            if logits is None:
+                break
+            count = len(logits)
+            with clock.stage("restore"):
+                for slab in blender.add(logits):
+                    restorer.add(slab)
+            del logits  # its memory may be the predictor's, which uses it again
+            clock.progress.windows_done(count)
     with clock.stage("restore"):
         labels = apply_postprocessing(restorer.finish(), spec)
     return Segmentation(labels, len(plan), windows.bytes_sent, windows.bytes_received)
@@ -163,7 +164,7 @@ class _Windows:
         self.bytes_sent = 0
         self.bytes_received = 0
 
-    def logits(self) -> Iterator[Logits]:
+    def logits(self) -> Generator[Logits, None, None]:
         """Yield the logits of all windows in order, batch by batch, with several batches on their way."""
         predictor, plan = self._inference.predictor, self._plan
         spec, times = predictor.spec, self._inference.requests_per_batch

@@ -89,13 +89,13 @@ class TritonFlags:
             "--disable-auto-complete-config",
             "--strict-readiness=true",
             f"--exit-timeout-secs={self.exit_timeout_s}",
+            *self.further,  # before what guards the server: the last of two equal flags counts
             *self._endpoints(known_flags),
             *(flag for restriction in self.restrictions for flag in restriction.flags),
             *self._tls(),
             *self._client_shared_memory(known_flags),
             f"--backend-config=python,shm-region-prefix-name={self.shm_prefix}",
             *([] if self.backends is None else [f"--backend-directory={self.backends}"]),
-            *self.further,
         ]
 
     def _endpoints(self, known_flags: Collection[str]) -> list[str]:

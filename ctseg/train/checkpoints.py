@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -59,6 +60,8 @@ def write_checkpoint(
             with part.open("wb") as file:
                 remembering = _Remembering(file)
                 save(dict(checkpoint), remembering)
+                file.flush()
+                os.fsync(file.fileno())  # some file systems tell only here that they are full
         except (OSError, RuntimeError) as error:
             cause = remembering.error if remembering is not None and remembering.error is not None else error
             raise _not_written(path, cause) from error

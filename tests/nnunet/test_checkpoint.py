@@ -137,3 +137,11 @@ def test_missing_damaged_and_other_files_are_told_apart(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:2000])
     with pytest.raises(CheckpointError, match=r"x.pth: damaged or not copied whole"):
         read_checkpoint(file)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00" * 64, b"no checkpoint at all", b"\x80\x02.", bytes(range(256))])
+def test_bytes_that_are_no_checkpoint_are_named(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "checkpoint_final.pth"
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"checkpoint_final\.pth: "):
+        read_checkpoint(file)

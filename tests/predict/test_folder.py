@@ -4,19 +4,22 @@ import gzip
 import json
 import os
 import threading
+from concurrent.futures import Future
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
-from ctseg.errors import OutputError, ServerUnavailableError, SetupError, SpecError
+from ctseg.errors import InputError, OutputError, ServerUnavailableError, SetupError, SpecError
 from ctseg.files.cases import find_cases
+from ctseg.files.volume import read_volume, write_label_map
 from ctseg.nnunet.plans import spec_from_plans
 from ctseg.predict.folder import BatchOptions, segment_cases
 from ctseg.predict.predictor import Identity
 from ctseg.predict.progress import Progress
 from ctseg.predict.report import Report
+from ctseg.predict.segmenter import segment_volume
 from tests.support.nnunet_plans import make_dataset, make_plans
 
 PLAIN = ("resample_data_or_seg_to_shape", {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": None})
@@ -300,3 +303,34 @@ def test_progress_is_told_of_every_stage_of_every_case(folder):
         middle = told[4:-2]
         assert {stage for _, stage in middle} == {"network", "restore"}
         assert [event for event, _ in middle] == ["began", "ended"] * (len(middle) // 2)
+
+
+def test_a_label_map_that_somebody_takes_away_at_once_is_done_all_the_same(folder, monkeypatch):
+    write_scan(folder / "a.nii.gz")
+
+    def write_and_lose(path, labels, volume):
+        write_label_map(path, labels, volume)
+        path.unlink()
+
+    monkeypatch.setattr("ctseg.predict.folder.write_label_map", write_and_lose)
+    (case,) = run(folder).cases
+    assert (case.status, case.output, case.output_sha256) == ("ok", "a.nii.gz", None)
+    assert case.seconds.write > 0
+
+
+def test_windows_that_wait_are_dropped_when_the_case_fails(folder, monkeypatch):
+    write_scan(folder / "a.nii.gz", shape=(40, 50, 40))
+    predictor = ThresholdPredictor()
+
+    def fail(self, slab):
+        raise InputError("the slab cannot be restored")
+
+    monkeypatch.setattr("ctseg.predict.segment.LabelRestorer.add", fail)
+    scan = read_volume([folder / "a.nii.gz"], predictor.spec.reader)
+    dropped = []
+    really = Future.cancel
+    monkeypatch.setattr(Future, "cancel", lambda future: dropped.append(future) or really(future))
+    with pytest.raises(InputError, match="cannot be restored") as caught:
+        segment_volume(scan, predictor)
+    assert dropped, "batches were on their way"
+    assert caught.value.__traceback__ is not None  # the traceback lives, and kept nothing waiting

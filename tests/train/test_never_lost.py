@@ -302,6 +302,22 @@ def test_a_full_disk_leaves_the_former_checkpoint_and_says_so(tmp_path: Path) ->
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
 
 
+def test_a_disk_that_is_found_full_at_the_very_end_is_told_in_the_same_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "checkpoint_latest.pth"
+    write_checkpoint(file, {"current_epoch": 1})
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OutputError, match=r"no space left for the checkpoint.*can go on from it") as caught:
+        write_checkpoint(file, {"current_epoch": 2})
+    assert caught.value.settings == ("resume",)
+    assert read_checkpoint(file)["current_epoch"] == 1
+
+
 def test_a_disk_that_nnunet_finds_full_is_told(tmp_path: Path) -> None:
     full = OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "progress.png"))
     with (
