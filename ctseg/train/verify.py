@@ -4,7 +4,6 @@ import contextlib
 import importlib.util
 import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ctseg.compiled.cpus import usable_cpus
 from ctseg.files.cases import (
     DatasetCases,
     DatasetProblem,
@@ -71,7 +71,7 @@ def verify_dataset(folder: Path, *, nnunet_check: bool = True, workers: int | No
     if (number := content.get("numTraining")) is not None and number != len(found.cases):
         text = f"dataset.json: numTraining is {number!r}, found {len(found.cases)} training cases"
         problems.append(DatasetProblem(None, "num_training", text))
-    threads = workers or min(4, os.cpu_count() or 1)
+    threads = workers or min(4, usable_cpus())
     problems += _content_problems(found.cases, content.get("labels"), threads)
     notes: list[str] = []
     if 0 < len(found.cases) < 5:

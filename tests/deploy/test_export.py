@@ -226,7 +226,6 @@ def test_changed_model_file_is_refused(bundle: Bundle, tmp_path: Path) -> None:
 def test_scans_are_prepared_from_files_by_the_command_line(
     trained_unet: Path, demo_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("ctseg.files.volume")
     scan = demo_data / "images" / "STS_042_0000.nii.gz"
     code = main(
         ["export", "-i", str(trained_unet), "-f", "1", "-o", str(tmp_path / "b"), "--cases", str(scan), "--tta", "none"]

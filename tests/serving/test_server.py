@@ -245,7 +245,6 @@ def test_an_unknown_model_is_named_with_those_that_are_there(root: Path) -> None
 
 
 def test_an_entry_can_ask_for_openvino(tmp_path: Path) -> None:
-    pytest.importorskip("openvino")
     root, patches = tmp_path / "models", toy_patches(3)
     write_toy_entry(root, runtime="openvino", threads=1)
     with embedded_server(root) as server:
