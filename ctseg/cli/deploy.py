@@ -283,7 +283,7 @@ def _add_doctor(commands: "argparse._SubParsersAction[Parser]") -> None:
         description="Look at what is installed, the GPU, TensorRT, the server and the model repository.",
     )
     parser.add_argument("--repository", type=Path, help="Triton's model repository")
-    parser.add_argument("--url", nargs="+", default=[], metavar="HOST:PORT", help="running Triton servers")
+    parser.add_argument("--url", dest="urls", nargs="+", default=[], metavar="HOST:PORT", help="running Triton servers")
     parser.add_argument(
         "--bundle",
         type=Path,
@@ -300,7 +300,7 @@ def _run_doctor(args: argparse.Namespace) -> int:
 
     from ctseg.deploy.doctor import examine
 
-    findings = examine(repository=args.repository, urls=args.url, bundle=args.bundle)
+    findings = examine(repository=args.repository, urls=args.urls, bundle=args.bundle)
     if args.json:
         print(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:

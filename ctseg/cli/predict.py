@@ -33,18 +33,24 @@ def add_commands(commands: "argparse._SubParsersAction[Parser]") -> None:
     predict.add_argument("-m", "--model", required=True, help="name of the model in the repository")
 
     where = predict.add_argument_group("server")
-    where.add_argument("--url", nargs="+", metavar="HOST:PORT", help="gRPC address of one or more running servers")
+    where.add_argument(
+        "--url", dest="urls", nargs="+", metavar="HOST:PORT", help="gRPC address of one or more running servers"
+    )
     where.add_argument(
         "--repository", type=Path, help=f"model repository for a server of its own (default: ./{DEFAULT_REPOSITORY})"
     )
     where.add_argument("--model_version", type=int, help="version of the model (default: the newest that is ready)")
     where.add_argument("--spec", type=Path, help="ctseg.json, where the server hides its configuration")
     where.add_argument("--tls", action="store_true", help="encrypt; trusts the system's certificates")
-    where.add_argument("--tls_root_certificates", type=Path, help="PEM file of the trusted certificates")
-    where.add_argument("--tls_client_certificate", type=Path, help="PEM file, for mutual TLS")
-    where.add_argument("--tls_client_key", type=Path, help="PEM file, for mutual TLS")
     where.add_argument(
-        "--header_env", nargs="+", default=[], metavar="NAME=VARIABLE",
+        "--tls_root_certificates", dest="root_certificates", type=Path, help="PEM file of the trusted certificates"
+    )
+    where.add_argument(
+        "--tls_client_certificate", dest="client_certificate", type=Path, help="PEM file, for mutual TLS"
+    )
+    where.add_argument("--tls_client_key", dest="client_key", type=Path, help="PEM file, for mutual TLS")
+    where.add_argument(
+        "--header_env", dest="headers", nargs="+", default=[], metavar="NAME=VARIABLE",
         help="extra gRPC headers; the value is read from an environment variable, since command lines are public",
     )  # fmt: skip
     where.add_argument(
@@ -101,17 +107,17 @@ def _model(args: argparse.Namespace) -> "ServedModel":
         timeout_s=args.timeout_s,
         connect_timeout_s=min(ClientOptions.connect_timeout_s, args.timeout_s),
         max_in_flight=args.max_in_flight,
-        tls=args.tls or args.tls_root_certificates is not None,
-        root_certificates=args.tls_root_certificates,
-        client_certificate=args.tls_client_certificate,
-        client_key=args.tls_client_key,
-        headers=_headers(args.header_env),
+        tls=args.tls or args.root_certificates is not None,
+        root_certificates=args.root_certificates,
+        client_certificate=args.client_certificate,
+        client_key=args.client_key,
+        headers=_headers(args.headers),
         shared_memory=args.shared_memory,
     )
     return ServedModel(
         name=args.model,
-        urls=tuple(args.url or ()),
-        repository=args.repository or (None if args.url else DEFAULT_REPOSITORY),
+        urls=tuple(args.urls or ()),
+        repository=args.repository or (None if args.urls else DEFAULT_REPOSITORY),
         version=args.model_version,
         spec=_read_spec(args.spec),
         client=client,

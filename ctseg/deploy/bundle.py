@@ -4,9 +4,7 @@
 ``parity.md`` (for people), ``parity/`` (patches and one case with PyTorch's logits).
 """
 
-import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ from pathlib import Path
 from ctseg.deploy.parity_data import ParityData
 from ctseg.deploy.parity_report import ParityReport, Variant
 from ctseg.errors import OutputError, SetupError, SpecError
+from ctseg.files.atomic import appearing
 from ctseg.files.digests import sha256_of_file
 from ctseg.files.folders import require_writable
 from ctseg.model_spec import SPEC_NAME, ModelSpec, Precision
@@ -115,24 +114,11 @@ def write_bundle(folder: Path, fill: Callable[[Path], None]) -> Bundle:
     check_replaceable(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        with appearing(folder) as part:
+            fill(part)
     except OSError as error:
-        raise OutputError(f"{folder}: cannot be written: {error}") from error
-    try:
-        fill(temporary)
-        temporary.chmod(0o755)
-        if folder.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
-            os.replace(folder, old)  # noqa: PTH105 (replaces an empty folder, which Path.rename need not)
-            temporary.rename(folder)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            temporary.rename(folder)
-    except OSError as error:
-        free = shutil.disk_usage(folder.parent).free >> 20
-        raise OutputError(f"{folder}: cannot be written: {error}; {free} MiB are free there") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        free = f"; {shutil.disk_usage(folder.parent).free >> 20} MiB are free there" if folder.parent.is_dir() else ""
+        raise OutputError(f"{folder}: cannot be written: {error}{free}") from error
     return read_bundle(folder)
 
 

@@ -169,7 +169,7 @@ def _server() -> Iterator[Finding]:
     try:
         installation = find_server()
     except SetupError as error:
-        yield Finding("tritonserver", "note", str(error), "nothing, if a server runs elsewhere", ("url",))
+        yield Finding("tritonserver", "note", str(error), "nothing, if a server runs elsewhere", ("urls",))
     else:
         yield Finding(
             "tritonserver",
@@ -335,12 +335,16 @@ def _embedded_parity(repository: Path | None, bundle_folder: Path) -> Iterator[F
             "problem",
             "no server and no entry of its network to compare",
             "name what serves it, or build it: `ctseg build`",
-            ("url", "repository"),
+            ("urls", "repository"),
         )
     for entry in built:
         if entry.backend != "python":
             yield Finding(
-                subject, "note", f"the server here has no {entry.backend} backend", "compare a running server", ("url",)
+                subject,
+                "note",
+                f"the server here has no {entry.backend} backend",
+                "compare a running server",
+                ("urls",),
             )
             continue
         try:

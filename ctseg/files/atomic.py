@@ -7,7 +7,9 @@ not where two processes on two hosts write the same file (the later one wins, wh
 import contextlib
 import os
 import secrets
+import shutil
 import socket
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,7 +52,7 @@ def replacing(path: Path) -> Iterator[Path]:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-        _bring_to_disk(path.parent)
+        _fsync_names(path.parent)
     except OSError as error:
         raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
@@ -77,8 +79,65 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
-def _bring_to_disk(folder: Path) -> None:
-    """Bring a rename to the disk, where the system lets a folder be opened."""
+@contextlib.contextmanager
+def appearing(target: Path) -> Iterator[Path]:
+    """Give a hidden folder to fill; afterwards it takes the place of ``target``, whole.
+
+    All that was written is on the disk before the rename. Whatever goes wrong, the hidden folder is gone and an
+    older folder of the name is where it was. Only a kill between the two renames of a replacement leaves the older
+    one under a hidden name; the next write puts it back first.
+
+    Args:
+        target: The folder to write; its parent exists.
+
+    Yields:
+        The folder to fill.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    aside = target.with_name(f".{target.name}.replaced")
+    _put_back(aside, target)
+    part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield part
+        part.chmod(0o755)
+        bring_to_disk(part)
+        if target.exists():
+            target.rename(aside)
+        try:
+            part.rename(target)
+        except OSError:
+            _put_back(aside, target)
+            raise
+        _fsync_names(target.parent)
+        shutil.rmtree(aside, ignore_errors=True)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def bring_to_disk(folder: Path) -> None:
+    """Bring all files in a folder, and the names in it, to the disk, before a name points at them."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+        elif path.is_dir():
+            _fsync_names(path)
+    _fsync_names(folder)
+
+
+def _put_back(aside: Path, target: Path) -> None:
+    """Put back what a replacement that did not end has moved aside; what was replaced is removed."""
+    if aside.is_dir():
+        if target.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            aside.rename(target)
+
+
+def _fsync_names(folder: Path) -> None:
+    """Bring the names in a folder to the disk, where the system lets a folder be opened."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

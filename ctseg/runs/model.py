@@ -44,7 +44,7 @@ class ServedModel:
         if bool(self.urls) == (self.repository is not None):
             raise SetupError(
                 f"{self.name}: addresses of running servers, or a repository to start a server on: give one of the two",
-                settings=("url", "repository"),
+                settings=("urls", "repository"),
             )
 
 
@@ -64,7 +64,7 @@ def opened(model: ServedModel) -> Iterator[TritonPredictor]:
         return
     if not model.repository.is_dir():
         raise SetupError(
-            f"no model repository at {model.repository}: name one, or a running server", settings=("repository", "url")
+            f"no model repository at {model.repository}: name one, or a running server", settings=("repository", "urls")
         )
     load_kernels_ahead(KERNEL_MODULES)
     with embedded_server(model.repository, [model.name]) as server:

@@ -115,14 +115,14 @@ def find_server() -> Installation:
     if platform.system() != "Linux":
         raise SetupError(
             f"the embedded server runs on Linux only, this is {platform.system()}: segment through a server elsewhere",
-            settings=("url",),
+            settings=("urls",),
         )
     if on_path := shutil.which("tritonserver"):
         return Installation(binary=Path(on_path).resolve(), source=on_path)
     try:
         distribution = importlib.metadata.distribution("nvidia-pytriton")
     except importlib.metadata.PackageNotFoundError as error:
-        raise SetupError(f"no tritonserver on this machine: {_INSTALL}", settings=("url",)) from error
+        raise SetupError(f"no tritonserver on this machine: {_INSTALL}", settings=("urls",)) from error
     root = Path(str(distribution.locate_file("pytriton"))) / "tritonserver"
     libraries = Path(str(distribution.locate_file("nvidia_pytriton.libs")))
     python = f"{sys.version_info.major}.{sys.version_info.minor}"

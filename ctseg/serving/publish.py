@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ctseg.errors import SetupError, SpecError
+from ctseg.files.atomic import bring_to_disk
 from ctseg.model_spec import MAX_SPEC_BYTES, ModelSpec
 from ctseg.serving.entries import (
     BUILD_NAME,
@@ -22,7 +23,7 @@ from ctseg.serving.entries import (
     read_config,
     read_entry,
 )
-from ctseg.serving.writing import bring_to_disk, pretty_json, staging, write_head, writing
+from ctseg.serving.writing import pretty_json, staging, write_head, writing
 from ctseg.triton.configuration import (
     THREADS_PARAMETER,
     ModelConfig,

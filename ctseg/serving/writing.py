@@ -81,12 +81,5 @@ def pretty_json(content: Mapping[str, Any]) -> str:
     return json.dumps(content, indent=2, sort_keys=True) + "\n"
 
 
-def bring_to_disk(folder: Path) -> None:
-    """Bring the files of a folder to the disk, before a name points at them."""
-    for path in folder.iterdir():
-        with path.open("rb+") as file:
-            os.fsync(file.fileno())
-
-
 def _can_rename_between(parent: Path, repository: Path) -> bool:
     return os.access(parent, os.W_OK) and parent.stat().st_dev == repository.stat().st_dev

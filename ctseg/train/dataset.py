@@ -6,7 +6,6 @@ A labelling tool hands over here: :func:`start_dataset` once, :func:`check_and_w
 import json
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctseg.errors import InputError, OutputError, SetupError
-from ctseg.files.atomic import replacing, write_text
+from ctseg.files.atomic import appearing, replacing, write_text
 from ctseg.files.cases import (
     DatasetProblem,
     LabelledCase,
@@ -292,15 +291,11 @@ def _name_problems(names: Sequence[str]) -> Iterator[DatasetProblem]:
 def _appearing(target: Path) -> Iterator[Path]:
     """Give a hidden folder to fill; it becomes ``target`` unless something went wrong, and then it is gone."""
     target.parent.mkdir(exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
-        yield part
-        part.chmod(0o755)
-        part.rename(target)
+        with appearing(target) as part:
+            yield part
     except OSError as error:
         raise OutputError(f"{target}: cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _add_case(part: Path, case: LabelledCase, description: DatasetDescription, *, write: bool) -> list[DatasetProblem]:

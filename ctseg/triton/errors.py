@@ -86,5 +86,5 @@ def server_error_of(error: CallError, what: str) -> ServerError:
     """
     kind = _ERROR_OF_STATUS.get(error.status, RequestRejectedError)
     if error.status == RESTRICTED:
-        return kind(f"{what}: {error}: give the header that the server's administrator named", settings=("header_env",))
+        return kind(f"{what}: {error}: give the header that the server's administrator named", settings=("headers",))
     return kind(f"{what}: {error}")

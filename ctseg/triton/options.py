@@ -74,14 +74,14 @@ def address_of(url: str) -> str:
     elif separator and scheme in ("http", "https"):
         raise SetupError(
             f"server {url}: ctseg speaks gRPC: give host:port of Triton's gRPC endpoint, such as {rest}:8001",
-            settings=("url",),
+            settings=("urls",),
         )
     if url.startswith(("dns:", "ipv4:", "ipv6:", "unix:")):
         return url
     host, colon, port = url.rpartition(":")
     if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
         raise SetupError(
-            f"server {url}: expected host:port of Triton's gRPC endpoint, such as gpu1:8001", settings=("url",)
+            f"server {url}: expected host:port of Triton's gRPC endpoint, such as gpu1:8001", settings=("urls",)
         )
     return url
 
@@ -107,7 +107,7 @@ def credentials_of(options: ClientOptions) -> Any:
     if (options.client_certificate is None) != (options.client_key is None):
         raise SetupError(
             "mutual TLS needs both a client certificate and a client key; only one was given",
-            settings=("tls_client_certificate", "tls_client_key"),
+            settings=("client_certificate", "client_key"),
         )
     return grpc.ssl_channel_credentials(
         root_certificates=_pem(options.root_certificates, "root certificates"),
@@ -119,7 +119,7 @@ def credentials_of(options: ClientOptions) -> Any:
 def _pem(path: Path | None, what: str) -> bytes | None:
     if path is None:
         return None
-    setting = f"tls_{what.replace(' ', '_')}"
+    setting = f"{what.replace(' ', '_')}"
     try:
         content = path.read_bytes()
     except OSError as error:

@@ -88,7 +88,7 @@ def connect(
                     f"{model}: {first.url} serves version {first.version} with the spec {first.spec.digest[:12]}, "
                     f"{other.url} version {other.version} with {other.spec.digest[:12]}: results would depend on the "
                     "server; deploy the same version to both, or name one of them only",
-                    settings=("url",),
+                    settings=("urls",),
                 )
         return TritonPredictor(servers, options)
     except BaseException:

@@ -88,7 +88,7 @@ def test_abbreviations_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_an_error_is_worded_with_the_flags_that_the_command_has() -> None:
-    error = ServerTimeoutError("m: too slow", settings=("case_timeout_s", "url", "trust_checkpoint"))
+    error = ServerTimeoutError("m: too slow", settings=("case_timeout_s", "urls", "trust_checkpoint"))
     predict = build_parser().parse_args(["predict", "-i", "a", "-o", "b", "-m", "c"]).parser
     export = build_parser().parse_args(["export", "-o", "b"]).parser
     assert worded(error, predict) == "ServerTimeoutError: m: too slow (see --case_timeout_s, --url)"
@@ -98,7 +98,7 @@ def test_an_error_is_worded_with_the_flags_that_the_command_has() -> None:
 
 def test_main_words_an_error_and_exits_2(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def fail(args: argparse.Namespace) -> int:
-        raise SetupError("no server", settings=("url",))
+        raise SetupError("no server", settings=("urls",))
 
     monkeypatch.setattr("ctseg.cli.predict._run", fail)
     assert main(["predict", "-i", "a", "-o", "b", "-m", "c"]) == 2

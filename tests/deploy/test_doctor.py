@@ -142,6 +142,6 @@ def test_bundle_without_anything_to_compare_is_a_problem(repository: Path, bundl
     subject = f"bundle {bundle.folder}"
     finding = about(examine(bundle=bundle.folder), subject)
     assert (finding.found, finding.settings) == (
-        "no server and no entry of its network to compare", ("url", "repository"),
+        "no server and no entry of its network to compare", ("urls", "repository"),
     )  # fmt: skip
     assert about(examine(repository=repository, bundle=tmp_path), f"bundle {tmp_path}").level == "problem"

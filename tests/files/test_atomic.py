@@ -11,7 +11,7 @@ import pytest
 
 from ctseg.errors import OutputError
 from ctseg.files import atomic
-from ctseg.files.atomic import replacing, temporary_path, write_bytes, write_text
+from ctseg.files.atomic import appearing, replacing, temporary_path, write_bytes, write_text
 from ctseg.files.digests import sha256_of_file
 
 
@@ -95,3 +95,49 @@ def test_the_longest_names_can_be_written(tmp_path: Path, stem: str) -> None:
 def test_digest_is_sha256(tmp_path: Path) -> None:
     write_bytes(tmp_path / "a", b"abc")
     assert sha256_of_file(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_a_folder_appears_whole_and_replaces_the_old_one(tmp_path: Path) -> None:
+    target = tmp_path / "bundle"
+    for content in (b"1", b"2"):
+        with appearing(target) as part:
+            (part / "inner").mkdir()
+            write_bytes(part / "inner" / "a", content)
+        assert (target / "inner" / "a").read_bytes() == content
+        assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+    assert target.stat().st_mode & 0o777 == 0o755
+
+
+def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "bundle"
+    target.mkdir()
+    write_bytes(target / "a", b"old")
+    really = Path.rename
+
+    def refuse(path: Path, other: Path) -> Path:
+        if other == target and ".replaced" not in path.name:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return really(path, other)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(OSError, match="Input/output"), appearing(target) as part:
+        write_bytes(part / "a", b"new")
+    assert (target / "a").read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_what_a_killed_replacement_moved_aside_comes_back(tmp_path: Path) -> None:
+    target, aside = tmp_path / "bundle", tmp_path / ".bundle.replaced"
+    aside.mkdir()
+    write_bytes(aside / "a", b"old")
+
+    def interrupted() -> None:
+        with appearing(target):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert (target / "a").read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]

@@ -12,7 +12,7 @@ from ctseg.runs.model import ServedModel, opened
 def test_a_model_has_servers_or_a_repository(given: dict) -> None:
     with pytest.raises(SetupError, match=r"liver: .*give one of the two") as caught:
         ServedModel("liver", **given)
-    assert caught.value.settings == ("url", "repository")
+    assert caught.value.settings == ("urls", "repository")
 
 
 def test_a_missing_repository_is_told_before_a_server_is_looked_for(

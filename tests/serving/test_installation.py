@@ -19,4 +19,4 @@ def test_other_systems_are_told_to_use_a_server_elsewhere(monkeypatch: pytest.Mo
     monkeypatch.setattr("platform.system", lambda: "Windows")
     with pytest.raises(SetupError, match=r"Linux only, this is Windows.*a server elsewhere") as caught:
         find_server()
-    assert caught.value.settings == ("url",)
+    assert caught.value.settings == ("urls",)

@@ -48,7 +48,7 @@ def test_a_server_that_asks_for_a_key_is_not_called_overloaded() -> None:
     error = server_error_of(call_error_of(InferenceServerException(words, "StatusCode.UNAVAILABLE")), "toy")
     assert type(error) is RequestRejectedError
     assert "give the header that the server's administrator named" in str(error)
-    assert error.settings == ("header_env",)
+    assert error.settings == ("headers",)
 
 
 def test_a_closed_channel_is_a_cancelled_call() -> None:

@@ -15,7 +15,7 @@ def test_a_url_that_cannot_be_right_is_refused(url: str) -> None:
     with pytest.raises(SetupError, match="host:port") as caught:
         connect([url], "toy")
     assert url in str(caught.value)
-    assert caught.value.settings == ("url",)
+    assert caught.value.settings == ("urls",)
 
 
 @pytest.mark.parametrize(
@@ -51,13 +51,13 @@ def test_certificate_files_are_checked_before_anything_is_sent(tmp_path: Path) -
         (
             ClientOptions(root_certificates=tmp_path / "none.pem"),
             "cannot be read: No such file",
-            ("tls_root_certificates",),
+            ("root_certificates",),
         ),
-        (ClientOptions(root_certificates=tmp_path / "text.pem"), "not a PEM file", ("tls_root_certificates",)),
+        (ClientOptions(root_certificates=tmp_path / "text.pem"), "not a PEM file", ("root_certificates",)),
         (
             ClientOptions(client_key=tmp_path / "text.pem"),
             "needs both",
-            ("tls_client_certificate", "tls_client_key"),
+            ("client_certificate", "client_key"),
         ),
     ):
         with pytest.raises(SetupError, match=message) as caught:

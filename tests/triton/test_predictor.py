@@ -145,7 +145,7 @@ def test_two_servers_with_different_specs_are_refused_and_both_named(server: Run
         connect([server.url, other.url], "toy", options=ClientOptions(headers=server.headers))
     for part in (server.url, other.url, toy_spec().digest[:12], spec.digest[:12]):
         assert part in str(caught.value)
-    assert caught.value.settings == ("url",)
+    assert caught.value.settings == ("urls",)
 
 
 @live

@@ -53,7 +53,7 @@ def test_a_refusal_is_not_repeated() -> None:
 def test_a_missing_key_is_a_refusal(server: RunningServer) -> None:
     with pytest.raises(RequestRejectedError, match="restricted") as caught:
         connect([server.url], "toy")
-    assert caught.value.settings == ("header_env",)
+    assert caught.value.settings == ("headers",)
 
 
 @pytest.mark.live
