@@ -1,6 +1,6 @@
 """How much is measured: rows of whole commands, models of the floor, repeats, limits."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from benchmarks.models import Network
 from benchmarks.results import Mode
@@ -76,6 +76,35 @@ _UNET25 = Network("U-Net", 25, _UNET_PATCH, 903)
 _UNET118 = Network("U-Net", 118, _UNET_PATCH, 904)
 _ALL = 1000
 
+_STANDARD = Sizes(
+    rows=(
+        Row(_UNET2, 9, ("chest",), 2),
+        Row(_SWIN2, 9, ("chest",), 1),
+        Row(_UNET2, 0, ("long",), 2),
+        Row(_UNET25, 3, ("chest",), 2),
+        Row(_UNET118, 3, (), 2),
+        Row(_SWIN2, 0, ("long",), 1),
+        Row(_UNET118, 0, ("chest",), 1),
+        Row(_UNET25, 0, ("long",), 1),
+        Row(_UNET118, 0, ("long",), 1),
+    ),
+    more_scans=True,
+    startup_repeats=1,
+    sleeps_ms=((350.0, 2), (100.0, 8), (25.0, 8)),
+    real_copies=3,
+    ways=((2, 0), (4, 0), (2, 1)),
+    probe_windows=8,
+    floor_repeats=2,
+    micro_classes=(2, 25, 118),
+    micro_runs=2,
+    largest_export_s=8.0,
+    largest_export_bytes=6e9,
+    trace_sleep_ms=100.0,
+    is_check=False,
+    minutes=None,
+    timeout_s=1200.0,
+)
+
 SIZES: dict[Mode, Sizes] = {
     "tiny": Sizes(
         rows=(Row(_TINY, 1, (), 1),),
@@ -95,52 +124,16 @@ SIZES: dict[Mode, Sizes] = {
         minutes=None,
         timeout_s=300.0,
     ),
-    "quick": Sizes(
+    "quick": replace(
+        _STANDARD,
         rows=(Row(_UNET2, 3, ("chest",), 2), Row(_SWIN2, 2, (), 2), Row(_UNET25, 0, ("chest",), 2)),
         more_scans=False,
-        startup_repeats=1,
-        sleeps_ms=((350.0, 2), (100.0, 8), (25.0, 8)),
         real_copies=1,
-        ways=((2, 0), (4, 0), (2, 1)),
-        probe_windows=8,
         floor_repeats=1,
-        micro_classes=(2, 25, 118),
-        micro_runs=2,
-        largest_export_s=8.0,
-        largest_export_bytes=6e9,
-        trace_sleep_ms=100.0,
-        is_check=False,
         minutes=12.0,
         timeout_s=240.0,
     ),
-    "standard": Sizes(
-        rows=(
-            Row(_UNET2, 9, ("chest",), 2),
-            Row(_SWIN2, 9, ("chest",), 1),
-            Row(_UNET2, 0, ("long",), 2),
-            Row(_UNET25, 3, ("chest",), 2),
-            Row(_UNET118, 3, (), 2),
-            Row(_SWIN2, 0, ("long",), 1),
-            Row(_UNET118, 0, ("chest",), 1),
-            Row(_UNET25, 0, ("long",), 1),
-            Row(_UNET118, 0, ("long",), 1),
-        ),
-        more_scans=True,
-        startup_repeats=1,
-        sleeps_ms=((350.0, 2), (100.0, 8), (25.0, 8)),
-        real_copies=3,
-        ways=((2, 0), (4, 0), (2, 1)),
-        probe_windows=8,
-        floor_repeats=2,
-        micro_classes=(2, 25, 118),
-        micro_runs=2,
-        largest_export_s=8.0,
-        largest_export_bytes=6e9,
-        trace_sleep_ms=100.0,
-        is_check=False,
-        minutes=None,
-        timeout_s=1200.0,
-    ),
+    "standard": _STANDARD,
     "full": Sizes(
         rows=tuple(
             Row(network, _ALL, ("chest", "chest_mirrored", "long"), 3)

@@ -86,7 +86,39 @@ def test_library_that_a_function_imports_is_not_loaded_with_its_module(arrow: st
 
 
 def test_arrows_that_are_allowed_are_named_one_by_one() -> None:
-    assert not any("*" in arrow for arrow in BELOW_DEPLOY["ignore_imports"])
+    assert not any("*" in arrow for contract in CONTRACTS.values() for arrow in contract.get("ignore_imports", ()))
+
+
+def test_files_that_others_load_by_path_keep_the_import_rule_too() -> None:
+    """nnU-Net and Triton load these as single files, so they are no packages, and import-linter does not see them."""
+    allowed = {"serving/python_backend": set(), "train/trainers": {"ctseg.train"}}
+    assert {path.parent for path in PACKAGE.rglob("*.py") if not (path.parent / "__init__.py").is_file()} == {
+        PACKAGE / folder for folder in allowed
+    }
+    for folder, rooms in allowed.items():
+        for file in (PACKAGE / folder).glob("*.py"):
+            names = [
+                name
+                for node in ast.walk(ast.parse(file.read_text()))
+                if isinstance(node, ast.Import | ast.ImportFrom)
+                for name in ([node.module] if isinstance(node, ast.ImportFrom) else [item.name for item in node.names])
+            ]
+            ours = {".".join(str(name).split(".")[:2]) for name in names if str(name).split(".")[0] == "ctseg"}
+            assert ours <= rooms, file.name
+
+
+@pytest.mark.live
+def test_a_run_of_the_client_loads_nothing_heavy_and_neither_deploy_nor_train(ct_piece: Path, tmp_path: Path) -> None:
+    words = ["predict", "-i", ct_piece, "-o", tmp_path, "-m", "sarcoma", "--repository", ROOT / "model_repository"]
+    program = (
+        "import contextlib, io\n"
+        "from ctseg.cli.main import main\n"
+        "with contextlib.redirect_stdout(io.StringIO()):\n"
+        f"    assert main({[str(word) for word in words]} + ['--disable_tta']) == 0\n"
+    )
+    heavy = [*BELOW_DEPLOY["forbidden_modules"], "ctseg.deploy", "ctseg.train", "benchmarks"]
+    assert loaded_after(program, heavy) == []
+    assert (tmp_path / "piece.nii.gz").is_file()
 
 
 def test_help_of_the_client_loads_nothing_heavy() -> None:

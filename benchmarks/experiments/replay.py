@@ -88,13 +88,13 @@ def _windows(folder: Path, predictor: TritonPredictor) -> tuple[npt.NDArray[np.f
 def _send(predictor: TritonPredictor, pool: npt.NDArray[np.float32], count: int, concurrency: int, batch: int) -> float:
     """Send so many windows and drop the answers; return the wall seconds."""
     bounds: Iterator[int] = iter(range(0, count, batch))
-    turn = threading.Lock()
+    lock = threading.Lock()
     failures: list[Exception] = []
 
     def work() -> None:
         try:
             while True:
-                with turn:
+                with lock:
                     first = next(bounds, None)
                 if first is None or failures:
                     return

@@ -188,7 +188,7 @@ def _run_plan(args: argparse.Namespace) -> int:
     for plans, model in planned.kept.plans.items():
         print(f"{plans}: nothing to do, the plans are those of {model}")
     for file in planned.files:
-        print(summary(file))
+        print(f"{file}  (train with -p {file.stem})\n{summary(file)}")
     return 0
 
 

@@ -55,12 +55,12 @@ def read_itk_file(path: Path, reader: str) -> ChannelVolume:
         geometry = Geometry(voxels.shape, affine)
     except ValueError as error:
         raise InputError(f"{path.name}: {error}: repair its directions and spacing") from error
-    turn = reorientation_of(geometry, reader, direction)
-    grid = FileGrid(geometry, (spacing[2], spacing[1], spacing[0]), turn, ItkSource(voxels.dtype))
+    reorientation = reorientation_of(geometry, reader, direction)
+    grid = FileGrid(geometry, (spacing[2], spacing[1], spacing[0]), reorientation, ItkSource(voxels.dtype))
     with np.errstate(over="ignore"):
         if voxels.dtype.kind == "f" or voxels.dtype.itemsize > 4:
             voxels = voxels.astype(np.float32, copy=False)
-    return ChannelVolume(turn.apply(voxels), turn.apply_to_spacing(grid.spacing_mm), grid)
+    return ChannelVolume(reorientation.apply(voxels), reorientation.apply_to_spacing(grid.spacing_mm), grid)
 
 
 def write_itk_file(path: Path, labels: npt.NDArray[Any], grid: FileGrid) -> None:

@@ -1,9 +1,8 @@
 """Where a model runs: on servers that are there, or on one that is started for the time of a run."""
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ctseg.compiled.loading import load_kernels_ahead
@@ -13,8 +12,6 @@ from ctseg.numerics import KERNEL_MODULES
 from ctseg.serving.server import embedded_server
 from ctseg.triton.options import ClientOptions
 from ctseg.triton.predictor import TritonPredictor, connect
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -67,10 +64,11 @@ def opened(model: ServedModel) -> Iterator[TritonPredictor]:
             f"no model repository at {model.repository}: name one, or a running server", settings=("repository", "urls")
         )
     load_kernels_ahead(KERNEL_MODULES)
-    with embedded_server(model.repository, [model.name]) as server:
-        client = replace(model.client, headers={**model.client.headers, **server.headers})
-        with _connected(model, (server.url,), client) as predictor:
-            yield predictor
+    with (
+        embedded_server(model.repository, [model.name]) as server,
+        _connected(model, (server.url,), server.client_options(model.client)) as predictor,
+    ):
+        yield predictor
 
 
 def _connected(model: ServedModel, urls: tuple[str, ...], client: ClientOptions) -> TritonPredictor:

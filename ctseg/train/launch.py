@@ -21,7 +21,7 @@ from ctseg.train.options import Training, TrainingOptions
 from ctseg.train.paths import NnunetPaths
 from ctseg.train.placement import Placement
 from ctseg.train.pretrained import load_pretrained, weights_in
-from ctseg.train.shortages import full_disk_told, full_gpu_told
+from ctseg.train.shortages import explaining_full_disk, explaining_full_gpu
 from ctseg.train.stopping import StopRequest, TrainingStopped
 from ctseg.train.worker_processes import end_workers_with_this_process, no_workers_left
 
@@ -102,7 +102,7 @@ def train(training: Training, paths: NnunetPaths, placement: Placement) -> None:
     stop = StopRequest()
     with stop.on_sigterm():
         for fold in training.folds:
-            with full_gpu_told(training, plans), full_disk_told(folder), _former_kept(run, fold):
+            with explaining_full_gpu(training, plans), explaining_full_disk(folder), _former_kept(run, fold):
                 _train_fold(run, fold, states[fold], stop)
 
 

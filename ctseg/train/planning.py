@@ -149,12 +149,10 @@ def find_planner(name: str) -> type[ExperimentPlanner]:
 
 def summary(plans_file: Path) -> str:
     """Return what plans decided, a line for each configuration."""
-    plans = json.loads(plans_file.read_text())
-    lines = [f"{plans_file}  (train with -p {plans['plans_name']})"]
-    for name, found in sorted(plans["configurations"].items()):
-        if "patch_size" in found:
-            lines.append(f"  {name}: {_described(found)}")
-    return "\n".join(lines)
+    configurations = json.loads(plans_file.read_text())["configurations"]
+    return "\n".join(
+        f"  {name}: {_described(found)}" for name, found in sorted(configurations.items()) if "patch_size" in found
+    )
 
 
 def _described(configuration: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from ctseg.train.options import Training
 
 
 @contextlib.contextmanager
-def full_gpu_told(training: Training, plans: Mapping[str, Any]) -> Iterator[None]:
+def explaining_full_gpu(training: Training, plans: Mapping[str, Any]) -> Iterator[None]:
     """Turn a full GPU into advice with numbers.
 
     Raises:
@@ -29,7 +29,7 @@ def full_gpu_told(training: Training, plans: Mapping[str, Any]) -> Iterator[None
 
 
 @contextlib.contextmanager
-def full_disk_told(folder: Path) -> Iterator[None]:
+def explaining_full_disk(folder: Path) -> Iterator[None]:
     """Turn a full disk, met by any of the files that nnU-Net writes, into a message.
 
     Args:

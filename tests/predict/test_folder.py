@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import resource
 import threading
 from concurrent.futures import Future
 from pathlib import Path
@@ -230,6 +231,24 @@ def test_an_output_folder_that_cannot_be_made_is_an_output_error(folder):
     (folder.parent / "out").write_text("a file is in the way")
     with pytest.raises(OutputError, match="out"):
         run(folder)
+
+
+def test_a_file_that_outgrows_its_limit_fails_the_case_and_keeps_the_report_valid(folder):
+    write_scan(folder / "small.nii.gz", shape=(8, 8, 8))
+    write_scan(folder / "large.nii.gz", shape=(96, 96, 64))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))  # a full disk for whom mounting one is not allowed
+    try:
+        report = run(folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert status_of(report) == {"large": "failed", "small": "ok"}
+    failed = next(case for case in report.cases if case.case == "large")
+    assert failed.error.type == "OutputError"
+    assert "File too large" in failed.error.message
+    out = folder.parent / "out"
+    assert json.loads((out / "report.json").read_text())["cases"]
+    assert sorted(path.name for path in out.iterdir()) == ["report.json", "small.nii.gz"]
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="NEEDS ROOT: mounts a full disk")

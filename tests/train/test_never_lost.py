@@ -21,7 +21,7 @@ from ctseg.errors import CheckpointError, OutputError, TrainingError
 from ctseg.nnunet.checkpoint import read_checkpoint
 from ctseg.train.checkpoints import replacing, settle, training_state, write_checkpoint
 from ctseg.train.options import Training, TrainingOptions
-from ctseg.train.shortages import full_disk_told, full_gpu_told
+from ctseg.train.shortages import explaining_full_disk, explaining_full_gpu
 from ctseg.train.stopping import StopRequest, TrainingStopped
 from tests.support.nnunet_plans import make_plans, swin_architecture
 from tests.support.tiny_trainings import TinyNnunet
@@ -322,10 +322,10 @@ def test_a_disk_that_nnunet_finds_full_is_told(tmp_path: Path) -> None:
     full = OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "progress.png"))
     with (
         pytest.raises(OutputError, match=r"progress\.png: no space left .*continue the training then"),
-        full_disk_told(tmp_path),
+        explaining_full_disk(tmp_path),
     ):
         raise full
-    with pytest.raises(PermissionError), full_disk_told(tmp_path):
+    with pytest.raises(PermissionError), explaining_full_disk(tmp_path):
         raise PermissionError(errno.EACCES, "Permission denied")
 
 
@@ -380,7 +380,7 @@ def test_a_full_gpu_becomes_advice_with_numbers() -> None:
         "Dataset301_Tiny", "3d_fullres", (0,), "nnUNetTrainerSwinUNETR", "nnUNetSwinUNETRPlans",
         TrainingOptions(batch_size=4, gradient_accumulation_steps=2),
     )  # fmt: skip
-    with pytest.raises(TrainingError) as caught, full_gpu_told(training, plans):
+    with pytest.raises(TrainingError) as caught, explaining_full_gpu(training, plans):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
     message = str(caught.value)
     assert "batches of 4 patches of 96 x 96 x 96" in message

@@ -235,7 +235,6 @@ def test_foreign_patches_are_padded_and_cropped(sides: tuple[int, ...]) -> None:
     torch.testing.assert_close(logits, expected)
 
 
-def test_the_summary_names_the_plans_to_train_with(tiny: TinyNnunet) -> None:
+def test_the_summary_gives_each_configurations_patch_and_batch(tiny: TinyNnunet) -> None:
     text = summary(tiny.root / "preprocessed" / tiny.dataset / "nnUNetPlans.json")
-    assert "train with -p nnUNetPlans" in text
-    assert "3d_fullres: patch 32 x 32 x 64, batch 2" in text
+    assert text == "  3d_fullres: patch 32 x 32 x 64, batch 2"
