@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from ctseg.container.build_process import BuildJob, BuiltVersion
 from ctseg.container.children import python_command, run_child
@@ -14,6 +14,7 @@ from ctseg.container.settings import Settings
 from ctseg.errors import OutputError, SetupError
 from ctseg.files.folders import require_writable
 from ctseg.model_spec import SPEC_NAME
+from ctseg.serving.locking import holder_of, lock_of
 
 _LOCK_NAME = ".ctseg-start.lock"
 _log = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ def repository_lock(settings: Settings) -> Iterator[None]:
         SetupError: The repository cannot be written, or another server builds for too long.
     """
     _require_own(settings.models)
-    lock = FileLock(settings.models / _LOCK_NAME)
+    lock = lock_of(settings.models / _LOCK_NAME)
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -56,7 +57,7 @@ def repository_lock(settings: Settings) -> Iterator[None]:
         except Timeout as error:
             raise SetupError(
                 f"{settings.models}: another server has been building for {settings.lock_timeout_s} s: look at its "
-                "log, or raise CTSEG_LOCK_TIMEOUT_S"
+                f"log, or raise CTSEG_LOCK_TIMEOUT_S; {holder_of(lock)} holds {lock.lock_file}"
             ) from error
     try:
         yield

@@ -1,5 +1,6 @@
 """What is wrong with this setup, and what to do about it."""
 
+import contextlib
 import importlib.metadata
 import os
 import shutil
@@ -192,6 +193,7 @@ def _repository(folder: Path) -> Iterator[Finding]:
         yield Finding(
             f"repository {folder}", "problem", f"{free >> 20} MiB free on its disk", "make room before building"
         )
+    yield from _locks(folder)
     for name in names:
         try:
             entry = read_entry(folder / name)
@@ -213,6 +215,20 @@ def _repository(folder: Path) -> Iterator[Finding]:
                     "export it with real scans and build it again, or use it knowingly",
                 )
             yield from _freshness(subject, entry.backend, item.folder, dict(item.build))
+
+
+def _locks(folder: Path) -> Iterator[Finding]:
+    from ctseg.serving.locking import flock_serves, why_flock_fails
+
+    with contextlib.suppress(OSError):  # nobody writes where this user may not
+        if not flock_serves(folder):
+            why = why_flock_fails(folder) or "a note in it says so"
+            yield Finding(
+                f"repository {folder}, locks",
+                "note",
+                f"flock does not serve there ({why}): writers take turns by files",
+                "after a writer was killed on another host, remove the file that its error names",
+            )
 
 
 def _freshness(subject: str, backend: str, folder: Path, build: dict[str, Any]) -> Iterator[Finding]:

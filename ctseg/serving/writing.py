@@ -9,12 +9,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from ctseg.errors import OutputError, SetupError
 from ctseg.files import atomic
 from ctseg.model_spec import SPEC_NAME, ModelSpec
 from ctseg.serving.entries import CONFIG_NAME
+from ctseg.serving.locking import holder_of, lock_of
 from ctseg.serving.signals import sigterm_as_exit
 from ctseg.triton.configuration import text_from_config
 
@@ -36,12 +37,17 @@ def writing(repository: Path, name: str) -> Iterator[None]:
     """
     try:
         repository.mkdir(parents=True, exist_ok=True)
-        with FileLock(repository / _LOCK_NAME, timeout=_LOCK_TIMEOUT_S):
+        lock = lock_of(repository / _LOCK_NAME)
+        try:
+            lock.acquire(timeout=_LOCK_TIMEOUT_S)
+        except Timeout as error:
+            raise SetupError(
+                f"{name}: {holder_of(lock)} has held {lock.lock_file} for {_LOCK_TIMEOUT_S:.0f} s: try again later"
+            ) from error
+        try:
             yield
-    except Timeout as error:
-        raise SetupError(
-            f"{name}: another process has held {repository / _LOCK_NAME} for {_LOCK_TIMEOUT_S:.0f} s: try again later"
-        ) from error
+        finally:
+            lock.release()
     except OSError as error:
         raise OutputError(f"{name}: cannot write into {repository}: {error}") from error
 

@@ -96,6 +96,16 @@ def test_changed_network_and_unproven_version_are_problems(repository: Path, tmp
     assert about(examine(repository=copy), "model unet, version 1").level == "problem"
 
 
+def test_repository_without_flock_is_told_and_what_killed_writers_leave(repository: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(repository, tmp_path / "r"))
+    assert not [finding for finding in examine(repository=copy) if finding.subject.endswith("locks")]
+    (copy / ".ctseg.no-flock").touch()
+    found = about(examine(repository=copy), f"repository {copy}, locks")
+    assert found.level == "note"
+    assert found.found == "flock does not serve there (a note in it says so): writers take turns by files"
+    assert "remove the file that its error names" in found.advice
+
+
 def test_broken_entry_is_named(repository: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(repository, tmp_path / "copy"))
     (copy / "unet" / "1" / "model.onnx").unlink()

@@ -1,0 +1,122 @@
+"""Who may write into a model repository: one at a time, also where the file system refuses flock.
+
+By rule the kernel's flock decides, which ends with its process whatever happens to that. Network file systems may
+refuse it, or keep it to one host. There a file decides that only one writer can create; a writer that was killed
+leaves it, and the next one on the same host sees that and goes on. What a repository needs is remembered in it, so
+that all its writers take turns by the same thing.
+"""
+
+import errno
+import logging
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from filelock import BaseFileLock, FileLock, SoftFileLock
+
+_log = logging.getLogger(__name__)
+
+_REFUSALS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL})
+_LOCAL_ONLY = frozenset({"nolock", "local_lock=all", "local_lock=flock", "localflock", "localflocks"})
+"""Mount options of NFS, Lustre, OCFS2 and GFS2 by which flock is granted, and unknown to every other host."""
+_NOTE_NAME = ".ctseg.no-flock"
+_NOTE = """flock is refused here, or kept to one host ({why}).
+Writers take turns by files that end in .held instead: each names its process and host.
+A writer that was killed leaves such a file; once that process is gone the file may be removed.
+Remove this note when every host that writes here has working locks, and none is writing.
+"""
+
+
+def lock_of(path: Path) -> BaseFileLock:
+    """Return the lock of a name in a folder that several hosts may share.
+
+    Args:
+        path: ``<folder>/<name>``; the folder exists. Where flock does not serve, ``<name>.held`` is the lock.
+
+    Returns:
+        A lock that is not held yet.
+
+    Raises:
+        OSError: Nothing can be written into the folder.
+    """
+    if not _writers_need_a_file(path.parent):
+        return FileLock(path)
+    return SoftFileLock(path.with_name(f"{path.name}.held"))
+
+
+def holder_of(lock: BaseFileLock) -> str:
+    """Return who holds a lock, for messages; where only a file tells, also when it may be removed."""
+    if not isinstance(lock, SoftFileLock):
+        return "another process"
+    try:
+        process, host, *_ = Path(lock.lock_file).read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return "another process"
+    host = host.partition("?")[0]  # filelock adds the namespace of process numbers
+    return f"process {process} on host {host} (if it has ended, remove {lock.lock_file})"
+
+
+def flock_serves(folder: Path) -> bool:
+    """Whether flock in a folder is known to all hosts that share it.
+
+    Args:
+        folder: An existing folder; nothing is left in it.
+
+    Raises:
+        OSError: Nothing can be written into it.
+    """
+    return not (folder / _NOTE_NAME).exists() and not why_flock_fails(folder)
+
+
+def why_flock_fails(folder: Path, *, mounts: Path = Path("/proc/self/mountinfo")) -> str:
+    """Return why flock does not keep writers apart in a folder; empty where it does.
+
+    Args:
+        folder: An existing folder; nothing is left in it.
+        mounts: What is mounted where, as Linux tells it.
+
+    Raises:
+        OSError: Nothing can be written into the folder.
+    """
+    if sys.platform == "win32":
+        return ""
+    import fcntl
+
+    if local := _LOCAL_ONLY & _mount_options(folder, mounts):
+        return f"mounted with {', '.join(sorted(local))}"
+    with tempfile.TemporaryFile(dir=folder, prefix=".ctseg-flock-") as probe:  # its own, so nobody is in the way
+        try:
+            fcntl.flock(probe, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in _REFUSALS:
+                return f"{errno.errorcode[error.errno]}, {error.strerror}"
+            raise
+    return ""
+
+
+def _writers_need_a_file(folder: Path) -> bool:
+    note = folder / _NOTE_NAME
+    if note.exists():
+        return True
+    why = why_flock_fails(folder)
+    if why:
+        _log.warning("%s: flock does not serve here (%s): writers take turns by files, see %s", folder, why, note)
+        note.write_text(_NOTE.format(why=why), encoding="utf-8")
+    return bool(why)
+
+
+def _mount_options(folder: Path, mounts: Path) -> set[str]:
+    """Return the options of the mount that a folder lies on; none where the system does not tell."""
+    try:
+        lines = mounts.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        device = folder.stat().st_dev
+    except OSError:
+        return set()
+    options: set[str] = set()
+    for line in lines:
+        before, _, after = line.partition(" - ")
+        major, _, minor = before.split()[2].partition(":")
+        if (int(major), int(minor)) == (os.major(device), os.minor(device)):
+            options |= {*before.split()[5].split(","), *after.split()[-1].split(",")}
+    return options
