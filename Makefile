@@ -28,7 +28,7 @@ install-server: $(CLIENT_VENV)/bin/python  ## the client and a Triton server for
 	@echo "installed: $(CLIENT_VENV)/bin/ctseg, with a server"
 
 demo: $(DEMO_VENV)/.ready  ## segment real CT through a real Triton server; pictures in demo_output/
-	$(DEMO_VENV)/bin/python scripts/demo.py --output demo_output
+	$(DEMO_VENV)/bin/python -m scripts.demo --output demo_output
 
 test: $(TEST_VENV)/.ready  ## all tests but the slow ones
 	$(PYTEST) -m "not full" $(IN_PARALLEL)

@@ -1,10 +1,11 @@
 """Train the demo's networks, as `model_repository/README.md` describes; resumable.
 
-    python scripts/train_demo_model.py unet|swin --epochs 60
+    python scripts/train_demo_model.py sarcoma --epochs 60
+    python scripts/train_demo_model.py composition --epochs 90
 
-Needs nnU-Net's three folders in the environment, and Dataset101_Sarcoma planned and preprocessed under
-the name `nnUNetPlans_demo`. The plans are nnU-Net's own at twice the in-plane spacing; here they get a
-smaller patch and a smaller network, so that two CPU cores can train them within an hour.
+Needs nnU-Net's three folders in the environment, and the model's dataset planned and preprocessed under
+the name `nnUNetPlans_demo`. The plans are nnU-Net's own at a coarser in-plane spacing; here they get a
+smaller patch and a smaller network, so that CPU cores can train them within an hour or two.
 """
 
 import argparse
@@ -18,27 +19,29 @@ from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoi
 from ctseg.train.architectures import swin_architecture, unet_architecture
 
 PLANS = "nnUNetPlans_demo"
-PATCH_SIZE = [32, 64, 64]
+DATASETS = {"sarcoma": "Dataset101_Sarcoma", "composition": "Dataset102_Composition"}
+PATCH_SIZES = {"sarcoma": [32, 64, 64], "composition": [24, 80, 80]}
 
 
-def write_plans(kind: str) -> str:
+def write_plans(model: str, network: str) -> str:
     """Write the small variant of the demo's plans beside them; return its name."""
-    folder = Path(str(nnUNet_preprocessed)) / "Dataset101_Sarcoma"
+    folder = Path(str(nnUNet_preprocessed)) / DATASETS[model]
     plans = json.loads((folder / f"{PLANS}.json").read_text())
     configuration = plans["configurations"]["3d_fullres"]
-    configuration.update(patch_size=PATCH_SIZE, batch_size=2)
+    configuration.update(patch_size=PATCH_SIZES[model], batch_size=2)
     configuration["architecture"] = (
-        unet_architecture(3, features=(16, 32, 64, 128), blocks=2) if kind == "unet" else swin_architecture(3)
+        unet_architecture(3, features=(16, 32, 64, 128), blocks=2) if network == "unet" else swin_architecture(3)
     )
-    plans["plans_name"] = f"{PLANS}_{kind}"
+    plans["plans_name"] = f"{PLANS}_{network}"
     plans["configurations"] = {"3d_fullres": configuration}
-    (folder / f"{PLANS}_{kind}.json").write_text(json.dumps(plans, indent=4))
+    (folder / f"{PLANS}_{network}.json").write_text(json.dumps(plans, indent=4))
     return plans["plans_name"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("kind", choices=["unet", "swin"])
+    parser.add_argument("model", choices=list(DATASETS))
+    parser.add_argument("--network", choices=["unet", "swin"], default="unet")
     parser.add_argument("--epochs", type=int, required=True)
     parser.add_argument("--iterations", type=int, default=50)
     parser.add_argument("--lr", type=float, default=None)
@@ -46,11 +49,13 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--pretrained", help="checkpoint whose weights to begin with")
     args = parser.parse_args()
-    trainer_name = {"unet": "nnUNetTrainer", "swin": "nnUNetTrainerSwinUNETR"}[args.kind]
-    plans_name = write_plans(args.kind)
+    trainer_name = {"unet": "nnUNetTrainer", "swin": "nnUNetTrainerSwinUNETR"}[args.network]
+    plans_name = write_plans(args.model, args.network)
     fold = "all" if args.fold == "all" else int(args.fold)
     device = torch.device("cpu")
-    trainer = get_trainer_from_args("101", "3d_fullres", fold, trainer_name, plans_name, args.resume, device)
+    trainer = get_trainer_from_args(
+        DATASETS[args.model], "3d_fullres", fold, trainer_name, plans_name, args.resume, device
+    )
     trainer.num_epochs = args.epochs
     trainer.num_iterations_per_epoch = args.iterations
     trainer.num_val_iterations_per_epoch = 4
