@@ -56,7 +56,7 @@ def _add_export(commands: "argparse._SubParsersAction[Parser]") -> None:
         "--precision",
         nargs="+",
         default=["fp32"],
-        choices=["fp32", "fp16"],
+        choices=["fp32", "fp16", "bf16"],
         help="networks to write; fp32 is always written",
     )
     target.add_argument("--fp16_output", action="store_true", help="let the FP16 network answer in FP16: half the wire")

@@ -13,7 +13,7 @@ from ctseg.deploy.build_job import BuildOptions, Job
 from ctseg.deploy.build_onnxruntime import build_onnxruntime
 from ctseg.deploy.build_python import build_python
 from ctseg.deploy.build_tensorrt import build_tensorrt
-from ctseg.deploy.bundle import Bundle, read_bundle
+from ctseg.deploy.bundle import Bundle, read_bundle, source_precision
 from ctseg.deploy.runtimes import Measure, seconds_per_patch
 from ctseg.deploy.tensorrt_plan import Compiler
 from ctseg.errors import ParityError
@@ -64,7 +64,7 @@ def build_entry(
     """
     bundle = read_bundle(bundle_folder)
     spec = _spec_of(bundle, options)
-    source = bundle.variant(options.precision)
+    source = bundle.variant(source_precision(options.precision, options.backend))
     if not source.proven and not options.accept_unproven:
         raise ParityError(
             f"{spec.name}: {bundle.folder / source.file} is not proven: "
@@ -77,7 +77,7 @@ def build_entry(
 
 
 def _spec_of(bundle: Bundle, options: BuildOptions) -> ModelSpec:
-    spec = bundle.spec_of(options.precision)
+    spec = bundle.spec_of(options.precision, options.backend)
     changes: dict[str, Any] = {}
     if options.name is not None:
         changes["name"] = options.name

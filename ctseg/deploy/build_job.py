@@ -12,6 +12,7 @@ from typing import Any
 
 from ctseg.deploy.bundle import Bundle
 from ctseg.deploy.live_proof import prove_live
+from ctseg.deploy.onnx_file import data_files
 from ctseg.deploy.parity import require
 from ctseg.deploy.parity_data import ParityData
 from ctseg.deploy.parity_report import Check, ParityReport, Variant, summary
@@ -95,6 +96,11 @@ class Job:
         """The ONNX file."""
         return self.bundle.folder / self.source.file
 
+    @cached_property
+    def data_files(self) -> tuple[Path, ...]:
+        """Files beside the ONNX file with its weights; none for most."""
+        return data_files(self.model_file)
+
     @property
     def identity(self) -> dict[str, Any]:
         """What of the bundle and the options a build depends on, as it stands in ``build.json``."""
@@ -132,6 +138,7 @@ class Built:
         precision_hint: OpenVINO's inference precision.
         threads: CPU threads of an instance of the python backend.
         compute_capability: Of the GPU that a plan is for.
+        data_files: Files with weights that the model file needs beside it.
     """
 
     model_file: Path
@@ -141,6 +148,7 @@ class Built:
     precision_hint: str = ""
     threads: int = 0
     compute_capability: str = ""
+    data_files: tuple[Path, ...] = ()
 
 
 def up_to_date(job: Job, expected: Mapping[str, Any]) -> Entry | None:
@@ -231,6 +239,7 @@ def _draft(job: Job, built: Built, checks: tuple[Check, ...]) -> EntryDraft:
         ),
         backend=job.options.backend,
         model_file=built.model_file,
+        data_files=built.data_files,
         runtime=built.runtime,
         precision_hint=built.precision_hint,
         instance_count=job.options.instance_count,

@@ -26,4 +26,4 @@ def build_onnxruntime(job: Job) -> Entry:
     check = try_on_cpu(job, "onnxruntime").check
     job.require(check)
     # Triton's backend brings its own ONNX Runtime: the live check is what proves that one
-    return finish(job, Built(job.model_file, check, {**tools, "network": check.network}))
+    return finish(job, Built(job.model_file, check, {**tools, "network": check.network}, data_files=job.data_files))

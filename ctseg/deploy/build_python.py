@@ -81,6 +81,7 @@ def build_python(job: Job) -> Entry:
             runtime=best.runtime,
             precision_hint=best.precision_hint,
             threads=options.threads,
+            data_files=job.data_files,
         ),
     )
 

@@ -11,7 +11,6 @@ from ctseg.deploy.build_job import Built, Job, add_to_newest, finish, is_same, p
 from ctseg.deploy.engine_types import require_precision
 from ctseg.deploy.parity import check_network
 from ctseg.deploy.tensorrt_plan import PlanOptions, Signature, TensorRt, built_with
-from ctseg.errors import SetupError
 from ctseg.files.folders import require_writable
 from ctseg.serving.entries import Entry
 
@@ -26,11 +25,6 @@ def build_tensorrt(job: Job) -> Entry:
         OutputError: The repository cannot be written.
     """
     name, precision = job.spec.name, job.options.precision
-    if precision == "bf16":
-        raise SetupError(
-            f"{name}: TensorRT takes its precision from the graph, and the bundle's ONNX has no bf16: take fp16",
-            settings=("precision",),
-        )
     compiler = job.compiler or TensorRt(job.options.server_tensorrt)
     gpu = compiler.gpu
     plan_options = replace(

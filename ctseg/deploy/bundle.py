@@ -1,7 +1,8 @@
 """The bundle: what export writes and build reads, one folder for one trained model.
 
-``ctseg.json`` (spec of the FP32 network), ``model.onnx``, ``model.<precision>.onnx``, ``parity.json``,
-``parity.md`` (for people), ``parity/`` (patches and one case with PyTorch's logits).
+``ctseg.json`` (spec of the FP32 network), ``model.onnx``, ``model.<precision>.onnx``, beside each ``<name>.data`` with
+its weights if they are too large for one file, ``parity.json``, ``parity.md`` (for people), ``parity/`` (patches and
+one case with PyTorch's logits).
 """
 
 import shutil
@@ -9,13 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ctseg.deploy.onnx_file import sha256_of_network
 from ctseg.deploy.parity_data import ParityData
 from ctseg.deploy.parity_report import ParityReport, Variant
 from ctseg.errors import OutputError, SetupError, SpecError
 from ctseg.files.atomic import appearing
-from ctseg.files.digests import sha256_of_file
 from ctseg.files.folders import require_writable
 from ctseg.model_spec import SPEC_NAME, ModelSpec, Precision
+from ctseg.serving.entries import Backend
 
 PARITY_NAME = "parity.json"
 PAGE_NAME = "parity.md"
@@ -23,8 +25,13 @@ DATA_NAME = "parity"
 
 
 def model_name(precision: Precision) -> str:
-    """Return the name of the ONNX file of a precision; bf16 has none: the runtime rounds the FP32 graph."""
-    return "model.fp16.onnx" if precision == "fp16" else "model.onnx"
+    """Return the name of the ONNX file whose graph has a precision."""
+    return "model.onnx" if precision == "fp32" else f"model.{precision}.onnx"
+
+
+def source_precision(precision: Precision, backend: Backend) -> Precision:
+    """Return the precision of the graph that a backend takes: a CPU's runtime rounds the FP32 graph to BF16 itself."""
+    return "fp32" if precision == "bf16" and backend != "tensorrt" else precision
 
 
 @dataclass(frozen=True)
@@ -42,16 +49,16 @@ class Bundle:
     report: ParityReport
 
     def variant(self, precision: Precision) -> Variant:
-        """Return the model file for a precision and what is known about it.
+        """Return the model file whose graph has a precision, and what is known about it.
 
         Raises:
-            SpecError: The bundle has none, or the file is not the one that was checked.
+            SpecError: The bundle has none, or the file, or weights beside it, are not what was checked.
         """
         file = model_name(precision)
         for variant in self.report.variants:
             if variant.file == file:
                 path = self.folder / file
-                if not path.is_file() or sha256_of_file(path) != variant.sha256:
+                if not path.is_file() or sha256_of_network(path) != variant.sha256:
                     raise SpecError(f"{path}: is missing or not the file that {PARITY_NAME} describes: export again")
                 return variant
         having = ", ".join(variant.precision for variant in self.report.variants)
@@ -60,13 +67,17 @@ class Bundle:
             settings=("precision",),
         )
 
-    def spec_of(self, precision: Precision) -> ModelSpec:
+    def spec_of(self, precision: Precision, backend: Backend = "tensorrt") -> ModelSpec:
         """Return the spec of a precision's network, with its parity figures.
+
+        Args:
+            precision: Of the network that is served.
+            backend: What runs it.
 
         Raises:
             SpecError: The bundle has no such network.
         """
-        variant = self.variant(precision)
+        variant = self.variant(source_precision(precision, backend))
         parity = next(iter(variant.checks)).as_parity(detail=variant.kept_fp32) if variant.checks else self.spec.parity
         output = self.spec.output.model_copy(update={"dtype": variant.output_dtype})
         return self.spec.model_copy(update={"precision": precision, "output": output, "parity": parity})

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from ctseg.compiled.cpus import usable_cpus
 from ctseg.errors import CtsegError, ModelNotFoundError, SetupError, SpecError
-from ctseg.files.digests import sha256_of_file
+from ctseg.files.digests import sha256_of_files
 from ctseg.nnunet.variables import VARIABLES
 
 Level = Literal["ok", "note", "problem"]
@@ -233,13 +233,14 @@ def _locks(folder: Path) -> Iterator[Finding]:
 
 def _freshness(subject: str, backend: str, folder: Path, build: dict[str, Any]) -> Iterator[Finding]:
     from ctseg.deploy.runtimes import available_runtimes, describe_runtime
-    from ctseg.serving.entries import MODEL_NAMES
+    from ctseg.serving.entries import DATA_FILES_KEY, MODEL_NAMES
 
     if backend == "tensorrt":
         yield from _plan_freshness(subject, build)
         return
     file = folder / MODEL_NAMES[backend]
-    if build.get("onnx_sha256") not in (None, sha256_of_file(file)):
+    beside = [folder / name for name in sorted(build.get(DATA_FILES_KEY, {}))]
+    if build.get("onnx_sha256") not in (None, sha256_of_files((file, *beside))):
         yield Finding(
             f"{subject}, network", "problem", f"{file} is not the file that was proven", "build the entry again"
         )

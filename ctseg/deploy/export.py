@@ -2,11 +2,11 @@
 
 import logging
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -19,7 +19,14 @@ from ctseg.deploy.bundle import (
     model_name,
     write_bundle,
 )
-from ctseg.deploy.onnx_graph import DEFAULT_OPSET, check_size, onnx_graph_of
+from ctseg.deploy.onnx_file import (
+    MAX_ONE_FILE_BYTES,
+    read_graph,
+    sha256_of_network,
+    without_weights,
+    write_graph,
+)
+from ctseg.deploy.onnx_graph import DEFAULT_OPSET, onnx_graph_of, weight_bytes_of
 from ctseg.deploy.parity import check_network, require
 from ctseg.deploy.parity_data import ParityData, PreparedCase
 from ctseg.deploy.parity_report import Check, ParityReport, Variant, summary
@@ -27,8 +34,10 @@ from ctseg.deploy.reference import parity_data_of
 from ctseg.deploy.runtimes import describe_runtime, onnxruntime_network
 from ctseg.deploy.trained_model import LoadedModel
 from ctseg.errors import ParityError, SetupError
-from ctseg.files.digests import sha256_of_file
 from ctseg.model_spec import SPEC_NAME, ModelSpec, Precision
+
+if TYPE_CHECKING:
+    from ctseg.deploy.precision import Attempt
 
 Mirroring = Literal["graph", "client", "none"]
 
@@ -46,6 +55,7 @@ class ExportOptions:
         fp16_output: Let the FP16 network answer in FP16, which halves the wire.
         opset: ONNX operator set.
         max_batch_size: Most patches in one request.
+        one_file_bytes: Weights from which on an ONNX file keeps them in another one beside it.
         accept_unproven: Write networks that failed the gate, marked as unproven.
     """
 
@@ -55,6 +65,7 @@ class ExportOptions:
     fp16_output: bool = False
     opset: int = DEFAULT_OPSET
     max_batch_size: int = 4
+    one_file_bytes: int = MAX_ONE_FILE_BYTES
     accept_unproven: bool = False
 
 
@@ -89,7 +100,6 @@ def export_model(
         name=options.name or model.default_name, mirroring=mirroring, max_batch_size=options.max_batch_size
     )
     spec.check_runnable()
-    check_size(model, spec)
     if not cases and not options.accept_unproven:
         raise ParityError(
             f"{spec.name}: no real scan to prove the graph with: give real scans (nnU-Net's preprocessed data was not "
@@ -114,16 +124,16 @@ def _fill(
     report: Callable[[str], None],
 ) -> None:
     """Write graphs, each proven, and what is known about them into the folder of a bundle."""
-    import onnx
-
-    graph = onnx_graph_of(model, spec, opset=options.opset)
-    onnx.save(graph, folder / model_name("fp32"))
-    check = _check_file(folder / model_name("fp32"), data, spec)
-    report(summary([check]))
-    require(check, model=spec.name, accept_unproven=options.accept_unproven, data=data)
-    variants = [_variant(folder, "fp32", (check,))]
-    if "fp16" in options.precisions:
-        variants.append(_fp16_variant(folder, graph, data, spec, options, report))
+    with tempfile.TemporaryDirectory(prefix=".outside-", dir=folder) as temporary:  # what comes in holds the rest too
+        job = _Job(folder, spec, data, options, report, Path(temporary))
+        graph = _write_fp32(job, model)
+        check = job.compared(folder / model_name("fp32"), "fp32")
+        report(summary([check]))
+        require(check, model=spec.name, accept_unproven=options.accept_unproven, data=data)
+        variants = [job.variant("fp32", (check,))]
+        for precision in ("fp16", "bf16"):
+            if precision in options.precisions:
+                variants.append(_half_variant(job, precision, graph))
     final = spec.model_copy(update={"parity": check.as_parity(detail="" if data.is_real else "no real scan was given")})
     (folder / SPEC_NAME).write_text(final.to_json() + "\n", encoding="utf-8")
     parity = ParityReport(
@@ -138,63 +148,106 @@ def _fill(
     data.write(folder / DATA_NAME)
 
 
-def _check_file(path: Path, data: ParityData, spec: ModelSpec) -> Check:
-    return check_network(
-        onnxruntime_network(path),
-        data,
-        spec,
-        what=f"{path.name} in {describe_runtime('onnxruntime')} on the CPU",
-        precision="fp32",
-        sha256=sha256_of_file(path),
-    )
+@dataclass(frozen=True)
+class _Job:
+    """One export.
+
+    Attributes:
+        folder: Takes the bundle's files.
+        spec: The network's contract.
+        data: What networks are compared on.
+        options: How.
+        report: Takes lines that say how it goes.
+        temporary: For what is needed in between.
+    """
+
+    folder: Path
+    spec: ModelSpec
+    data: ParityData
+    options: ExportOptions
+    report: Callable[[str], None]
+    temporary: Path
+
+    def compared(self, path: Path, precision: Precision, *, stands_for: Path | None = None) -> Check:
+        """Compare an ONNX file with PyTorch; a simulation is one that stands for another."""
+        file = stands_for or path
+        how = f", {precision.upper()} tensors rounded to {precision.upper()}," if stands_for else ""
+        return check_network(
+            onnxruntime_network(path),
+            self.data,
+            self.spec,
+            what=f"{file.name}{how} in {describe_runtime('onnxruntime')} on the CPU",
+            precision=precision,
+            sha256=sha256_of_network(file),
+        )
+
+    def variant(self, precision: Precision, checks: tuple[Check, ...], **extra: Any) -> Variant:
+        """Return what is known about the file of a precision."""
+        file = model_name(precision)
+        sha256 = sha256_of_network(self.folder / file)
+        return Variant(file=file, precision=precision, sha256=sha256, checks=checks, **extra)
+
+    def write(self, graph: Any, path: Path) -> None:
+        """Write an ONNX file, with its weights beside it if they are too large for one."""
+        write_graph(graph, path, one_file_bytes=self.options.one_file_bytes)
 
 
-def _variant(folder: Path, precision: Precision, checks: tuple[Check, ...], **extra: Any) -> Variant:
-    file = model_name(precision)
-    return Variant(file=file, precision=precision, sha256=sha256_of_file(folder / file), checks=checks, **extra)
+def _write_fp32(job: _Job, model: LoadedModel) -> Any:
+    """Write the FP32 network, and return its graph; weights that are too large for one file stay in theirs."""
+    path = job.folder / model_name("fp32")
+    if weight_bytes_of(model) < job.options.one_file_bytes:
+        graph = onnx_graph_of(model, job.spec, opset=job.options.opset)
+        job.write(graph, path)
+        return graph
+    with tempfile.TemporaryDirectory(dir=job.temporary) as exported:
+        job.write(onnx_graph_of(model, job.spec, opset=job.options.opset, outside=Path(exported)), path)
+    return read_graph(path)
 
 
-def _fp16_variant(
-    folder: Path, graph: Any, data: ParityData, spec: ModelSpec, options: ExportOptions, report: Callable[[str], None]
-) -> Variant:
+def _half_variant(job: _Job, precision: Literal["fp16", "bf16"], graph: Any) -> Variant:
     """Take the first mixed network that passes; the most aggressive comes first."""
-    import onnx
-
-    from ctseg.deploy.precision import fp16_attempts
-
-    output_dtype: Literal["FP32", "FP16"] = "FP16" if options.fp16_output else "FP32"
-    path = folder / model_name("fp16")
+    output_dtype: Literal["FP32", "FP16"] = "FP16" if job.options.fp16_output and precision == "fp16" else "FP32"
+    path = job.folder / model_name(precision)
     last: Variant | None = None
-    for attempt in fp16_attempts(
-        graph, np.asarray(data.patches if len(data.patches) else data.random), output_dtype=output_dtype
-    ):
-        onnx.save(attempt.mixed, path)
-        with tempfile.TemporaryDirectory(prefix="ctseg-fp16-") as temporary:
-            simulated = Path(temporary) / "simulated.onnx"
-            onnx.save(attempt.simulated, simulated)
-            checks = (
-                check_network(
-                    onnxruntime_network(simulated),
-                    data,
-                    spec,
-                    what=f"{path.name}, FP16 tensors rounded to FP16, in {describe_runtime('onnxruntime')} on the CPU",
-                    precision="fp16",
-                    sha256=sha256_of_file(path),
-                ),
-            )
-        last = _variant(folder, "fp16", checks, kept_fp32=attempt.kept_fp32, output_dtype=output_dtype)
-        report(f"  fp16, kept in FP32: {attempt.kept_fp32}")
-        report(summary(checks))
+    for attempt in _attempts(job, precision, graph, output_dtype):
+        job.write(attempt.mixed, path)
+        with tempfile.TemporaryDirectory(dir=job.temporary) as temporary:
+            job.write(attempt.simulated, Path(temporary) / "simulated.onnx")
+            checks = (job.compared(Path(temporary) / "simulated.onnx", precision, stands_for=path),)
+        last = job.variant(precision, checks, kept_fp32=attempt.kept_fp32, output_dtype=output_dtype)
+        job.report(f"  {precision}, kept in FP32: {attempt.kept_fp32}")
+        job.report(summary(checks))
         if last.proven:
-            onnxruntime_network(path)(data.random[:1])  # the types of the real graph fit together
+            _require_types_that_fit(path, precision, job.data)
             return last
     if last is None:
-        raise SetupError(f"{spec.name}: there is no mixed network to try")
+        raise SetupError(f"{job.spec.name}: there is no mixed network to try")
     try:
-        require(last.checks[0], model=spec.name, accept_unproven=options.accept_unproven, data=data)
+        require(last.checks[0], model=job.spec.name, accept_unproven=job.options.accept_unproven, data=job.data)
     except ParityError as error:
         raise ParityError(
-            f"{error}; without the FP16 network the FP32 network is written, which passes",
+            f"{error}; without the {precision.upper()} network the FP32 network is written, which passes",
             settings=(*error.settings, "precision"),
         ) from error
     return last
+
+
+def _attempts(
+    job: _Job, precision: Literal["fp16", "bf16"], graph: Any, output_dtype: Literal["FP32", "FP16"]
+) -> "Iterator[Attempt]":
+    from ctseg.deploy.precision import bf16_attempts, fp16_attempts
+
+    if precision == "bf16":
+        return bf16_attempts(graph, outside=job.temporary)
+    patches = np.asarray(job.data.patches if len(job.data.patches) else job.data.random)
+    return fp16_attempts(graph, patches, output_dtype=output_dtype, outside=job.temporary)
+
+
+def _require_types_that_fit(path: Path, precision: Precision, data: ParityData) -> None:
+    """Let the types of the real graph be checked, which its simulation says nothing about."""
+    import onnx
+
+    if precision == "fp16":
+        onnxruntime_network(path)(data.random[:1])
+    else:  # ONNX Runtime has no BF16 convolution on a CPU
+        onnx.checker.check_model(without_weights(read_graph(path))[0], full_check=True)

@@ -1,8 +1,10 @@
 """The network as one ONNX graph: folds and, where asked for, flips averaged in it."""
 
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ctseg.deploy.onnx_file import read_graph, with_weights, without_weights
 from ctseg.deploy.opset import lower_to_opset_17
 from ctseg.deploy.trained_model import LoadedModel
 from ctseg.errors import SpecError
@@ -15,8 +17,6 @@ if TYPE_CHECKING:
 DEFAULT_OPSET = 17
 EXPORTER_OPSET = 18
 """The lowest that torch's exporter writes."""
-MAX_ONE_FILE_BYTES = 1_900_000_000
-"""Of weights. Protobuf stops at 2 GiB, and the graph itself and folded constants need room."""
 _FOLDING_LIMIT_BYTES = 1 << 20
 """Constants larger than this stay computed in the graph: Swin's attention masks would grow it fivefold."""
 
@@ -58,13 +58,18 @@ def served_module(model: LoadedModel, spec: ModelSpec) -> "torch.nn.Module":
     return Served().eval()
 
 
-def onnx_graph_of(model: LoadedModel, spec: ModelSpec, *, opset: int = DEFAULT_OPSET) -> Any:
+def onnx_graph_of(
+    model: LoadedModel, spec: ModelSpec, *, opset: int = DEFAULT_OPSET, outside: Path | None = None
+) -> Any:
     """Export the network with torch's exporter, simplified, with a dynamic batch.
 
     Args:
         model: The trained model.
         spec: Its contract; names the tensors, and says whether the graph mirrors.
         opset: ONNX operator set, 17 or more.
+        outside: Empty folder for the weights of a network that is too large for one file: they stay there, see
+            :mod:`ctseg.deploy.onnx_file`, and what could be computed from them beforehand is not. None keeps them
+            in the graph.
 
     Returns:
         ``onnx.ModelProto`` that ONNX's checker accepts.
@@ -78,24 +83,14 @@ def onnx_graph_of(model: LoadedModel, spec: ModelSpec, *, opset: int = DEFAULT_O
 
     if opset < DEFAULT_OPSET:
         raise SpecError(f"{spec.name}: opset {opset} has no LayerNormalization; take {DEFAULT_OPSET} or more")
-    example = torch.zeros((2, len(spec.channels), *spec.patch_size))
-    batch = torch.export.Dim("batch", min=1, max=1024)
+    weights: dict[str, Any] = {}
     try:
-        with warnings.catch_warnings():
-            # of torch's own internals, while it exports; a wrong graph is what the parity gate is for
-            warnings.simplefilter("ignore", FutureWarning)
-            warnings.simplefilter("ignore", DeprecationWarning)
-            program = torch.onnx.export(
-                served_module(model, spec),
-                (example,),
-                input_names=[spec.input.name],
-                output_names=[spec.output.name],
-                dynamo=True,
-                dynamic_shapes=({0: batch},),
-                opset_version=max(opset, EXPORTER_OPSET),
-                verbose=False,
-            )
-        graph = None if program is None else program.model_proto
+        program = _exported(served_module(model, spec), spec, max(opset, EXPORTER_OPSET))
+        if outside is None:
+            graph = program.model_proto
+        else:
+            program.save(outside / "exported.onnx", external_data=True)
+            graph, weights = without_weights(read_graph(outside / "exported.onnx"))
         graph = onnxslim.slim(graph, size_threshold=_FOLDING_LIMIT_BYTES)
         if opset == DEFAULT_OPSET:
             graph = lower_to_opset_17(graph)
@@ -111,20 +106,38 @@ def onnx_graph_of(model: LoadedModel, spec: ModelSpec, *, opset: int = DEFAULT_O
         raise SpecError(f"{spec.name}: the network cannot be exported to ONNX opset {opset}: {error}") from error
     for value in graph.graph.input[0], graph.graph.output[0]:
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
-    return graph
+    if spec.mirroring == "graph":
+        # torch notes the example's batch in these shapes, and ONNX Runtime believes them where an answer is bound
+        del graph.graph.value_info[:]
+    return with_weights(graph, weights) if weights else graph
 
 
-def check_size(model: LoadedModel, spec: ModelSpec) -> None:
-    """Refuse, before the minutes that an export takes, weights that one ONNX file cannot hold.
+def _exported(module: "torch.nn.Module", spec: ModelSpec, opset: int) -> Any:
+    """Return torch's own form of the exported network."""
+    import torch
 
-    Raises:
-        SpecError: They are too large together.
-    """
-    # a state dict names nnU-Net's weights several times, `parameters` each once
-    weights = sum(item.numel() * item.element_size() for network in model.networks for item in network.parameters())
-    if weights >= MAX_ONE_FILE_BYTES:
-        raise SpecError(
-            f"{spec.name}: the weights of {len(model.networks)} folds have {weights / 1e9:.2f} GB, one ONNX file holds "
-            f"{MAX_ONE_FILE_BYTES / 1e9:.1f}: export fewer folds, or a network with fewer features",
-            settings=("folds",),
+    example = torch.zeros((2, len(spec.channels), *spec.patch_size))
+    batch = torch.export.Dim("batch", min=1, max=1024)
+    with warnings.catch_warnings():
+        # of torch's own internals, while it exports; a wrong graph is what the parity gate is for
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        program = torch.onnx.export(
+            module,
+            (example,),
+            input_names=[spec.input.name],
+            output_names=[spec.output.name],
+            dynamo=True,
+            dynamic_shapes=({0: batch},),
+            opset_version=opset,
+            verbose=False,
         )
+    if program is None:
+        raise RuntimeError("torch gave no graph")
+    return program
+
+
+def weight_bytes_of(model: LoadedModel) -> int:
+    """Return how many bytes the weights of all folds have in a graph."""
+    # a state dict names nnU-Net's weights several times, `parameters` each once
+    return sum(item.numel() * item.element_size() for network in model.networks for item in network.parameters())

@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from google.protobuf.message import DecodeError
 
 from ctseg.deploy.build_job import now
 from ctseg.deploy.engine_types import require_precision
+from ctseg.deploy.onnx_file import read_graph, sha256_of_network, without_weights, write_graph
 from ctseg.deploy.parity import compare
 from ctseg.deploy.runtimes import onnxruntime_network
 from ctseg.deploy.tensorrt_plan import Compiler, PlanOptions, Signature, TensorRt, built_with
-from ctseg.errors import OutputError, ParityError, SetupError, SpecError
+from ctseg.errors import OutputError, ParityError, SpecError
 from ctseg.files import atomic
-from ctseg.files.digests import sha256_of_file
 from ctseg.model_spec import Precision, Tensor
 
 _log = logging.getLogger(__name__)
@@ -29,7 +28,7 @@ class PlanFileOptions:
     """How an ONNX file becomes a plan.
 
     Attributes:
-        precision: ``fp16`` converts an FP32 graph.
+        precision: ``fp16`` and ``bf16`` convert an FP32 graph.
         plan: How it is compiled.
         accept_unproven: Write the plan whatever the comparison says.
         server_tensorrt: TensorRT version of the server; None asks the library on this machine.
@@ -55,7 +54,8 @@ def build_plan_file(
     of the FP32 graph. ``<output>.json`` records what the plan was built with.
 
     Args:
-        onnx_file: An FP32 graph with one input and one output, dynamic in the batch only; or an FP16 one.
+        onnx_file: An FP32 graph with one input and one output, dynamic in the batch only; or an FP16 one. Weights
+            may lie in files beside it.
         output: The plan.
         options: How.
         report: Takes lines that say how it goes.
@@ -71,8 +71,6 @@ def build_plan_file(
         OutputError: The plan cannot be written.
     """
     precision, plan = options.precision, options.plan
-    if precision == "bf16":
-        raise SetupError(f"{onnx_file}: bf16 plans are not built: take fp16", settings=("precision",))
     compiler = compiler or TensorRt(options.server_tensorrt)
     with tempfile.TemporaryDirectory(prefix="ctseg-plan-") as temporary:
         source, signature = _typed_graph(onnx_file, precision, Path(temporary))
@@ -91,7 +89,7 @@ def build_plan_file(
         )
     info = {
         **built_with(compiler, plan),
-        "onnx_sha256": sha256_of_file(onnx_file),
+        "onnx_sha256": sha256_of_network(onnx_file),
         "precision": precision,
         "network_layers": dict(built.network_types),
         "engine_layers": dict(types),
@@ -113,21 +111,27 @@ def _typed_graph(onnx_file: Path, precision: Precision, folder: Path) -> tuple[P
     """Return the graph in its precision, and what it takes and gives."""
     import onnx
 
-    from ctseg.deploy.precision import fp16_attempts
+    from ctseg.deploy.precision import bf16_attempts, fp16_attempts
 
+    graph = read_graph(onnx_file)
     try:
-        graph = onnx.load(onnx_file, format="protobuf")
-        onnx.checker.check_model(graph)
+        onnx.checker.check_model(without_weights(graph)[0])
         (feed,), (answer,) = graph.graph.input, graph.graph.output
-    except (OSError, ValueError, onnx.checker.ValidationError, DecodeError) as error:
+    except (ValueError, onnx.checker.ValidationError) as error:
         raise SpecError(f"{onnx_file}: not an ONNX file with one input and one output: {error}") from error
     source = onnx_file
+    half = {onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
     is_fp32 = feed.type.tensor_type.elem_type == onnx.TensorProto.FLOAT and not any(
-        item.data_type == onnx.TensorProto.FLOAT16 for item in graph.graph.initializer
+        item.data_type in half for item in graph.graph.initializer
     )
-    if precision == "fp16" and is_fp32:
-        source = folder / "fp16.onnx"
-        onnx.save(next(fp16_attempts(graph, np.empty((0,), np.float32))).mixed, source)
+    if precision != "fp32" and is_fp32:
+        source = folder / f"{precision}.onnx"
+        attempts = (
+            bf16_attempts(graph, outside=folder)
+            if precision == "bf16"
+            else fp16_attempts(graph, np.empty((0,), np.float32), outside=folder)
+        )
+        write_graph(next(attempts).mixed, source)
     return source, _signature(feed, answer, onnx_file)
 
 

@@ -19,6 +19,8 @@ Backend = Literal["python", "onnxruntime", "tensorrt"]
 
 CONFIG_NAME = "config.pbtxt"
 BUILD_NAME = "build.json"
+DATA_FILES_KEY = "data_files"
+"""In ``build.json``: the files beside the model file that keep weights of it, and their sizes in bytes."""
 MODEL_NAMES: Mapping[str, str] = {"python": "model.onnx", "onnxruntime": "model.onnx", "tensorrt": "model.plan"}
 TENSORRT_PLATFORM = "tensorrt_plan"
 """How Triton calls the TensorRT backend in a configuration."""
@@ -179,6 +181,7 @@ def _read_version(folder: Path, config: Any, backend: Backend, number: int) -> E
         build = json.loads((version_folder / BUILD_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SpecError(f"{source}: {version_folder / BUILD_NAME} cannot be read: {error}") from error
+    _check_data_files(version_folder, build, source)
     return EntryVersion(version=number, folder=version_folder, spec=spec, build=build)
 
 
@@ -207,6 +210,16 @@ def _check_files(version_folder: Path, config: Any, backend: Backend, source: st
         raise SpecError(f"{source}: none of {sorted(plans.values())} in {version_folder}: build the entry again")
     if backend == "python" and not (version_folder / "model.py").is_file():
         raise SpecError(f"{source}: model.py is missing in {version_folder}: build the entry again")
+
+
+def _check_data_files(version_folder: Path, build: Mapping[str, Any], source: str) -> None:
+    for name, size in build.get(DATA_FILES_KEY, {}).items():
+        file = version_folder / name
+        found = file.stat().st_size if file.is_file() else "no such file"
+        if found != size:
+            raise SpecError(
+                f"{source}: expected {size} bytes of weights in {file}, found {found}: build the entry again"
+            )
 
 
 def _tensor_text(tensor: Any) -> str:

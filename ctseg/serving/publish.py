@@ -15,6 +15,7 @@ from ctseg.files.atomic import bring_to_disk
 from ctseg.model_spec import MAX_SPEC_BYTES, ModelSpec
 from ctseg.serving.entries import (
     BUILD_NAME,
+    DATA_FILES_KEY,
     MODEL_NAMES,
     TENSORRT_PLATFORM,
     Backend,
@@ -48,6 +49,8 @@ class EntryDraft:
         spec: What the version needs of its clients; ``spec.name`` is the model's name.
         backend: Triton's backend. ``python`` runs ``model.onnx`` by ``runtime``.
         model_file: ONNX file, or TensorRT plan; copied.
+        data_files: Files that keep weights of the model file, in its folder; copied beside it under their own names,
+            which stand in it.
         runtime: What the python backend runs the network with.
         precision_hint: OpenVINO's inference precision (``f32``, ``bf16``); empty for f32.
         instance_count: Instances of the model (on each GPU, where it runs on GPUs).
@@ -65,6 +68,7 @@ class EntryDraft:
     spec: ModelSpec
     backend: Backend
     model_file: Path
+    data_files: tuple[Path, ...] = ()
     runtime: Runtime = "onnxruntime"
     precision_hint: str = ""
     instance_count: int = 1
@@ -231,9 +235,14 @@ def stage(draft: EntryDraft, folder: Path) -> Path:
     """Put the files of a version into a new folder, and bring them to the disk; return the folder."""
     folder.mkdir()
     shutil.copyfile(draft.model_file, folder / draft.file_name)
+    for file in draft.data_files:
+        shutil.copyfile(file, folder / file.name)
     if draft.backend == "python":
         shutil.copyfile(PYTHON_MODEL, folder / "model.py")
-    _write_documents(folder, {BUILD_NAME: pretty_json(draft.build_info), **draft.documents})
+    info = dict(draft.build_info)
+    if draft.data_files:
+        info[DATA_FILES_KEY] = {file.name: (folder / file.name).stat().st_size for file in draft.data_files}
+    _write_documents(folder, {BUILD_NAME: pretty_json(info), **draft.documents})
     bring_to_disk(folder)
     return folder
 

@@ -54,3 +54,10 @@ def export(tmp_path_factory: pytest.TempPathFactory, real_cases: list[PreparedCa
 def bundle(trained_unet: Path, export: Callable[..., Bundle]) -> Bundle:
     """The bundle of one fold of the U-Net, FP32 and FP16."""
     return export(trained_unet, precisions=("fp32", "fp16"), name="unet", max_batch_size=3)
+
+
+@pytest.fixture(scope="session")
+def large_bundle(trained_unet: Path, export: Callable[..., Bundle]) -> Bundle:
+    """Two folds of the U-Net, exported as if one file could not hold their weights, mirroring in the graph."""
+    options = {"mirroring": "graph", "name": "large", "max_batch_size": 3, "precisions": ("fp32", "fp16", "bf16")}
+    return export(trained_unet, folds=(0, 1), one_file_bytes=2048, accept_unproven=True, **options)

@@ -1,6 +1,7 @@
 """Entries are built from proven bundles, proven again where they will run, and rebuilt only when something differs."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import onnx
 import pytest
@@ -18,6 +20,7 @@ from ctseg.deploy.build import BuildOptions, build_entry
 from ctseg.deploy.bundle import Bundle
 from ctseg.deploy.export import ExportOptions, export_model
 from ctseg.deploy.live_proof import check_live
+from ctseg.deploy.onnx_file import sha256_of_network
 from ctseg.deploy.onnx_graph import onnx_graph_of
 from ctseg.deploy.parity_report import ParityReport
 from ctseg.deploy.plan_file import PlanFileOptions, build_plan_file
@@ -204,9 +207,10 @@ def test_bf16_needs_a_runtime_that_has_it(bundle: Bundle, tmp_path: Path, monkey
     monkeypatch.setattr("ctseg.deploy.build_python.available_runtimes", lambda: ("onnxruntime",))
     with pytest.raises(SetupError, match=r"only OpenVINO has bf16"):
         build_entry(bundle.folder, tmp_path, BuildOptions(precision="bf16"))
-    for backend in ("onnxruntime", "tensorrt"):
-        with pytest.raises(SetupError, match=r"bf16"):
-            build_entry(bundle.folder, tmp_path, BuildOptions(precision="bf16", backend=backend))  # type: ignore[arg-type]
+    with pytest.raises(SetupError, match=r"ONNX Runtime has no bf16"):
+        build_entry(bundle.folder, tmp_path, BuildOptions(precision="bf16", backend="onnxruntime"))
+    with pytest.raises(SpecError, match=r"has no bf16 network, only fp32, fp16: export it with that precision"):
+        build_entry(bundle.folder, tmp_path, BuildOptions(precision="bf16", backend="tensorrt"), compiler=OnnxAsPlan())  # type: ignore[arg-type]
 
 
 def test_faster_of_the_runtimes_that_pass_is_taken(bundle: Bundle, tmp_path: Path) -> None:
@@ -246,6 +250,90 @@ def test_measured_is_the_shortest_of_several_calls_after_a_first(bundle: Bundle)
 
     assert seconds_per_patch(network, bundle.spec, clock=lambda: next(ticks)) == pytest.approx(0.2)
     assert calls == [(1, 1, *bundle.spec.patch_size)] * 4
+
+
+# --- Weights that lie beside the graph ----------------------------------------------------------
+
+
+@pytest.mark.live
+def test_network_with_its_weights_outside_gives_the_labels_of_one_file(
+    large_bundle: Bundle, trained_unet: Path, export: Callable[..., Bundle], ct_piece: Path, tmp_path: Path
+) -> None:
+    one_file = export(trained_unet, folds=(0, 1), mirroring="graph", name="one_file", max_batch_size=3)
+    maps = []
+    for bundle in (large_bundle, one_file):
+        build_entry(bundle.folder, tmp_path / "r", replace(ONNXRUNTIME, prove_live=True))
+        words = ["predict", "-i", str(ct_piece), "-o", str(tmp_path / bundle.spec.name), "-m", bundle.spec.name]
+        assert main([*words, "--repository", str(tmp_path / "r")]) == 0
+        (file,) = (tmp_path / bundle.spec.name).glob("*.nii.gz")
+        maps.append(np.asarray(nibabel.load(file).dataobj))
+    entry = read_entry(tmp_path / "r" / "large")
+    assert {path.name for path in entry.newest.folder.glob("model.onnx*")} == {"model.onnx", "model.onnx.data"}
+    assert 0.01 < (maps[0] == 1).mean() < 0.99
+    np.testing.assert_array_equal(maps[0], maps[1])
+
+
+@pytest.mark.parametrize("backend", ["python", "onnxruntime"])
+def test_entry_has_the_weights_under_the_name_that_its_graph_says(
+    large_bundle: Bundle, tmp_path: Path, backend: str
+) -> None:
+    options = BuildOptions(backend=backend, precision="fp16", if_needed=True)  # type: ignore[arg-type]
+    version = build_entry(large_bundle.folder, tmp_path, options).newest
+    names = {path.name for path in version.folder.iterdir() if path.suffix in (".onnx", ".data")}
+    assert names == {"model.onnx", "model.fp16.onnx.data"}
+    size = (large_bundle.folder / "model.fp16.onnx.data").stat().st_size
+    assert build_json(version.folder)["data_files"] == {"model.fp16.onnx.data": size}
+    assert sha256_of_network(version.folder / "model.onnx") == large_bundle.variant("fp16").sha256
+    patches = np.zeros((1, 1, 16, 32, 32), np.float32)
+    assert np.isfinite(onnxruntime_network(version.folder / "model.onnx")(patches)).all()
+    assert build_entry(large_bundle.folder, tmp_path, options).newest.version == 1  # nothing differs
+
+
+def test_openvino_reads_the_weights_outside(large_bundle: Bundle, tmp_path: Path) -> None:
+    entry = build_entry(large_bundle.folder, tmp_path, BuildOptions(runtime="openvino", threads=1))
+    assert str(build_json(entry.newest.folder)["runtime"]).startswith("openvino ")
+    assert (entry.newest.folder / "model.onnx.data").is_file()
+
+
+def test_entry_that_has_lost_its_weights_is_named(large_bundle: Bundle, tmp_path: Path) -> None:
+    folder = build_entry(large_bundle.folder, tmp_path, ONNXRUNTIME).newest.folder
+    data = folder / "model.onnx.data"
+    size = data.stat().st_size
+    os.truncate(data, size - 1)
+    with pytest.raises(SpecError, match=rf"expected {size} bytes of weights in .*, found {size - 1}: build the entry"):
+        read_entry(tmp_path / "large")
+    data.unlink()
+    with pytest.raises(SpecError, match=r"found no such file: build the entry again"):
+        read_entry(tmp_path / "large")
+
+
+def test_plan_is_compiled_from_a_graph_with_its_weights_outside(large_bundle: Bundle, tmp_path: Path) -> None:
+    for precision in ("fp16", "bf16"):
+        options = BuildOptions(
+            backend="tensorrt", precision=precision, name=f"plan_{precision}", accept_unproven=True  # type: ignore[arg-type]
+        )  # fmt: skip
+        compiler = OnnxAsPlan(types={precision: 5}, runs=large_bundle.folder / "model.onnx")
+        entry = build_entry(large_bundle.folder, tmp_path, options, compiler=compiler)  # type: ignore[arg-type]
+        assert entry.newest.spec.precision == precision
+        assert compiler.files == [large_bundle.folder / f"model.{precision}.onnx"]
+        assert not list(entry.newest.folder.glob("*.data"))  # the plan has them inside
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_bare_form_converts_a_graph_with_its_weights_outside(
+    large_bundle: Bundle, tmp_path: Path, precision: str
+) -> None:
+    compiler = OnnxAsPlan(types={precision: 5}, runs=large_bundle.folder / "model.onnx")
+    output = tmp_path / "model.plan"
+    build_plan_file(large_bundle.folder / "model.onnx", output, PlanFileOptions(precision), compiler=compiler)  # type: ignore[arg-type]
+    kinds = {item.data_type for item in onnx.load_from_string(output.read_bytes()).graph.initializer}
+    assert {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}[precision] in kinds
+    info = json.loads(Path(f"{output}.json").read_text())
+    assert info["onnx_sha256"] == large_bundle.variant("fp32").sha256
+    large_bundle_copy = Path(shutil.copytree(large_bundle.folder, tmp_path / "b"))
+    (large_bundle_copy / "model.onnx.data").unlink()
+    with pytest.raises(SpecError, match=r"its weights lie in model.onnx.data, which is no file beside it"):
+        build_plan_file(large_bundle_copy / "model.onnx", output, PlanFileOptions(precision), compiler=compiler)  # type: ignore[arg-type]
 
 
 # --- TensorRT, with a compiler that needs no GPU ------------------------------------------------

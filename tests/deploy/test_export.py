@@ -139,18 +139,53 @@ def test_later_opsets_can_be_asked_for(trained_unet: Path, opset: int) -> None:
         onnx_graph_of(model, spec, opset=16)
 
 
-def test_weights_that_one_file_cannot_hold_are_refused_before_the_export(
-    trained_unet: Path, real_cases: list[PreparedCase], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_weights_that_one_file_cannot_hold_lie_beside_each_graph(large_bundle: Bundle, trained_unet: Path) -> None:
+    names = {path.name for path in large_bundle.folder.iterdir()}
+    graphs = {"model.onnx", "model.fp16.onnx", "model.bf16.onnx"}
+    assert names == {*graphs, *(f"{name}.data" for name in graphs), "ctseg.json", "parity.json", "parity.md", "parity"}
+    whole, half = ((large_bundle.folder / f"model{name}.onnx.data").stat().st_size for name in ("", ".fp16"))
+    assert half < 0.75 * whole
+    for variant in large_bundle.report.variants:
+        assert max(item.relative_l2 for item in variant.checks[0].comparisons) < {
+            "fp32": 1e-5, "fp16": 2e-3, "bf16": 2e-2
+        }[variant.precision]  # fmt: skip
+    model = load_trained_model(trained_unet, folds=(0, 1))
+    patches = np.random.default_rng(2).standard_normal((2, 1, 16, 32, 32)).astype(np.float32)
+    expected = torch_network(model, large_bundle.spec)(patches)
+    assert relative_l2(onnxruntime_network(large_bundle.folder / "model.onnx")(patches), expected) < 1e-5
+    assert relative_l2(onnxruntime_network(large_bundle.folder / "model.fp16.onnx")(patches), expected) < 2e-3
+
+
+def test_digest_of_the_network_and_the_spec_do_not_depend_on_how_it_is_stored(
+    large_bundle: Bundle, trained_unet: Path, export: Callable[..., Bundle]
 ) -> None:
-    model = load_trained_model(trained_unet)
-    weights = sum(item.nbytes for network in model.networks for item in network.parameters())
-    monkeypatch.setattr("ctseg.deploy.onnx_graph.MAX_ONE_FILE_BYTES", weights)
-    lines: list[str] = []
-    with pytest.raises(SpecError, match=r"the weights of 2 folds have .* export fewer folds"):
-        export_model(model, tmp_path / "b", cases=real_cases, report=lines.append)
-    assert not lines
-    one = load_trained_model(trained_unet, folds=(0,))  # has half of the weights
-    assert export_model(one, tmp_path / "b", cases=real_cases).report.variants[0].proven
+    small = export(trained_unet, folds=(0, 1), mirroring="graph", name="large", max_batch_size=3)
+    assert small.spec.network_sha256 == large_bundle.spec.network_sha256
+    assert small.spec.digest == large_bundle.spec.digest
+    assert not list(small.folder.glob("*.data"))
+
+
+def test_changed_weights_beside_the_graph_are_refused(large_bundle: Bundle, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(large_bundle.folder, tmp_path / "bundle"))
+    assert read_bundle(copy).variant("fp32").sha256 == large_bundle.variant("fp32").sha256
+    with (copy / "model.onnx.data").open("r+b") as file:
+        file.seek(4100)
+        file.write(b"\x00\x00\x80\x3f")
+    with pytest.raises(SpecError, match=r"not the file that parity.json describes"):
+        read_bundle(copy).variant("fp32")
+    (copy / "model.onnx.data").unlink()
+    with pytest.raises(SpecError, match=r"its weights lie in model.onnx.data, which is no file beside it"):
+        read_bundle(copy).variant("fp32")
+
+
+def test_swin_unetr_is_exported_with_its_weights_outside(tmp_path: Path) -> None:
+    plans = make_plans(patch_size=(32, 32), spacing=(2.0, 2.0), configuration="2d", architecture=swin_architecture(2))
+    folder = make_trained_folder(tmp_path / "model", plans, make_dataset(), mirror_axes=(0, 1))
+    case = PreparedCase("noise", np.random.default_rng(1).standard_normal((1, 3, 37, 32)).astype(np.float32))
+    options = ExportOptions(max_batch_size=2, one_file_bytes=0)
+    bundle = export_model(load_trained_model(folder), tmp_path / "bundle", options, cases=[case])
+    assert bundle.report.variants[0].proven
+    assert (bundle.folder / "model.onnx.data").stat().st_size > 20 * (bundle.folder / "model.onnx").stat().st_size
 
 
 def test_full_disk_is_told_with_what_is_free_and_leaves_nothing(tmp_path: Path) -> None:
