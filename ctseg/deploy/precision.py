@@ -129,7 +129,7 @@ def fp16_attempts(
     yield _attempt(graph, types, heavy, FP16, output_dtype, kept, outside)
 
 
-def bf16_attempts(graph: Any, *, outside: Path | None = None) -> Iterator[Attempt]:
+def bf16_attempts(graph: Any, *, outside: Path | None = None, half: HalfType = BF16) -> Iterator[Attempt]:
     """Yield mixed BF16 networks of operator set 22 or later, the most aggressive first; input and answer stay FP32.
 
     1. All but normalisation, softmax, reductions and transposed convolutions in BF16, whose range is FP32's.
@@ -140,6 +140,7 @@ def bf16_attempts(graph: Any, *, outside: Path | None = None) -> Iterator[Attemp
     Args:
         graph: FP32 ``onnx.ModelProto``.
         outside: See :func:`fp16_attempts`.
+        half: What stays in FP32.
 
     Raises:
         SpecError: The graph has a control-flow node or a float type other than FP32, or cannot be written in
@@ -147,13 +148,13 @@ def bf16_attempts(graph: Any, *, outside: Path | None = None) -> Iterator[Attemp
     """
     graph = _raised_to_opset(graph, BF16_OPSET)
     types = _float_tensors(graph)
-    convertible = {i for i, node in enumerate(graph.graph.node) if _is_convertible(node, types, BF16)}
-    yield _attempt(graph, types, convertible, BF16, "FP32", _kept_names(graph, BF16), outside)
+    convertible = {i for i, node in enumerate(graph.graph.node) if _is_convertible(node, types, half)}
+    yield _attempt(graph, types, convertible, half, "FP32", _kept_names(graph, half), outside)
     ends = _first_and_last(graph) & convertible
-    kept = f"{_kept_names(graph, BF16)}, the {len(ends)} first and last convolutions"
-    yield _attempt(graph, types, convertible - ends, BF16, "FP32", kept, outside)
+    kept = f"{_kept_names(graph, half)}, the {len(ends)} first and last convolutions"
+    yield _attempt(graph, types, convertible - ends, half, "FP32", kept, outside)
     heavy, kept = _heavy_alone(graph, convertible - ends)
-    yield _attempt(graph, types, heavy, BF16, "FP32", kept, outside)
+    yield _attempt(graph, types, heavy, half, "FP32", kept, outside)
 
 
 def _first_and_last(graph: Any) -> set[int]:

@@ -21,7 +21,8 @@ from ctseg.deploy.bundle import Bundle
 from ctseg.deploy.export import ExportOptions, export_model
 from ctseg.deploy.live_proof import check_live
 from ctseg.deploy.onnx_file import sha256_of_network
-from ctseg.deploy.onnx_graph import onnx_graph_of
+from ctseg.deploy.onnx_graph import onnx_graph_of, weight_bytes_of
+from ctseg.deploy.parity_data import PreparedCase
 from ctseg.deploy.parity_report import ParityReport
 from ctseg.deploy.plan_file import PlanFileOptions, build_plan_file
 from ctseg.deploy.runtimes import onnxruntime_network, seconds_per_patch
@@ -33,6 +34,7 @@ from ctseg.numerics.mirroring import mirror_subsets
 from ctseg.predict.predictor import Identity
 from ctseg.serving.entries import read_entry
 from ctseg.triton.configuration import config_from_text
+from tests.support.nnunet_reference import make_dataset, make_plans, make_trained_folder, unet_architecture
 from tests.support.onnx_as_plan import OnnxAsPlan
 
 ONNXRUNTIME = BuildOptions(runtime="onnxruntime")
@@ -334,6 +336,32 @@ def test_bare_form_converts_a_graph_with_its_weights_outside(
     (large_bundle_copy / "model.onnx.data").unlink()
     with pytest.raises(SpecError, match=r"its weights lie in model.onnx.data, which is no file beside it"):
         build_plan_file(large_bundle_copy / "model.onnx", output, PlanFileOptions(precision), compiler=compiler)  # type: ignore[arg-type]
+
+
+@pytest.mark.full
+@pytest.mark.live
+@pytest.mark.timeout(7200)
+def test_five_folds_of_a_large_residual_encoder_are_served(tmp_path: Path) -> None:
+    """More than protobuf's 2 GiB of weights: nnU-Net's large residual encoder, a little wider, on a small patch."""
+    architecture = unet_architecture(3, kind="ResidualEncoderUNet", features=(32, 64, 128, 256, 384, 384))
+    strides = [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2], [2, 2, 2], [1, 2, 2]]
+    architecture["arch_kwargs"].update(n_blocks_per_stage=[1, 3, 4, 6, 6, 6], strides=strides)
+    patch = (32, 64, 64)
+    plans = make_plans(patch_size=patch, spacing=(2.0, 2.0, 2.0), architecture=architecture)
+    folder = make_trained_folder(tmp_path / "model", plans, make_dataset(), folds=(0, 1, 2, 3, 4))
+    noise = np.random.default_rng(1).standard_normal((1, *patch)).astype(np.float32)
+    options = ExportOptions(name="large", max_batch_size=1)
+    model = load_trained_model(folder)
+    assert weight_bytes_of(model) > 2**31
+    bundle = export_model(model, tmp_path / "bundle", options, cases=[PreparedCase("noise", noise)])
+    del model
+    assert (bundle.folder / "model.onnx.data").stat().st_size > 2**31
+    built = BuildOptions(runtime="onnxruntime", prove_live=True)
+    entry = build_entry(bundle.folder, tmp_path / "r", built, measure=lambda network, spec: 0.0)
+    assert (entry.newest.folder / "model.onnx.data").stat().st_size > 2**31
+    live = ParityReport.read(entry.newest.folder / "parity.json").variants[0].checks[1]
+    assert live.network == "live server, large"
+    assert max(item.relative_l2 for item in live.comparisons) < 1e-5
 
 
 # --- TensorRT, with a compiler that needs no GPU ------------------------------------------------

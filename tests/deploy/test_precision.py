@@ -1,4 +1,6 @@
-"""Mixed FP16 graphs are FP16 where they say so, and their simulation sees what FP16 does."""
+"""Mixed graphs are FP16 or BF16 where they say so, and their simulation sees what that does."""
+
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -6,9 +8,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from ctseg.deploy.bundle import Bundle
-from ctseg.deploy.precision import KEPT_OPERATORS, Attempt, fp16_attempts
+from ctseg.deploy.onnx_file import read_graph, values_of, write_graph
+from ctseg.deploy.parity import case_logits_of, compare
+from ctseg.deploy.parity_cases import prepare_scans
+from ctseg.deploy.precision import KEPT_OPERATORS, Attempt, bf16_attempts, fp16_attempts
 from ctseg.deploy.runtimes import onnxruntime_network
 from ctseg.errors import SpecError
+from ctseg.serving.entries import read_entry
 
 
 def types_of(graph: onnx.ModelProto) -> dict[str, int]:
@@ -118,3 +124,93 @@ def test_norms_softmax_and_reductions_are_always_kept() -> None:
     for name in ("InstanceNormalization", "LayerNormalization", "Softmax", "ReduceMean", "Erf"):
         assert name in KEPT_OPERATORS
     assert not KEPT_OPERATORS & {"Conv", "ConvTranspose", "MatMul", "Gemm", "LeakyRelu", "Add", "Concat"}
+
+
+# --- BF16 ---------------------------------------------------------------------------------------
+
+
+def bf16(value: float) -> np.float32:
+    """The nearest number with 8 bits, ties to the even one: FP32 cut in the middle."""
+    bits = np.float32(value).view(np.uint32)
+    return np.uint32((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) & 0xFFFF0000).view(
+        np.float32
+    )
+
+
+def test_bf16_graph_is_one_that_onnx_knows_and_bf16_where_it_says_so(bundle: Bundle) -> None:
+    graph = next(bf16_attempts(onnx.load(bundle.folder / "model.onnx"))).mixed
+    onnx.checker.check_model(graph, full_check=True)
+    assert [item.version for item in graph.opset_import] == [22]  # the first in which convolutions take BF16
+    types = types_of(graph)
+    kinds = {node.op_type: types[node.output[0]] for node in graph.graph.node if node.op_type != "Cast"}
+    assert kinds["Conv"] == kinds["LeakyRelu"] == TensorProto.BFLOAT16
+    assert kinds["InstanceNormalization"] == kinds["ConvTranspose"] == TensorProto.FLOAT
+    assert types["input"] == types["output"] == TensorProto.FLOAT
+
+
+def test_bf16_simulation_rounds_as_bf16_does() -> None:
+    weight, value = 1.2345678, 3.0031
+    (attempt,) = list(bf16_attempts(two_convolutions(weight, 1.0)))[:1]
+    answer = run(attempt.simulated, np.full((1, 1, 4, 4), value, np.float32))
+    assert answer[0, 0, 0, 0] == bf16(bf16(weight) * bf16(value))
+    assert abs(answer[0, 0, 0, 0] - weight * value) > 1e-3
+    (weights,) = [item for item in attempt.mixed.graph.initializer if item.name == "a__bf16"]
+    assert numpy_helper.to_array(weights).astype(np.float32).item() == bf16(weight)
+
+
+def test_what_overflows_in_fp16_does_not_in_bf16() -> None:
+    patch = np.full((1, 1, 4, 4), 100.0, np.float32)
+    first = next(bf16_attempts(two_convolutions(1000.0, 0.001)))
+    np.testing.assert_allclose(run(first.simulated, patch), 100.0, rtol=1e-2)
+
+
+def test_second_bf16_attempt_keeps_the_first_and_the_last_convolutions_in_fp32(bundle: Bundle) -> None:
+    first, second, third = bf16_attempts(onnx.load(bundle.folder / "model.onnx"))
+    assert "2 first and last convolutions" in second.kept_fp32
+    for attempt, ends in ((first, TensorProto.BFLOAT16), (second, TensorProto.FLOAT), (third, TensorProto.FLOAT)):
+        types = types_of(attempt.mixed)
+        kinds = [types[node.output[0]] for node in attempt.mixed.graph.node if node.op_type == "Conv"]
+        assert (kinds[0], kinds[-1]) == (ends, ends)
+        assert set(kinds[1:-1]) == {TensorProto.BFLOAT16}
+    activations = {node.output[0] for node in third.mixed.graph.node if node.op_type == "LeakyRelu"}
+    assert {types_of(third.mixed)[name] for name in activations} == {TensorProto.FLOAT}
+
+
+def test_bf16_of_a_trained_network_passes_the_gate_on_real_ct(demo_data: Path) -> None:
+    entry = read_entry(demo_data.parents[1] / "model_repository" / "sarcoma").newest
+    network = entry.folder / "model.onnx"
+    (case,) = prepare_scans([demo_data / "images" / "STS_008_0000.nii.gz"], entry.spec)
+    reference = case_logits_of(case.voxels, onnxruntime_network(network), entry.spec)
+    found = []
+    for attempt in list(bf16_attempts(onnx.load(network)))[:2]:
+        logits = case_logits_of(case.voxels, onnxruntime_network(attempt.simulated.SerializeToString()), entry.spec)
+        found.append(compare("case", reference[None], logits[None], entry.spec, "bf16"))
+    assert [item.what for item in found if item.problems] == ["case"]  # the first: 0.1 % of the tumour's edge
+    assert "tumor: Dice" in found[0].problems[0]
+    assert not found[1].problems
+    assert 1e-4 < found[1].relative_l2 < found[0].relative_l2 < 5e-3
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_weights_outside_are_converted_as_those_inside(bundle: Bundle, tmp_path: Path, precision: str) -> None:
+    graph = onnx.load(bundle.folder / "model.onnx")
+    patches = np.random.default_rng(0).standard_normal((2, 1, 16, 32, 32)).astype(np.float32)
+    write_graph(graph, tmp_path / "large.onnx", one_file_bytes=0)
+    large = read_graph(tmp_path / "large.onnx")
+    if precision == "fp16":
+        inside, outside = fp16_attempts(graph, patches), fp16_attempts(large, patches, outside=tmp_path)
+    else:
+        inside, outside = bf16_attempts(graph), bf16_attempts(large, outside=tmp_path)
+    for i, (one, other) in enumerate(zip(inside, outside, strict=True)):
+        assert one.kept_fp32 == other.kept_fp32
+        for made, expected in ((other.mixed, one.mixed), (other.simulated, one.simulated)):
+            assert made.graph.node == expected.graph.node
+            values = {item.name: values_of(item) for item in made.graph.initializer}
+            assert values.keys() == {item.name for item in expected.graph.initializer}
+            for item in expected.graph.initializer:
+                np.testing.assert_array_equal(values[item.name], numpy_helper.to_array(item))
+        write_graph(other.simulated, tmp_path / f"{i}.onnx", one_file_bytes=0)
+        answer = onnxruntime_network(tmp_path / f"{i}.onnx")(patches)
+        np.testing.assert_array_equal(answer, run(one.simulated, patches))
+    with pytest.raises(ValueError, match="new ones need a folder"):
+        next(bf16_attempts(large))

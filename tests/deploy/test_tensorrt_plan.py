@@ -19,9 +19,10 @@ from onnx import TensorProto, helper, numpy_helper
 from ctseg.deploy import tensorrt_plan
 from ctseg.deploy.bundle import Bundle
 from ctseg.deploy.cuda_driver import CudaDriver
+from ctseg.deploy.onnx_file import write_graph
 from ctseg.deploy.onnx_graph import onnx_graph_of
 from ctseg.deploy.parity_data import PreparedCase
-from ctseg.deploy.precision import fp16_attempts
+from ctseg.deploy.precision import BF16, KEPT_OPERATORS, HalfType, bf16_attempts, fp16_attempts
 from ctseg.deploy.server_tensorrt import library_version, require_same_tensorrt
 from ctseg.deploy.tensorrt_plan import COMPILED_TARGETS, PlanOptions, Signature, build_plan, load_tensorrt
 from ctseg.deploy.trained_model import load_trained_model
@@ -142,6 +143,37 @@ def test_rtx_compiles_the_unet_in_fp32_and_fp16(rtx: object, bundle: Bundle) -> 
     assert len(half.data) < len(whole.data)
 
 
+def test_rtx_compiles_the_unet_in_bf16_but_for_turing(rtx: object, bundle: Bundle, tmp_path: Path) -> None:
+    onnx.save(next(bf16_attempts(onnx.load(bundle.folder / "model.onnx"))).mixed, tmp_path / "bf16.onnx")
+    plan = build_plan(tmp_path / "bf16.onnx", PlanOptions(max_batch=2, compute_capability="SM89"), trt=rtx)
+    assert plan.network_types["bf16"] > 10
+    assert plan.network_types["fp32"] >= 5  # norms and transposed convolutions
+    assert "fp16" not in plan.network_types
+    with pytest.raises(SetupError, match=r"HW-specific datatypes: b16"):
+        build_plan(tmp_path / "bf16.onnx", PlanOptions(compute_capability="SM75"), trt=rtx)
+
+
+def test_rtx_has_no_transposed_convolution_in_bf16(rtx: object, bundle: Bundle, tmp_path: Path) -> None:
+    """Why those stay in FP32: once this compiles, they need not."""
+    graph = onnx.load(bundle.folder / "model.onnx")
+    half = HalfType("bf16", KEPT_OPERATORS, BF16.largest)
+    onnx.save(next(bf16_attempts(graph, half=half)).mixed, tmp_path / "bf16.onnx")
+    with pytest.raises(SetupError, match=r"Could not infer output types for operation:\s+\d+: deconv"):
+        build_plan(tmp_path / "bf16.onnx", PlanOptions(compute_capability="SM89"), trt=rtx)
+
+
+def test_rtx_takes_weights_that_lie_beside_the_graph(rtx: object, bundle: Bundle, tmp_path: Path) -> None:
+    options = PlanOptions(max_batch=2, compute_capability="SM89")
+    write_graph(onnx.load(bundle.folder / "model.onnx"), tmp_path / "large.onnx", one_file_bytes=0)
+    beside = build_plan(tmp_path / "large.onnx", options, trt=rtx)
+    inside = build_plan(bundle.folder / "model.onnx", options, trt=rtx)
+    assert beside.network_types == inside.network_types
+    assert abs(len(beside.data) - len(inside.data)) < 0.01 * len(inside.data)
+    (tmp_path / "large.onnx.data").unlink()
+    with pytest.raises(SpecError, match=r"large.onnx: TensorRT .* cannot read it"):
+        build_plan(tmp_path / "large.onnx", options, trt=rtx)
+
+
 MATRIX = {
     "plain 3d": ((3, "PlainConvUNet"), (32, 64, 64)),
     "plain 2d": ((2, "PlainConvUNet"), (128, 128)),
@@ -167,12 +199,17 @@ def test_rtx_compiles_every_network_for_every_target(rtx: object, name: str, tmp
     patches = PreparedCase("noise", np.zeros((0, 1, *patch), np.float32)).voxels
     onnx.save(graph, tmp_path / "fp32.onnx")
     onnx.save(next(fp16_attempts(graph, patches)).mixed, tmp_path / "fp16.onnx")
-    for precision in ("fp32", "fp16"):
+    onnx.save(next(bf16_attempts(graph)).mixed, tmp_path / "bf16.onnx")
+    for precision in ("fp32", "fp16", "bf16"):
         for target in COMPILED_TARGETS:
             options = PlanOptions(max_batch=2, compute_capability=target)
             if (target, precision) == ("SM75", "fp32") and name not in ("plain 2d", "residual 2d"):
                 # TensorRT-RTX has neither 3-D convolutions nor Swin's matrix products in FP32 for Turing
                 with pytest.raises(SetupError, match=r"Cannot compile operation .* for Turing"):
+                    build_plan(tmp_path / f"{precision}.onnx", options, trt=rtx)
+                continue
+            if (target, precision) == ("SM75", "bf16"):
+                with pytest.raises(SetupError, match=r"HW-specific datatypes: b16"):
                     build_plan(tmp_path / f"{precision}.onnx", options, trt=rtx)
                 continue
             plan = build_plan(tmp_path / f"{precision}.onnx", options, trt=rtx)
@@ -181,7 +218,7 @@ def test_rtx_compiles_every_network_for_every_target(rtx: object, name: str, tmp
                 f"{name} {precision} {target}: {plan.seconds:.1f} s, {len(plan.data) / 1e6:.1f} MB, layers {types}",
                 flush=True,
             )
-            assert ("fp16" in types) == (precision == "fp16")
+            assert {kind for kind in ("fp16", "bf16") if kind in types} == {precision} - {"fp32"}
 
 
 def test_unsupported_operator_is_named_with_its_node(rtx: object, bundle: Bundle, tmp_path: Path) -> None:
