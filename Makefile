@@ -13,7 +13,8 @@ TEST_WORKERS ?= 2
 IN_PARALLEL := -n $(TEST_WORKERS) --dist loadfile
 PIP_INSTALL = $(1)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help install install-server demo test test-data test-full check images format benchmark imports clean
+.PHONY: help install install-server demo test test-data test-full check images format benchmark gpu gpu-wheels imports \
+	clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -61,11 +62,22 @@ format: $(TEST_VENV)/.ready  ## format the code
 benchmark: $(TEST_VENV)/.ready  ## time ctseg beside nnU-Net on this machine, half an hour; writes benchmark_output/
 	$(TEST_VENV)/bin/python -m benchmarks --output benchmark_output $(addprefix --large ,$(BENCHMARK_LARGE))
 
+# a folder of `make gpu-wheels`: for a bare GPU machine, whose own Python has torch
+WHEELS ?=
+# such as --rehearse, --only runtimes, --piece-mib 45 (gpu-wheels)
+GPU_FLAGS ?=
+gpu: $(if $(WHEELS),,$(TEST_VENV)/.ready)  ## prove the product on this machine's GPU; WHEELS=, GPU_FLAGS=; writes gpu_output/
+	$(if $(WHEELS),$(PYTHON),$(TEST_VENV)/bin/python) -m scripts.gpu_proof --output gpu_output \
+		$(addprefix --wheels ,$(WHEELS)) $(GPU_FLAGS)
+
+gpu-wheels:  ## download what a bare GPU machine lacks, into .wheels/
+	$(PYTHON) -m scripts.gpu_proof.wheels --output .wheels $(GPU_FLAGS)
+
 imports: $(TEST_VENV)/.ready  ## draw which room imports which, into docs/pictures/
 	$(TEST_VENV)/bin/python scripts/draw_imports.py --output docs/pictures/imports.svg
 
 clean:  ## remove the environments and all output
-	rm -rf $(DEMO_VENV) $(TEST_VENV) .venv-client demo_output benchmark_output build *.egg-info
+	rm -rf $(DEMO_VENV) $(TEST_VENV) .venv-client demo_output benchmark_output gpu_output .wheels build *.egg-info
 
 $(CLIENT_VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "ctseg needs Python 3.10 or newer; set PYTHON=...")'

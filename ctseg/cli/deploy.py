@@ -178,6 +178,9 @@ def _add_build(commands: "argparse._SubParsersAction[Parser]") -> None:
         "--prove_live", action="store_true", help="start a server on a copy of the entry and compare its answers too"
     )
     cpu = parser.add_argument_group("python backend")
+    cpu.add_argument(
+        "--device", choices=["cpu", "gpu"], default="cpu", help="gpu: ONNX Runtime on CUDA; default: %(default)s"
+    )
     cpu.add_argument("--runtime", choices=["onnxruntime", "openvino"], help="default: the fastest that passes")
     cpu.add_argument("--threads", type=int, default=0, help="CPU threads of an instance; default: all")
     gpu = parser.add_argument_group("tensorrt backend")
@@ -223,6 +226,7 @@ def _run_build(args: argparse.Namespace) -> int:
         precision=args.precision,
         name=args.name,
         version=args.version,
+        device=args.device,
         runtime=args.runtime,
         max_batch_size=args.max_batch_size,
         instance_count=args.instances,

@@ -20,7 +20,7 @@ from ctseg.deploy.runtimes import Measure
 from ctseg.deploy.tensorrt_plan import Compiler, PlanOptions
 from ctseg.model_spec import ModelSpec, Precision
 from ctseg.serving.entries import Backend, Entry, next_version, read_entry
-from ctseg.serving.publish import EntryDraft, PlanDraft, Runtime, add_plan, publish
+from ctseg.serving.publish import Device, EntryDraft, PlanDraft, Runtime, add_plan, publish
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class BuildOptions:
         precision: Which network.
         name: Name of the model; None takes the bundle's.
         version: Version number; None takes the next free one.
+        device: Where the python backend runs the network: ``cpu``, or ``gpu`` for ONNX Runtime on CUDA.
         runtime: What the python backend runs; None measures and takes the fastest that passes the gate.
         max_batch_size: Most patches in one request; None takes the bundle's.
         instance_count: Instances of the model.
@@ -49,6 +50,7 @@ class BuildOptions:
     precision: Precision = "fp32"
     name: str | None = None
     version: int | None = None
+    device: Device = "cpu"
     runtime: Runtime | None = None
     max_batch_size: int | None = None
     instance_count: int = 1
@@ -242,6 +244,7 @@ def _draft(job: Job, built: Built, checks: tuple[Check, ...]) -> EntryDraft:
         data_files=built.data_files,
         runtime=built.runtime,
         precision_hint=built.precision_hint,
+        device=job.options.device if job.options.backend == "python" else "cpu",
         instance_count=job.options.instance_count,
         threads=built.threads,
         max_queue_delay_us=job.options.max_queue_delay_us,

@@ -1,7 +1,7 @@
 """Entries for Triton's own onnxruntime backend."""
 
 from ctseg.deploy.build_job import Built, Job, finish, up_to_date
-from ctseg.deploy.build_python import try_on_cpu
+from ctseg.deploy.build_python import try_runtime
 from ctseg.deploy.runtimes import describe_runtime
 from ctseg.errors import SetupError
 from ctseg.files.folders import require_writable
@@ -23,7 +23,7 @@ def build_onnxruntime(job: Job) -> Entry:
     if same := up_to_date(job, tools):
         return same
     require_writable(job.repository, name=job.spec.name)
-    check = try_on_cpu(job, "onnxruntime").check
+    check = try_runtime(job, "onnxruntime").check
     job.require(check)
     # Triton's backend brings its own ONNX Runtime: the live check is what proves that one
     return finish(job, Built(job.model_file, check, {**tools, "network": check.network}, data_files=job.data_files))

@@ -1,8 +1,10 @@
-"""Entries for Triton's python backend: ONNX Runtime or OpenVINO on the CPU."""
+"""Entries for Triton's python backend: ONNX Runtime or OpenVINO on the CPU, ONNX Runtime on a GPU."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from ctseg.deploy.build_job import Built, Job, finish, up_to_date
+from ctseg.deploy.cuda_driver import CudaDriver
 from ctseg.deploy.parity import check_network, require
 from ctseg.deploy.parity_report import Check, summary
 from ctseg.deploy.runtimes import (
@@ -12,6 +14,7 @@ from ctseg.deploy.runtimes import (
     machine,
     onnxruntime_network,
     openvino_network,
+    require_cuda_build,
 )
 from ctseg.errors import SetupError, missing_package
 from ctseg.files.folders import require_writable
@@ -40,26 +43,24 @@ def build_python(job: Job) -> Entry:
     """Build an entry for the python backend, with the fastest runtime that passes the gate.
 
     Raises:
-        SetupError: No runtime is installed, or none that has the precision.
+        SetupError: No runtime is installed that has the precision, or a GPU was asked for that cannot be used.
         ParityError: None gives PyTorch's labels.
         SpecError: The repository has another model of that name.
         OutputError: The repository cannot be written.
     """
     options = job.options
-    runtimes = (options.runtime,) if options.runtime else available_runtimes()
-    if options.precision == "bf16":
-        runtimes = tuple(name for name in runtimes if name == "openvino")
-        if not runtimes:
-            raise SetupError(f"{job.spec.name}: only OpenVINO has bf16, and it is not installed: see docs/install.md")
-    if not runtimes:
-        raise missing_package("ONNX Runtime", needed_for=f"{job.spec.name}: the python backend", extra="serve")
-    tools = {"runtimes": sorted(describe_runtime(name) for name in runtimes), "machine": machine()}
+    runtimes = _runtimes_for(job)
+    tools: dict[str, Any] = {
+        "runtimes": sorted(describe_runtime(name) for name in runtimes),
+        "machine": machine(),
+        "gpu": CudaDriver().gpu().name if options.device == "gpu" else None,
+    }
     if same := up_to_date(job, tools):
         return same
     require_writable(job.repository, name=job.spec.name)
     candidates = []
     for runtime in runtimes:
-        candidate = try_on_cpu(job, runtime)
+        candidate = try_runtime(job, runtime)
         job.report(f"  {candidate.check.network}: {candidate.seconds:.3f} s a patch")
         job.report(summary([candidate.check]))
         candidates.append(candidate)
@@ -86,22 +87,49 @@ def build_python(job: Job) -> Entry:
     )
 
 
-def try_on_cpu(job: Job, runtime: str) -> Candidate:
-    """Run the network on this machine's CPU, compare it with PyTorch, and time it.
+def _runtimes_for(job: Job) -> tuple[str, ...]:
+    """Return the runtimes to try.
+
+    Raises:
+        SetupError: None is installed that has the precision, or none that has the device.
+    """
+    options = job.options
+    runtimes = (options.runtime,) if options.runtime else available_runtimes()
+    if options.device == "gpu":
+        if options.runtime == "openvino" or options.precision == "bf16":
+            raise SetupError(
+                f"{job.spec.name}: on a GPU the python backend runs ONNX Runtime, in fp32 or fp16: leave the runtime "
+                "to it, or build for the CPU",
+                settings=("device", "runtime", "precision"),
+            )
+        runtimes = tuple(name for name in runtimes if name == "onnxruntime")
+        require_cuda_build()
+    if options.precision == "bf16":
+        runtimes = tuple(name for name in runtimes if name == "openvino")
+        if not runtimes:
+            raise SetupError(f"{job.spec.name}: only OpenVINO has bf16, and it is not installed: see docs/install.md")
+    if not runtimes:
+        raise missing_package("ONNX Runtime", needed_for=f"{job.spec.name}: the python backend", extra="serve")
+    return runtimes
+
+
+def try_runtime(job: Job, runtime: str) -> Candidate:
+    """Run the network on this machine, compare it with PyTorch, and time it.
 
     Args:
         job: The build.
         runtime: ``onnxruntime`` or ``openvino``.
     """
-    precision = job.options.precision
+    precision, device = job.options.precision, job.options.device
     hint = ""
     network: Network
     if runtime == "openvino":
         hint = "bf16" if precision == "bf16" else "f32"
         network = openvino_network(job.model_file, precision_hint=hint, threads=job.options.threads)
     else:
-        network = onnxruntime_network(job.model_file, threads=job.options.threads)
-    what = " ".join(part for part in (job.source.file, "in", describe_runtime(runtime), hint, "on the CPU") if part)
+        network = onnxruntime_network(job.model_file, threads=job.options.threads, device=device)
+    where = f"on the {device.upper()}"
+    what = " ".join(part for part in (job.source.file, "in", describe_runtime(runtime), hint, where) if part)
     check = check_network(network, job.data, job.spec, what=what, precision=precision, sha256=job.source.sha256)
     seconds = job.measure(network, job.spec)
     return Candidate("openvino" if runtime == "openvino" else "onnxruntime", hint, check, seconds)

@@ -1,8 +1,8 @@
 """What runs an ONNX file on this machine: ONNX Runtime and OpenVINO, as the python backend of an entry does."""
 
 import time
-from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Sequence
+from importlib.metadata import Distribution, distributions
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,15 @@ from ctseg.arrays import Logits, Patches
 from ctseg.compiled.cpus import usable_cpus
 from ctseg.errors import ParityError, SetupError, SpecError, missing_package
 from ctseg.model_spec import ModelSpec
+from ctseg.serving.cuda_libraries import load_cuda_libraries
+from ctseg.serving.publish import Device
 
 Network = Callable[[Patches], Logits]
 """Runs a batch of patches: float32 in, float32 out."""
 Measure = Callable[[Network, ModelSpec], float]
 """Returns the seconds that a network takes for one patch."""
 
+_CUDA = "CUDAExecutionProvider"
 RUNTIMES = ("onnxruntime", "openvino")
 
 
@@ -28,15 +31,24 @@ def available_runtimes() -> tuple[str, ...]:
 
 
 def describe_runtime(name: str) -> str:
-    """Return a runtime's name and version, for people."""
-    try:
-        return f"{name} {version(name)}"
-    except PackageNotFoundError:
+    """Return the package that brings a runtime and its version, for people: ``onnxruntime-gpu 1.31.1``.
+
+    Several packages bring the module ``onnxruntime``; the one whose files are imported is meant.
+    """
+    found = find_spec(name)
+    if found is None or found.origin is None:
         return name
+    owners = (item for item in distributions(path=[str(Path(found.origin).parents[1])]) if _is_package_of(item, name))
+    owner = max(owners, key=lambda item: str(item.metadata["Name"]), default=None)
+    return name if owner is None else f"{owner.metadata['Name']} {owner.version}"
+
+
+def _is_package_of(distribution: Distribution, runtime: str) -> bool:
+    return str(distribution.metadata["Name"]).lower() in (runtime, f"{runtime}-gpu")
 
 
 def onnxruntime_network(
-    model: Path | bytes, *, optimise: bool = True, threads: int = 0, provider: str = "CPUExecutionProvider"
+    model: Path | bytes, *, optimise: bool = True, threads: int = 0, device: Device = "cpu"
 ) -> Network:
     """Load an ONNX file with ONNX Runtime.
 
@@ -44,18 +56,21 @@ def onnxruntime_network(
         model: The file, or its bytes.
         optimise: Let ONNX Runtime rewrite the graph.
         threads: CPU threads; 0 takes all that this process may use.
-        provider: ONNX Runtime's execution provider.
+        device: ``gpu`` takes the first GPU by CUDA, without TF32.
 
     Raises:
         SpecError: The file cannot be loaded.
-        SetupError: ONNX Runtime is not installed, or lacks the provider.
+        SetupError: ONNX Runtime is not installed, or cannot use the GPU.
     """
     try:
         import onnxruntime
     except ImportError as error:
         raise missing_package("onnxruntime", needed_for="running an ONNX file", extra="serve") from error
-    if provider not in onnxruntime.get_available_providers():
-        raise SetupError(f"this onnxruntime lacks {provider}, found {onnxruntime.get_available_providers()}")
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if device == "gpu":
+        require_cuda_build()
+        load_cuda_libraries()
+        providers.insert(0, (_CUDA, {"use_tf32": "0"}))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or usable_cpus()
     options.inter_op_num_threads = 1
@@ -64,11 +79,13 @@ def onnxruntime_network(
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     source = model if isinstance(model, bytes) else str(model)
     try:
-        session = onnxruntime.InferenceSession(source, options, providers=[provider])
+        session = onnxruntime.InferenceSession(source, options, providers=providers)
     except Exception as error:  # ONNX Runtime's exceptions share no base class
         raise SpecError(
             f"{'the graph' if isinstance(model, bytes) else model}: ONNX Runtime cannot load it: {error}"
         ) from error
+    if device == "gpu":
+        _require_cuda(session.get_providers())
     (feed,) = session.get_inputs()
     dtype = {"tensor(float)": np.float32, "tensor(float16)": np.float16}[feed.type]
 
@@ -80,6 +97,33 @@ def onnxruntime_network(
         return np.asarray(logits, dtype=np.float32)
 
     return run
+
+
+def require_cuda_build() -> None:
+    """Refuse an ONNX Runtime that was built without CUDA.
+
+    Raises:
+        SetupError: It was, or is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise missing_package("onnxruntime", needed_for="running an ONNX file", extra="serve") from error
+    _require_cuda(onnxruntime.get_available_providers())
+
+
+def _require_cuda(providers: Sequence[str]) -> None:
+    """Refuse an ONNX Runtime that would run on the CPU what was asked for on a GPU.
+
+    Raises:
+        SetupError: CUDA is not among the providers.
+    """
+    if _CUDA not in providers:
+        raise SetupError(
+            f"{describe_runtime('onnxruntime')} cannot use a GPU here, it has {', '.join(providers)}: install "
+            "onnxruntime-gpu for this machine's CUDA, with cuDNN 9, in place of onnxruntime; or build for the CPU",
+            settings=("device",),
+        )
 
 
 def openvino_network(model: Path, *, precision_hint: str = "f32", threads: int = 0) -> Network:

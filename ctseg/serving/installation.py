@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ctseg.errors import SetupError
+from ctseg.serving.cuda_libraries import cuda_library_folders
 from ctseg.serving.triton_flags import flags_in_help
 
 _INSTALL = "install nvidia-pytriton (Linux x86-64) as docs/install.md shows, or put tritonserver on the PATH"
@@ -135,7 +136,7 @@ def find_server() -> Installation:
         raise SetupError(f"nvidia-pytriton has no python backend for Python {python}, only for {', '.join(known)}")
     return Installation(
         binary=binary,
-        library_path=(libraries, _libpython_folder()),
+        library_path=(libraries, _libpython_folder(), *cuda_library_folders()),
         backends=root / "backends",
         stub=stub,
         source=f"nvidia-pytriton {distribution.version}",
@@ -149,6 +150,7 @@ def _libpython_folder() -> Path:
     candidates = [
         Path(sysconfig.get_config_var("LIBDIR") or "/usr/lib"),
         Path(sys.base_prefix) / "lib",
+        Path(sys.prefix) / "lib",  # put into the environment where the system has none
         Path("/usr/lib") / multiarch,
         Path("/lib") / multiarch,
         Path("/usr/lib64"),

@@ -28,16 +28,18 @@ from ctseg.serving.writing import pretty_json, staging, write_head, writing
 from ctseg.triton.configuration import (
     THREADS_PARAMETER,
     ModelConfig,
+    device_parameter,
     precision_hint_parameter,
     runtime_parameter,
     spec_parameter,
 )
 
 Runtime = Literal["onnxruntime", "openvino"]
+Device = Literal["cpu", "gpu"]
 InstanceKind = Literal["cpu", "gpu", "auto"]
 
 PYTHON_MODEL = Path(__file__).parent / "python_backend" / "model.py"
-_INSTANCE_KINDS: Mapping[Backend, InstanceKind] = {"python": "cpu", "tensorrt": "gpu", "onnxruntime": "auto"}
+_INSTANCE_KINDS: Mapping[Backend, InstanceKind] = {"tensorrt": "gpu", "onnxruntime": "auto"}
 _VERSIONS_SERVED = 2
 
 
@@ -53,8 +55,9 @@ class EntryDraft:
             which stand in it.
         runtime: What the python backend runs the network with.
         precision_hint: OpenVINO's inference precision (``f32``, ``bf16``); empty for f32.
+        device: Where the python backend runs it; on a GPU only ONNX Runtime does.
         instance_count: Instances of the model (on each GPU, where it runs on GPUs).
-        instance_kind: Where they run; by default ``cpu`` for python, ``gpu`` for tensorrt, else ``auto``.
+        instance_kind: Where they run; by default ``device`` for python, ``gpu`` for tensorrt, else ``auto``.
         threads: CPU threads of one instance of the python backend; 0 shares the CPUs among them.
         max_queue_delay_us: How long Triton may hold a request to join it with others, in microseconds.
         warmup: Let Triton run one batch of random patches before the model is ready.
@@ -71,6 +74,7 @@ class EntryDraft:
     data_files: tuple[Path, ...] = ()
     runtime: Runtime = "onnxruntime"
     precision_hint: str = ""
+    device: Device = "cpu"
     instance_count: int = 1
     instance_kind: InstanceKind | None = None
     threads: int = 0
@@ -210,7 +214,7 @@ def configuration(draft: EntryDraft, version: int, known: Entry | None) -> Any:
         config.backend = draft.backend
     config.version_policy.latest.num_versions = _VERSIONS_SERVED
     config.dynamic_batching.max_queue_delay_microseconds = draft.max_queue_delay_us
-    kind = draft.instance_kind or _INSTANCE_KINDS[draft.backend]
+    kind = draft.instance_kind or _INSTANCE_KINDS.get(draft.backend, draft.device)
     config.instance_group.add(count=draft.instance_count, kind=f"KIND_{kind.upper()}")
     add_tensors(config, draft.spec)
     if draft.warmup:
@@ -295,7 +299,9 @@ def _add_warmup(config: Any) -> None:
 
 def _runtime_parameters(versions: Iterable[int]) -> list[str]:
     """Return the parameters that say what versions run with: each keeps the runtime that it was proven with."""
-    return [name(number) for number in versions for name in (runtime_parameter, precision_hint_parameter)]
+    return [
+        name(number) for number in versions for name in (runtime_parameter, precision_hint_parameter, device_parameter)
+    ]
 
 
 def _runtime_of(draft: EntryDraft, version: int) -> dict[str, str]:
@@ -303,6 +309,7 @@ def _runtime_of(draft: EntryDraft, version: int) -> dict[str, str]:
     said = {
         runtime_parameter(version): draft.runtime,
         precision_hint_parameter(version): draft.precision_hint,
+        device_parameter(version): "" if draft.device == "cpu" else draft.device,
         THREADS_PARAMETER: str(draft.threads or ""),
     }
     return {key: value for key, value in said.items() if value}

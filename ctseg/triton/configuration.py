@@ -16,6 +16,7 @@ THREADS_PARAMETER = "ctseg_threads"
 _SPEC_PREFIX = "ctseg_spec."
 _RUNTIME_PREFIX = "ctseg_runtime."
 _PRECISION_HINT_PREFIX = "ctseg_precision_hint."
+_DEVICE_PREFIX = "ctseg_device."
 
 
 def spec_parameter(version: int) -> str:
@@ -31,6 +32,11 @@ def runtime_parameter(version: int) -> str:
 def precision_hint_parameter(version: int) -> str:
     """Return the name of the parameter that holds OpenVINO's inference precision for a version."""
     return f"{_PRECISION_HINT_PREFIX}{version}"
+
+
+def device_parameter(version: int) -> str:
+    """Return the name of the parameter that says where the python backend runs a version: ``gpu``; absent is CPU."""
+    return f"{_DEVICE_PREFIX}{version}"
 
 
 def spec_parameters(config: Any) -> list[str]:

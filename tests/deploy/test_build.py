@@ -84,6 +84,36 @@ def test_if_needed_builds_when_the_network_or_the_tools_differ(
     assert build_entry(second.folder, tmp_path / "r", needed).newest.version == 3
 
 
+def test_a_gpu_that_onnx_runtime_cannot_use_is_refused_before_anything_is_built(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(SetupError, match=r"onnxruntime.* cannot use a GPU here, it has CPUExecutionProvider") as error:
+        build_entry(bundle.folder, tmp_path / "r", BuildOptions(device="gpu"))
+    assert error.value.settings == ("device",)
+    assert not (tmp_path / "r").exists()
+    for options in (BuildOptions(device="gpu", runtime="openvino"), BuildOptions(device="gpu", precision="bf16")):
+        with pytest.raises(SetupError, match=r"on a GPU the python backend runs ONNX Runtime|lacks bf16|no bf16"):
+            build_entry(bundle.folder, tmp_path / "r", options)
+
+
+def test_an_onnx_runtime_that_falls_back_to_the_cpu_is_refused(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where CUDA's libraries cannot be loaded: ONNX Runtime has the provider, and the session does not."""
+    monkeypatch.setattr(
+        "onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    )
+    with pytest.warns(UserWarning, match="CUDAExecutionProvider"), pytest.raises(SetupError, match="cannot use a GPU"):
+        onnxruntime_network(bundle.folder / "model.onnx", device="gpu")
+
+
+def test_an_entry_for_the_cpu_is_built_anew_where_the_last_was_for_a_gpu(bundle: Bundle, tmp_path: Path) -> None:
+    build_entry(bundle.folder, tmp_path, ONNXRUNTIME)
+    built = tmp_path / "unet" / "1" / "build.json"
+    assert build_json(built.parent)["gpu"] is None
+    built.write_text(built.read_text().replace('"gpu": null', '"gpu": "NVIDIA H100"'))
+    assert build_entry(bundle.folder, tmp_path, replace(ONNXRUNTIME, if_needed=True)).newest.version == 2
+
+
 def test_unproven_bundle_is_refused_and_marked_when_accepted(trained_unet: Path, tmp_path: Path) -> None:
     model = load_trained_model(trained_unet, folds=(0,))
     bundle = export_model(model, tmp_path / "b", ExportOptions(accept_unproven=True))

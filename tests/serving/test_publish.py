@@ -46,6 +46,18 @@ def test_an_entry_says_in_tritons_own_message_what_the_spec_says(root: Path) -> 
     assert sorted(path.name for path in (root / "toy" / "1").iterdir()) == ["build.json", "model.onnx", "model.py"]
 
 
+def test_an_entry_for_a_gpu_says_so_for_its_version_and_its_instances(root: Path) -> None:
+    write_toy_entry(root, device="gpu")
+    config = config_of(root)
+    assert config.instance_group[0].kind == 1  # KIND_GPU
+    assert config.parameters["ctseg_device.1"].string_value == "gpu"
+    publish(root, EntryDraft(toy_spec(), "python", root / "toy" / "1" / "model.onnx"), 2)
+    config = config_of(root)
+    assert config.instance_group[0].kind == 2  # KIND_CPU
+    assert config.parameters["ctseg_device.1"].string_value == "gpu"
+    assert "ctseg_device.2" not in config.parameters
+
+
 def test_what_was_written_is_what_is_read(root: Path) -> None:
     spec = write_toy_entry(root, build_info={"gpu": "none", "seconds": 1.5})
     (entry,) = list_entries(root)

@@ -10,6 +10,7 @@ from ctseg.triton.configuration import (
     THREADS_PARAMETER,
     ModelConfig,
     config_from_text,
+    device_parameter,
     precision_hint_parameter,
     runtime_parameter,
     spec_parameter,
@@ -53,6 +54,7 @@ def test_the_python_backend_reads_the_parameters_that_the_repository_writes() ->
         THREADS_PARAMETER,
         runtime_parameter(7).replace("7", "{version}"),
         precision_hint_parameter(7).replace("7", "{version}"),
+        device_parameter(7).replace("7", "{version}"),
     }
     assert set(read) == written
     assert len(read) == source.count("parameters.get("), "a parameter is read under a name that this test does not see"

@@ -5,6 +5,7 @@ nothing of ctseg. The entry's ``parameters`` say how to run:
 
 * ``ctseg_runtime.<version>``: ``onnxruntime`` or ``openvino``;
 * ``ctseg_precision_hint.<version>``: OpenVINO's inference precision (``f32``, ``bf16``); absent means f32;
+* ``ctseg_device.<version>``: ``gpu`` for ONNX Runtime on CUDA; absent means the CPU, on which it was proven;
 * ``ctseg_threads``: threads of one instance; 0 or absent shares the CPUs among the instances.
 
 Tensors cross the process border by DLPack only: ``as_numpy()`` of the stub in Triton 24.10 gives empty
@@ -33,8 +34,7 @@ def _available_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _onnxruntime_network(path: Path, output: str, threads: int) -> tuple[Network, bool]:
-    """Return the network, and whether it runs on a GPU."""
+def _onnxruntime_network(path: Path, output: str, threads: int, gpu: int | None) -> Network:
     import onnxruntime
 
     onnxruntime.disable_telemetry_events()  # nothing leaves this machine unasked
@@ -43,9 +43,16 @@ def _onnxruntime_network(path: Path, output: str, threads: int) -> tuple[Network
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.enable_mem_pattern = False  # planned ahead, a Swin UNETR's buffers take more memory and no less time
-    available = onnxruntime.get_available_providers()
-    providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if gpu is not None:  # TF32 rounds factors to 10 bits: not what was proven
+        providers.insert(0, ("CUDAExecutionProvider", {"device_id": str(gpu), "use_tf32": "0"}))
     session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+    if gpu is not None and "CUDAExecutionProvider" not in session.get_providers():
+        raise pb_utils.TritonModelException(
+            f"this entry was built for a GPU, and ONNX Runtime {onnxruntime.__version__} cannot use GPU {gpu} (it has "
+            f"{onnxruntime.get_available_providers()}): install onnxruntime-gpu for this CUDA, with cuDNN 9, in the "
+            "Python of the server, or build the entry for the CPU"
+        )
     (name,) = [tensor.name for tensor in session.get_inputs()]
 
     def run(patches: Array, logits: Array) -> None:
@@ -54,7 +61,12 @@ def _onnxruntime_network(path: Path, output: str, threads: int) -> tuple[Network
         binding.bind_output(output, "cpu", 0, logits.dtype, logits.shape, logits.ctypes.data)
         session.run_with_iobinding(binding)
 
-    return run, "CUDAExecutionProvider" in session.get_providers()
+    return run
+
+
+def _gpu_of(args: dict[str, str]) -> int:
+    """Return the GPU of this instance: Triton's choice, else the first."""
+    return int(args["model_instance_device_id"]) if args.get("model_instance_kind") == "GPU" else 0
 
 
 def _openvino_network(path: Path, output: str, threads: int, precision_hint: str) -> Network:
@@ -113,16 +125,19 @@ class TritonPythonModel:
         threads = int(parameters.get("ctseg_threads", "0")) or max(1, _available_cpus() // instances)
         path = Path(args["model_repository"]) / version / "model.onnx"
         runtime = parameters.get(f"ctseg_runtime.{version}", "onnxruntime")
+        self._joins = parameters.get(f"ctseg_device.{version}", "cpu") == "gpu"
         if runtime == "onnxruntime":
-            run, self._joins = _onnxruntime_network(path, self._output["name"], threads)
+            gpu = _gpu_of(args) if self._joins else None
+            run = _onnxruntime_network(path, self._output["name"], threads, gpu)
         elif runtime == "openvino":
             hint = parameters.get(f"ctseg_precision_hint.{version}", "f32")
-            run, self._joins = _openvino_network(path, self._output["name"], threads, hint), False
+            run = _openvino_network(path, self._output["name"], threads, hint)
         else:
             raise pb_utils.TritonModelException(f"runtime {runtime!r} is neither onnxruntime nor openvino")
         self._run = run if self._joins else _one_by_one(run)
         pb_utils.Logger.log_info(
-            f"{args['model_name']} version {version}: {runtime}, {threads} threads, numpy {np.__version__}"
+            f"{args['model_name']} version {version}: {runtime} on the {'GPU' if self._joins else 'CPU'}, "
+            f"{threads} threads, numpy {np.__version__}"
         )
 
     def execute(self, requests: list[Any]) -> list[Any]:

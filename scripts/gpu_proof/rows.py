@@ -1,0 +1,176 @@
+"""What the proof says: rows of what was found beside what was expected, as a document and as a table."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from ctseg.documents import Document
+
+Verdict = Literal["ok", "failed", "not found", "not run"]
+"""``not found``: the machine lacks it. ``not run``: nobody tried, and the row says why."""
+
+JSON_NAME = "gpu.json"
+PAGE_NAME = "gpu.md"
+_LONGEST_CELL = 400
+
+
+class Row(Document):
+    """One claim and what became of it.
+
+    Attributes:
+        section: Part of the proof.
+        what: The claim, or what was measured.
+        found: What was seen.
+        expected: What it has to be; empty where nothing was promised.
+        verdict: What that comes to.
+        figures: The numbers in ``found``, for programs; their units end their names.
+    """
+
+    section: str
+    what: str
+    found: str
+    expected: str = ""
+    verdict: Verdict
+    figures: dict[str, float] = Field(default_factory=dict)
+
+
+class Host(Document):
+    """Where it ran.
+
+    Attributes:
+        system: Operating system.
+        processor: Name of the CPU.
+        cpus: Usable ones.
+        memory_gb: In 10^9 bytes.
+        python: Version.
+        gpus: Names, with the driver and the CUDA version that it supports.
+        versions: Of the packages that the figures depend on.
+    """
+
+    system: str
+    processor: str
+    cpus: int
+    memory_gb: float
+    python: str
+    gpus: tuple[str, ...]
+    versions: dict[str, str]
+
+
+class Proof(Document):
+    """The whole of ``gpu.json``.
+
+    Attributes:
+        schema_version: Of this document.
+        started: UTC.
+        seconds: Until this was written.
+        rehearsal: On the CPU with small sizes: no figure counts.
+        host: Where it ran.
+        rows: In the order in which they were found.
+    """
+
+    schema_version: Literal[1] = 1
+    started: str
+    seconds: float
+    rehearsal: bool
+    host: Host
+    rows: tuple[Row, ...]
+
+    def count(self, verdict: Verdict) -> int:
+        """Return how many rows have a verdict."""
+        return sum(row.verdict == verdict for row in self.rows)
+
+    def to_markdown(self) -> str:
+        """Return the table for people."""
+        host = self.host
+        lines = [
+            f"# {'Rehearsal of the GPU proof, on a CPU' if self.rehearsal else 'GPU proof'}, {self.started[:10]}",
+            "",
+            f"{self.count('ok')} ok, {self.count('failed')} failed, {self.count('not found')} not found, "
+            f"{self.count('not run')} not run; {self.seconds:.0f} s.",
+            "",
+            f"GPU: {'; '.join(host.gpus) or 'none'}. {host.processor}, {host.cpus} CPUs, {host.memory_gb:.0f} GB, "
+            f"{host.system}, Python {host.python}.",
+            "",
+            ", ".join(f"{name} {version}" for name, version in host.versions.items()),
+        ]
+        if self.rehearsal:
+            lines += [
+                "",
+                "**A rehearsal runs the same code at small sizes without a GPU: none of its figures counts.**",
+            ]
+        for section in dict.fromkeys(row.section for row in self.rows):
+            lines += ["", f"## {section}", "", "| what | found | expected | verdict |", "|---|---|---|---|"]
+            lines += [_line(row) for row in self.rows if row.section == section]
+        return "\n".join(lines) + "\n"
+
+
+def _line(row: Row) -> str:
+    mark = f"**{row.verdict}**" if row.verdict == "failed" else row.verdict
+    return f"| {_cell(row.what)} | {_cell(row.found)} | {_cell(row.expected)} | {mark} |"
+
+
+def _cell(text: str) -> str:
+    """Return text as one cell: the end of what is long, since errors end with what matters."""
+    flat = " ".join(text.replace("|", "\\|").split())
+    return flat if len(flat) <= _LONGEST_CELL else f"… {flat[-_LONGEST_CELL:]}"
+
+
+class Teller:
+    """Takes the rows of one section, and writes each to a file at once, so that what dies later loses none.
+
+    Args:
+        section: Name of the section.
+        file: Takes one JSON document a line.
+    """
+
+    def __init__(self, section: str, file: Path) -> None:
+        self._section = section
+        self._file = file
+
+    def row(self, verdict: Verdict, what: str, found: str, expected: str = "", **figures: float) -> None:
+        """Tell one row."""
+        row = Row(section=self._section, what=what, found=found, expected=expected, verdict=verdict, figures=figures)
+        with self._file.open("a", encoding="utf-8") as file:
+            file.write(row.model_dump_json() + "\n")
+        print(f"  {verdict:9}  {what}: {found}", flush=True)
+
+    def ok(self, what: str, found: str, expected: str = "", **figures: float) -> None:
+        """Tell what is as it should be, or what was measured without a promise."""
+        self.row("ok", what, found, expected, **figures)
+
+    def judge(self, what: str, holds: bool, found: str, expected: str, **figures: float) -> None:
+        """Tell whether something is as it should be."""
+        self.row("ok" if holds else "failed", what, found, expected, **figures)
+
+    def not_found(self, what: str, found: str) -> None:
+        """Tell what this machine lacks."""
+        self.row("not found", what, found)
+
+    def not_run(self, what: str, why: str) -> None:
+        """Tell what nobody tried."""
+        self.row("not run", what, why)
+
+    @contextmanager
+    def attempt(self, what: str) -> Iterator[None]:
+        """Turn any exception of the ``with`` block into a failed row; the section goes on."""
+        try:
+            yield
+        except Exception as error:
+            self.row("failed", what, f"{type(error).__name__}: {error}", "no error")
+
+
+def read_rows(file: Path) -> list[Row]:
+    """Return the rows that a section told; the last line may be cut off where it was killed."""
+    if not file.is_file():
+        return []
+    rows = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(Row(**json.loads(line)))
+        except ValueError:
+            continue
+    return rows

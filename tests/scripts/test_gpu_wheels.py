@@ -1,0 +1,151 @@
+"""The wheels for a bare GPU machine: what is carried, and that what arrives is what was sent."""
+
+import importlib.metadata
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from packaging.requirements import Requirement
+
+from scripts.gpu_proof.environment import make_environment
+from scripts.gpu_proof.wheels import MANIFEST, REQUIREMENTS, join, pins, store
+
+ROOT = Path(__file__).parents[2]
+BARE = ROOT / "scripts" / "gpu_proof" / "bare_machine.txt"
+ON_THE_MACHINE = {"python_version": "3.12", "python_full_version": "3.12.3", "sys_platform": "linux", "extra": ""}
+NOT_NEEDED = {
+    # of packages that are carried, but for what ctseg does not use of them
+    "argparse": "batchgenerators: part of Python",
+    "unittest2": "batchgenerators: its tests",
+    "linecache2": "batchgenerators: its tests",
+    "traceback2": "batchgenerators: its tests",
+    "graphviz": "nnU-Net: drawings of networks",
+    "imagecodecs": "nnU-Net: other readers than ctseg's",
+    "yacs": "nnU-Net: leftover",
+    "aiohttp": "tritonclient: HTTP",
+    "gevent": "tritonclient: HTTP",
+    "geventhttpclient": "tritonclient: HTTP",
+    "cuda-python": "tritonclient: CUDA shared memory",
+    "perf-analyzer": "tritonclient: its benchmark",
+    "onnxruntime": "carried as onnxruntime-gpu",
+}
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, bytes]:
+    contents = {"large.whl": bytes(range(256)) * 40, "small.whl": b"small", "lib.so.1.0": b"library" * 100}
+    (tmp_path / "source").mkdir()
+    for name, data in contents.items():
+        (tmp_path / "source" / name).write_bytes(data)
+    return contents
+
+
+def test_pieces_are_joined_to_what_was_cut(files: dict[str, bytes], tmp_path: Path) -> None:
+    folders = store(tmp_path / "source", tmp_path / "cut", 3000)
+    assert len(folders) > 2
+    for folder in folders:
+        assert sum(file.stat().st_size for file in folder.iterdir() if file.name != MANIFEST) <= 3000
+    joined = join(tmp_path / "cut", tmp_path / "joined")
+    assert {file.name: file.read_bytes() for file in joined} == files
+
+
+def test_without_a_limit_nothing_is_cut(files: dict[str, bytes], tmp_path: Path) -> None:
+    (folder,) = store(tmp_path / "source", tmp_path / "whole", None)
+    assert {file.name for file in folder.iterdir()} == {*files, MANIFEST}
+    assert {file.name: file.read_bytes() for file in join(tmp_path / "whole", tmp_path / "joined")} == files
+
+
+def test_damaged_and_missing_pieces_are_all_named(files: dict[str, bytes], tmp_path: Path) -> None:
+    store(tmp_path / "source", tmp_path / "cut", 3000)
+    (damaged,) = (tmp_path / "cut").rglob("large.whl.001")
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
+    (missing,) = (tmp_path / "cut").rglob("small.whl")
+    missing.unlink()
+    with pytest.raises(ValueError, match=r"large\.whl\.001 is damaged") as error:
+        join(tmp_path / "cut", tmp_path / "joined")
+    assert "small.whl is missing" in str(error.value)
+
+
+def test_plain_wheels_need_no_manifest_and_none_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="expected wheels, found none: fill it by `make gpu-wheels`"):
+        join(tmp_path, tmp_path / "joined")
+    (tmp_path / "a.whl").touch()
+    assert join(tmp_path, tmp_path / "joined") == [tmp_path / "a.whl"]
+
+
+def test_an_environment_sees_the_packages_of_the_python_that_made_it_though_that_is_a_venv(tmp_path: Path) -> None:
+    """``--system-site-packages`` would show those of the Python below it."""
+    wheel = tmp_path / "wheels" / "ctseg_probe-1.0-py3-none-any.whl"
+    write_wheel(wheel, "ctseg_probe")
+    python = make_environment(tmp_path, tmp_path / "wheels")
+    code = "import ctseg_probe, numpy, importlib.metadata as m; print(numpy.__file__, m.version('ctseg'))"
+    done = subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.stdout.split()[:1] == [np.__file__], done.stderr
+
+
+def write_wheel(path: Path, name: str) -> None:
+    path.parent.mkdir()
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(f"{name}/__init__.py", "")
+        archive.writestr(f"{name}-1.0.dist-info/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        archive.writestr(
+            f"{name}-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr(f"{name}-1.0.dist-info/RECORD", "")
+
+
+def test_what_is_carried_covers_what_a_bare_machine_lacks() -> None:
+    carried = {canonical(re.split("==", pin)[0]) for pin in pins(REQUIREMENTS)}
+    there = {canonical(line) for line in BARE.read_text().splitlines() if line and not line.startswith("#")}
+    needed = {canonical(item.name) for item in requirements_of("ctseg", {"itk", "fast-io", "serve", "deploy", "train"})}
+    seen: set[str] = set()
+    while needed - seen:
+        name = (needed - seen).pop()
+        seen.add(name)
+        # what the machine has came with its own needs
+        if name in there or name in NOT_NEEDED:
+            continue
+        needed |= {canonical(item.name) for item in requirements_of(name, set())}
+    missing = needed - there - carried - NOT_NEEDED.keys()
+    assert not missing, f"neither carried nor there: {sorted(missing)}"
+    assert "nvidia-pytriton" in carried
+    assert not carried & {"torch", "numpy", "scipy", "numba", "torchvision"}, "the machine's own go with its CUDA"
+
+
+def test_what_is_carried_has_the_versions_that_are_tested() -> None:
+    tested = dict(line.split(";")[0].split("==") for line in pins(ROOT / "requirements" / "constraints.txt"))
+    newest = {canonical(name): version.strip() for name, version in tested.items()}
+    for pin in pins(REQUIREMENTS):
+        name, version = pin.split("==")
+        if canonical(name) in newest:
+            assert newest[canonical(name)] == version, pin
+
+
+def requirements_of(name: str, extras: set[str]) -> list[Requirement]:
+    """Return what an installed package needs on the bare machine; nothing of one that is not installed here."""
+    try:
+        found = importlib.metadata.requires(name) or []
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    items = [Requirement(text) for text in found]
+    environments = [{**ON_THE_MACHINE, "extra": extra} for extra in ("", *extras)]
+    return [item for item in items if item.marker is None or any(item.marker.evaluate(e) for e in environments)]
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name.strip().lower())
+
+
+def test_the_downloader_runs_without_the_environment_of_the_tests() -> None:
+    done = subprocess.run(
+        [sys.executable, "-S", "-m", "scripts.gpu_proof.wheels", "--help"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
