@@ -85,7 +85,7 @@ def _plans(spec: ModelSpec, weights: dict[str, Any], stages: int, name: str) -> 
         normalization=tuple(channel.normalization for channel in spec.channels),
         resampling_data=(data.function, {"is_seg": False, **data.model_dump(include=kwargs)}),
         resampling_logits=(logits.function, {"is_seg": False, **logits.model_dump(include=kwargs)}),
-        transpose_forward=tuple(spec.transpose_forward),
+        transpose_forward=(spec.transpose_forward[0], spec.transpose_forward[1], spec.transpose_forward[2]),
         reader=spec.reader,
     )
     for number, channel in enumerate(spec.channels):

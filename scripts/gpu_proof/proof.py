@@ -1,6 +1,7 @@
 """The parts of the proof, one after the other, each in a process of its own that may die or hang."""
 
 import contextlib
+import json
 import os
 import platform
 import signal
@@ -188,9 +189,17 @@ def this_host() -> Host:
         cpus=usable_cpus(),
         memory_gb=round(psutil.virtual_memory().total / 1e9, 1),
         python=platform.python_version(),
-        gpus=tuple(gpus()),
+        gpus=tuple(_gpus_from_afar()),
         versions=installed_versions(),
     )
+
+
+def _gpus_from_afar() -> list[str]:
+    """Ask in a process of its own: looking at a GPU takes memory of it for as long as the process lives."""
+    code = "import json; from scripts.gpu_proof.proof import gpus; print(json.dumps(gpus()))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    found: list[str] = json.loads(done.stdout) if done.returncode == 0 else []
+    return found
 
 
 def gpus() -> list[str]:

@@ -73,7 +73,15 @@ def _runtimes(bench: Bench, tell: Teller) -> list[Runtime]:
 
 def _build(bench: Bench, tell: Teller, what: str, bundle: str, runtime: Runtime, precision: str) -> None:
     name = entry_name(bundle, runtime.name, precision)
-    words = ["build", bench.bundles / bundle, "--repository", bench.repository, "--name", name, *runtime.words]
+    words: list[str | Path] = [
+        "build",
+        bench.bundles / bundle,
+        "--repository",
+        bench.repository,
+        "--name",
+        name,
+        *runtime.words,
+    ]
     words += ["--precision", precision]
     if not bundle.startswith(DEMO):
         words.append("--accept_unproven")

@@ -1,4 +1,7 @@
-"""What the planner thinks a training step takes, beside what one takes, in mixed precision and without."""
+"""What the planner thinks a training step takes, beside what one takes, in mixed precision and without.
+
+Without torch.compile, for the time.
+"""
 
 import sys
 from pathlib import Path
@@ -92,7 +95,7 @@ def _tell(bench: Bench, tell: Teller, what: str, took: Round, budget_gb: float, 
     if judged:
         tell.judge(f"{what}, {precision}", took.used_gb <= budget_gb, found, f"at most {budget_gb:g} GB", **figures)
     else:
-        tell.ok(f"{what}, {precision}", found, **figures)
+        tell.ok(f"{what}, {precision}", found, "", **figures)
 
 
 def _patch(plans: dict[str, Any]) -> str:

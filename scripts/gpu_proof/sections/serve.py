@@ -86,20 +86,20 @@ def _without_kind_gpu(bench: Bench, names: list[str]) -> Path:
 def _speed_of(bench: Bench, tell: Teller, server: RunningServer, bundle: str, name: str) -> float:
     """Prove an entry through the server, then time it; return the most windows in a second."""
     best = 0.0
-    for sharing in ("on", "off"):
+    for sharing in ("auto", "off"):
         options = ClientOptions(headers=server.headers, shared_memory=sharing)
         with connect([server.url], name, options=options) as predictor:
-            if sharing == "on":
+            if sharing == "auto":
                 check = check_live(predictor, read_bundle(bench.bundles / bundle), predictor.spec.precision)
                 worst = max(item.relative_l2 for item in check.comparisons)
                 found = (
                     "; ".join(check.problems) or f"relative L2 {worst:.1e}, answers in {predictor.spec.output.dtype}"
                 )
                 tell.judge(f"{name}: the server's answers", check.passed, found, "PyTorch's", relative_l2=worst)
-            for batch in sorted({1, 2, predictor.max_batch_size}):
+            for batch in sorted({1, predictor.max_batch_size}):
                 rate = windows_per_second(predictor, batch, predictor.max_in_flight, least_s=bench.timing_s)
                 best = max(best, rate)
-                what = f"{name}: batches of {batch}, shared memory {sharing}"
+                what = f"{name}: batches of {batch}, by {predictor.identity.transport}"
                 tell.ok(what, f"{rate:.2f} windows/s, {1000 / rate:.0f} ms a window", windows_per_second=rate)
     return best
 
@@ -187,7 +187,7 @@ def _beside_torch(bench: Bench, tell: Teller, bundle: str, best: dict[str, float
                 share = best[name] / rate
                 found = f"{rate:.2f} windows/s alone, {best[name]:.2f} served: {share:.2f} x"
                 figures = {"torch_windows_per_second": rate, "served_windows_per_second": best[name], "ratio": share}
-                tell.ok(f"{bundle}: torch alone ({how}) beside {name}", found, **figures)
+                tell.ok(f"{bundle}: torch alone ({how}) beside {name}", found, "", **figures)
         if not any(entry_name(bundle, runtime, precision) in best for runtime in ("trt", bench.device)):
             tell.ok(f"{bundle}: torch alone ({how})", f"{rate:.2f} windows/s", torch_windows_per_second=rate)
 
