@@ -84,9 +84,11 @@ def main() -> None:
 def _round(job: Job, placement: Placement, *, amp: bool) -> Round:
     on_cuda = placement.device.type == "cuda"
     gc.collect()
-    before_gb = _resident_gb("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    if on_cuda:
+    before_gb = 0.0
+    if not on_cuda:
+        before_gb = _resident_gb("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    else:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     torch.manual_seed(1)
