@@ -50,8 +50,8 @@ class CudaDriver:
             self._library = load("libcuda.so.1")
         except OSError as error:
             raise SetupError(
-                "no NVIDIA driver on this machine (libcuda.so.1 cannot be loaded): what runs on a GPU is built on the GPU "
-                "that serves it; run the build there, in a container with --gpus"
+                "no NVIDIA driver on this machine (libcuda.so.1 cannot be loaded): what runs on a GPU is built on the "
+                "GPU that serves it; run the build there, in a container with --gpus"
             ) from error
         try:
             self._call("cuInit", ctypes.c_uint(0))

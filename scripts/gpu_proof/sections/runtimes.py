@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -36,6 +37,8 @@ IMPORTS = {
     ),
 }  # fmt: skip
 KERNELS = tuple(f"ctseg.numerics.{name}_kernels" for name in ("resample", "blend", "restore"))
+LEAST_SHM_MIB = 2048
+"""Two answers of 25 classes on four patches of 128 x 128 x 128 in FP32 are 1.7 GB."""
 _LARGEST_ERROR = {"float32": 1e-4, "float16": 5e-3}
 """Relative L2 of a convolution on the GPU against the CPU in float32; TF32 would be off by 3e-4."""
 _HEAVY = {"Conv", "ConvTranspose", "MatMul", "Gemm", "InstanceNormalization"}
@@ -227,6 +230,11 @@ def _triton(tell: Teller) -> tuple[str, tuple[str, ...]]:
     except SetupError as error:
         tell.not_found("Triton", str(error))
         return "", ()
+    shared = Path("/dev/shm")  # noqa: S108 (the folder itself is looked at)
+    if shared.is_dir():
+        free_mib = shutil.disk_usage(shared).free / 2**20
+        what = "shared memory, for Triton's python backend and its clients"
+        tell.judge(what, free_mib >= LEAST_SHM_MIB, f"{free_mib:.0f} MiB free", f"at least {LEAST_SHM_MIB} MiB")
     flags = installation.supported_flags()
     folder = installation.backends or installation.binary.parents[1] / "backends"
     backends = tuple(sorted(path.name for path in folder.iterdir() if path.is_dir())) if folder.is_dir() else ()
