@@ -110,13 +110,17 @@ class Proof(Document):
 
 def _line(row: Row) -> str:
     mark = f"**{row.verdict}**" if row.verdict == "failed" else row.verdict
-    return f"| {_cell(row.what)} | {_cell(row.found)} | {_cell(row.expected)} | {mark} |"
+    # errors end with what matters
+    found = _cell(row.found, keep_end=row.verdict == "failed")
+    return f"| {_cell(row.what)} | {found} | {_cell(row.expected)} | {mark} |"
 
 
-def _cell(text: str) -> str:
-    """Return text as one cell: the end of what is long, since errors end with what matters."""
+def _cell(text: str, *, keep_end: bool = False) -> str:
+    """Return text as one cell, shortened if it is long."""
     flat = " ".join(text.replace("|", "\\|").split())
-    return flat if len(flat) <= _LONGEST_CELL else f"… {flat[-_LONGEST_CELL:]}"
+    if len(flat) <= _LONGEST_CELL:
+        return flat
+    return f"… {flat[-_LONGEST_CELL:]}" if keep_end else f"{flat[:_LONGEST_CELL]} …"
 
 
 class Teller:
