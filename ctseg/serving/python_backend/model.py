@@ -136,8 +136,8 @@ class TritonPythonModel:
             raise pb_utils.TritonModelException(f"runtime {runtime!r} is neither onnxruntime nor openvino")
         self._run = run if self._joins else _one_by_one(run)
         pb_utils.Logger.log_info(
-            f"{args['model_name']} version {version}: {runtime} on the {'GPU' if self._joins else 'CPU'}, "
-            f"{threads} threads, numpy {np.__version__}"
+            f"{args['model_name']} version {version}: {runtime}, {threads} threads, on the "
+            f"{'GPU' if self._joins else 'CPU'}, numpy {np.__version__}"
         )
 
     def execute(self, requests: list[Any]) -> list[Any]:
