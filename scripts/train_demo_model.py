@@ -23,12 +23,12 @@ DATASETS = {"sarcoma": "Dataset101_Sarcoma", "composition": "Dataset102_Composit
 PATCH_SIZES = {"sarcoma": [32, 64, 64], "composition": [24, 80, 80]}
 
 
-def write_plans(model: str, network: str) -> str:
+def write_plans(model: str, network: str, patch_size: list[int]) -> str:
     """Write the small variant of the demo's plans beside them; return its name."""
     folder = Path(str(nnUNet_preprocessed)) / DATASETS[model]
     plans = json.loads((folder / f"{PLANS}.json").read_text())
     configuration = plans["configurations"]["3d_fullres"]
-    configuration.update(patch_size=PATCH_SIZES[model], batch_size=2)
+    configuration.update(patch_size=patch_size, batch_size=2)
     configuration["architecture"] = (
         unet_architecture(3, features=(16, 32, 64, 128), blocks=2) if network == "unet" else swin_architecture(3)
     )
@@ -45,12 +45,13 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, required=True)
     parser.add_argument("--iterations", type=int, default=50)
     parser.add_argument("--lr", type=float, default=None)
+    parser.add_argument("--patch_size", type=int, nargs=3, help="default: that of the model that is committed")
     parser.add_argument("--fold", default="0")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--pretrained", help="checkpoint whose weights to begin with")
     args = parser.parse_args()
     trainer_name = {"unet": "nnUNetTrainer", "swin": "nnUNetTrainerSwinUNETR"}[args.network]
-    plans_name = write_plans(args.model, args.network)
+    plans_name = write_plans(args.model, args.network, args.patch_size or PATCH_SIZES[args.model])
     fold = "all" if args.fold == "all" else int(args.fold)
     device = torch.device("cpu")
     trainer = get_trainer_from_args(

@@ -1,6 +1,7 @@
 """The contract: round trip, digest, and a refusal for everything unknown or contradictory."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +10,8 @@ from ctseg.model_spec import MAX_SPEC_BYTES, KeepLargest, ModelSpec, Parity, Pro
 from ctseg.nnunet.plans import resolve_configuration, spec_from_plans
 from tests.support.nnunet_plans import make_dataset, make_plans
 from tests.support.toy_models import toy_spec
+
+REPOSITORY = Path(__file__).parents[1] / "model_repository"
 
 
 def make_spec(**extra):
@@ -32,6 +35,18 @@ def test_json_is_ascii_and_canonical():
     text = make_spec(provenance=Provenance(dataset="Größe")).to_json()
     assert text.isascii()
     assert text == json.dumps(json.loads(text), sort_keys=True, separators=(",", ":"))
+
+
+@pytest.mark.parametrize(
+    ("name", "digest"),
+    [
+        ("composition", "aadfbc3da1de7d874749f238cd9aba10a9eabd587a3ccdf51d514e619dfc7346"),
+        ("sarcoma", "0f1217f66c8ac4e4c6021e45c60ca71fe596feccd18669d1bb9928e7b1724178"),
+    ],
+)
+def test_the_demos_specs_keep_their_digest_for_good(name, digest):
+    spec = ModelSpec.from_json((REPOSITORY / name / "ctseg.json").read_bytes(), source=name)
+    assert spec.digest == digest
 
 
 def test_digest_covers_what_the_labels_depend_on_and_nothing_else():
