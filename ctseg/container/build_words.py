@@ -34,6 +34,7 @@ class BuildWords(Document):
     if_needed: bool = True
     accept_unproven: bool = False
     prove_live: bool = False
+    device: Literal["cpu", "gpu"] = "cpu"
     runtime: Literal["onnxruntime", "openvino"] | None = None
     threads: int = Field(default=0, ge=0)
     workspace_mb: int = Field(default=4096, ge=1)
@@ -78,6 +79,7 @@ class BuildWords(Document):
             precision=self.precision,
             name=self.name,
             version=self.version,
+            device=self.device,
             runtime=self.runtime,
             max_batch_size=self.max_batch_size,
             instance_count=self.instances,

@@ -58,8 +58,7 @@ class Bundle:
         for variant in self.report.variants:
             if variant.file == file:
                 path = self.folder / file
-                if not path.is_file() or sha256_of_network(path) != variant.sha256:
-                    raise SpecError(f"{path}: is missing or not the file that {PARITY_NAME} describes: export again")
+                _require_unchanged(path, variant.sha256)
                 return variant
         having = ", ".join(variant.precision for variant in self.report.variants)
         raise SpecError(
@@ -89,6 +88,16 @@ class Bundle:
             SpecError: They are missing or broken.
         """
         return ParityData.read(self.folder / DATA_NAME, source=self.report.data)
+
+
+def _require_unchanged(path: Path, sha256: str) -> None:
+    refusal = f"{path}: is missing or not the file that {PARITY_NAME} describes: export again"
+    try:
+        is_same = path.is_file() and sha256_of_network(path) == sha256
+    except SpecError as error:  # no ONNX file any more, or the weights beside it are not there
+        raise SpecError(f"{refusal} ({error})") from error
+    if not is_same:
+        raise SpecError(refusal)
 
 
 def read_bundle(folder: Path) -> Bundle:

@@ -26,13 +26,14 @@ def test_they_are_the_words_of_the_command_with_its_defaults() -> None:
 
 def test_words_become_the_options_of_a_build() -> None:
     words = BuildWords.from_text(
-        "--backend python --runtime=openvino --max-batch-size 2 --instances 3 --warmup --builder_level 5"
+        "--backend python --device gpu --runtime=openvino --max-batch-size 2 --instances 3 --warmup --builder_level 5"
     )
     options = words.options()
     assert options.plan is not None
     assert (options.plan.opt_batch, options.plan.max_batch, options.plan.optimization_level) == (2, 2, 5)
     assert options == BuildOptions(
         backend="python",
+        device="gpu",
         runtime="openvino",
         max_batch_size=2,
         instance_count=3,
