@@ -150,10 +150,10 @@ def _libpython_folder() -> Path:
     candidates = [
         Path(sysconfig.get_config_var("LIBDIR") or "/usr/lib"),
         Path(sys.base_prefix) / "lib",
-        Path(sys.prefix) / "lib",  # put into the environment where the system has none
         Path("/usr/lib") / multiarch,
         Path("/lib") / multiarch,
         Path("/usr/lib64"),
+        Path(sys.prefix) / "lib",  # put into the environment where the system has none
     ]
     for folder in candidates:
         if (folder / name).exists():

@@ -1,6 +1,8 @@
 """What the parts of the proof share: sizes, networks, folders, and what the first part found on this machine."""
 
+import math
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -117,10 +119,17 @@ class Bench:
     Attributes:
         scratch: Folder for what one part makes and another needs.
         rehearse: On the CPU, at small sizes.
+        killed_at: When the part is killed, of ``time.monotonic()``.
     """
 
     scratch: Path
     rehearse: bool
+    killed_at: float = math.inf
+
+    @property
+    def left_s(self) -> float:
+        """Time that is left for the part."""
+        return self.killed_at - time.monotonic()
 
     @property
     def networks(self) -> tuple[ProofNetwork, ...]:

@@ -19,7 +19,7 @@ from ctseg.compiled.cpus import usable_cpus
 from ctseg.deploy.cuda_driver import CudaDriver
 from ctseg.errors import SetupError
 from ctseg.files.atomic import write_text
-from scripts.gpu_proof.rows import JSON_NAME, PAGE_NAME, Host, Proof, Row, read_rows
+from scripts.gpu_proof.rows import JSON_NAME, PAGE_NAME, Host, Proof, Row, read_rows, without_machine_paths
 from scripts.gpu_proof.sections import Section
 from scripts.gpu_proof.versions import installed_versions
 
@@ -29,6 +29,7 @@ REHEARSAL_PATIENCE = 4
 """How much longer a section may take in a rehearsal, on a CPU."""
 ROOT = Path(__file__).parents[2]
 PYTHON_PATH = str(ROOT)
+GPU_QUESTION_S = 30.0
 _TAIL_CHARACTERS = 1500
 _MOST_GPUS = 16
 
@@ -79,36 +80,90 @@ def prove(plan: Plan) -> Proof:
         write_text(plan.output / PAGE_NAME, proof.to_markdown())
         return proof
 
+    limits = Limits(plan)
     for section in plan.sections:
         passed_s = time.monotonic() - began
         print(f"[{passed_s:5.0f} s] {section.name}: {section.what}", flush=True)
-        rows += run_section(section, plan, plan.budget_s - passed_s)
-        written()
+        limit_s = limits.of(section, plan.budget_s - passed_s)
+        if limit_s < LEAST_S:
+            rows.append(Row(section=section.name, what=section.what, found="the time was over", verdict="not run"))
+            written()
+            continue
+        outcome = None
+        try:
+            outcome = run_section(section, plan, limit_s)
+        finally:  # also where this process is ended meanwhile
+            told = read_rows(told_by(section, plan))
+            rows += [*told, verdict_of(section, plan, told, outcome)]
+            written()
     return written()
 
 
-def run_section(section: Section, plan: Plan, left_s: float) -> list[Row]:
+@dataclass(frozen=True)
+class Limits:
+    """How long each part may take: its own limit, and never what is kept for those after it."""
+
+    plan: Plan
+
+    @property
+    def patience(self) -> float:
+        """By how much the parts' own limits are stretched."""
+        return REHEARSAL_PATIENCE if self.plan.rehearse else 1
+
+    def own(self, section: Section) -> float:
+        """Return the part's own limit, in seconds."""
+        return section.limit_s * self.patience
+
+    def of(self, section: Section, left_s: float) -> float:
+        """Return how long a part may take when so much time is left for all, in seconds; perhaps nothing.
+
+        A budget smaller than all that is to be kept is shared out in proportion.
+        """
+        sections = list(self.plan.sections)
+        kept_s = sum(later.least_s for later in sections[sections.index(section) + 1 :])
+        all_kept_s = sum(every.least_s for every in sections)
+        share = min(1.0, self.plan.budget_s / all_kept_s) if all_kept_s else 1.0
+        return min(self.own(section), left_s - share * kept_s)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a part's process ended.
+
+    Attributes:
+        limit_s: How long it might take.
+        seconds: How long it took.
+        status: Its exit status; None where it was killed at the limit.
+    """
+
+    limit_s: float
+    seconds: float
+    status: int | None
+
+
+def told_by(section: Section, plan: Plan) -> Path:
+    """Return the file in which a part tells its rows."""
+    return plan.scratch / f"{section.name}.rows"
+
+
+def _log_of(section: Section, plan: Plan) -> Path:
+    return plan.output / f"{section.name}.log"
+
+
+def run_section(section: Section, plan: Plan, limit_s: float) -> Outcome:
     """Run one section in a process of its own, and end all that it started.
 
     Args:
         section: What runs.
         plan: Where.
-        left_s: Time that is left for all.
-
-    Returns:
-        What it told, and a failed row where it died or took too long.
+        limit_s: After this it is killed.
     """
-    if left_s < LEAST_S:
-        return [Row(section=section.name, what=section.what, found="the time was over", verdict="not run")]
-    own_limit_s = section.limit_s * (REHEARSAL_PATIENCE if plan.rehearse else 1)
-    limit_s = min(own_limit_s, left_s)
-    told, log = plan.scratch / f"{section.name}.rows", plan.output / f"{section.name}.log"
-    told.unlink(missing_ok=True)
+    told_by(section, plan).unlink(missing_ok=True)
     words = [sys.executable, "-m", "scripts.gpu_proof.child", section.module, section.name, str(plan.scratch)]
     begun = time.monotonic()
-    with log.open("wb") as file:
+    with _log_of(section, plan).open("wb") as file:
         process = subprocess.Popen(
-            [*words, *(["--rehearse"] if plan.rehearse else [])],
+            [*words, str(limit_s), *(["--rehearse"] if plan.rehearse else [])],
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
@@ -117,32 +172,38 @@ def run_section(section: Section, plan: Plan, left_s: float) -> list[Row]:
             start_new_session=True,
         )
         ended = _ended(process, limit_s)  # whatever comes in between, nothing of it stays behind
-    rows = read_rows(told)
-    print(log.read_text(errors="replace") if not rows else "\n".join(_said(row) for row in rows), flush=True)
-    tail = " ".join(log.read_text(errors="replace")[-_TAIL_CHARACTERS:].split())
-    if not ended:
-        what = f"not done within {limit_s:.0f} s, killed; the end of its log: {tail}"
-        if limit_s < own_limit_s:
-            what = f"the time was over after {limit_s:.0f} s of it; the end of its log: {tail}"
-        rows.append(Row(section=section.name, what="the whole section", found=what, expected="done", verdict="failed"))
-    elif process.returncode:
-        what = f"ended with status {process.returncode}; the end of its log: {tail}"
-        rows.append(Row(section=section.name, what="the whole section", found=what, expected="done", verdict="failed"))
-    elif not rows:
-        rows.append(
-            Row(
-                section=section.name,
-                what="the whole section",
-                found="it told nothing",
-                expected="rows",
-                verdict="failed",
-            )
-        )
+    return Outcome(limit_s, round(time.monotonic() - begun, 1), process.returncode if ended else None)
+
+
+def verdict_of(section: Section, plan: Plan, told: Sequence[Row], outcome: Outcome | None) -> Row:
+    """Say how a part ended, and print what it told.
+
+    Args:
+        section: What ran.
+        plan: Where.
+        told: Its rows.
+        outcome: None where the whole proof was stopped while it ran.
+    """
+    file = _log_of(section, plan)
+    log = file.read_text(errors="replace") if file.is_file() else ""
+    print("\n".join(_said(row) for row in told) if told else log, flush=True)
+    tail = without_machine_paths(" ".join(log[-_TAIL_CHARACTERS:].split()))
+    expected = "done"
+    if outcome is None:
+        found = f"the proof was stopped; the end of its log: {tail}"
+    elif outcome.status is None and outcome.limit_s < Limits(plan).own(section):
+        found = f"the time was over after {outcome.limit_s:.0f} s of it; the end of its log: {tail}"
+    elif outcome.status is None:
+        found = f"not done within {outcome.limit_s:.0f} s, killed; the end of its log: {tail}"
+    elif outcome.status:
+        found = f"ended with status {outcome.status}; the end of its log: {tail}"
+    elif not told:
+        found, expected = "it told nothing", "rows"
     else:
-        seconds = round(time.monotonic() - begun, 1)
+        seconds = outcome.seconds
         found = f"{seconds:.0f} s"
-        rows.append(Row(section=section.name, what="its time", found=found, verdict="ok", figures={"seconds": seconds}))
-    return rows
+        return Row(section=section.name, what="its time", found=found, verdict="ok", figures={"seconds": seconds})
+    return Row(section=section.name, what="the whole section", found=found, expected=expected, verdict="failed")
 
 
 def _said(row: Row) -> str:
@@ -183,23 +244,36 @@ def this_host() -> Host:
         for line in Path("/proc/cpuinfo").read_text().splitlines()
         if line.startswith("model name")
     }
+    found, problem = _gpus_from_afar()
     return Host(
         system=platform.platform(terse=True),
         processor=", ".join(sorted(processors)) or platform.machine(),
         cpus=usable_cpus(),
         memory_gb=round(psutil.virtual_memory().total / 1e9, 1),
         python=platform.python_version(),
-        gpus=tuple(_gpus_from_afar()),
+        gpus=found,
         versions=installed_versions(),
+        gpus_problem=problem,
     )
 
 
-def _gpus_from_afar() -> list[str]:
-    """Ask in a process of its own: looking at a GPU takes memory of it for as long as the process lives."""
+def _gpus_from_afar() -> tuple[tuple[str, ...], str]:
+    """Ask in a process of its own: looking at a GPU takes memory of it for as long as the process lives.
+
+    Returns:
+        The GPUs; and why nobody knows them, empty where the driver was asked.
+    """
     code = "import json; from scripts.gpu_proof.proof import gpus; print(json.dumps(gpus()))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    found: list[str] = json.loads(done.stdout) if done.returncode == 0 else []
-    return found
+    words = [sys.executable, "-c", code]
+    try:
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=GPU_QUESTION_S, check=False)
+        if done.returncode == 0:
+            return tuple(json.loads(done.stdout.splitlines()[-1])), ""  # a library may have said something before
+        said = done.stderr.strip()[-_TAIL_CHARACTERS:]
+        problem = f"the question ended with status {done.returncode}: {said}"
+    except (subprocess.TimeoutExpired, ValueError, IndexError) as error:
+        problem = f"the question failed: {type(error).__name__}: {error}"
+    return (), without_machine_paths(" ".join(problem.split()))
 
 
 def gpus() -> list[str]:

@@ -1,6 +1,10 @@
 """What the proof says: rows of what was found beside what was expected, as a document and as a table."""
 
 import json
+import math
+import re
+import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +20,7 @@ Verdict = Literal["ok", "failed", "not found", "not run"]
 JSON_NAME = "gpu.json"
 PAGE_NAME = "gpu.md"
 _LONGEST_CELL = 400
+_ROOT = Path(__file__).parents[2]
 
 
 class Row(Document):
@@ -49,6 +54,7 @@ class Host(Document):
         python: Version.
         gpus: Names, with the driver and the CUDA version that it supports.
         versions: Of the packages that the figures depend on.
+        gpus_problem: Why nobody knows the GPUs; empty where the driver was asked.
     """
 
     system: str
@@ -58,6 +64,7 @@ class Host(Document):
     python: str
     gpus: tuple[str, ...]
     versions: dict[str, str]
+    gpus_problem: str = ""
 
 
 class Proof(Document):
@@ -86,13 +93,15 @@ class Proof(Document):
     def to_markdown(self) -> str:
         """Return the table for people."""
         host = self.host
+        nothing = f"not known: {host.gpus_problem}" if host.gpus_problem else "none"
+        gpus = "; ".join(host.gpus) or nothing
         lines = [
             f"# {'Rehearsal of the GPU proof, on a CPU' if self.rehearsal else 'GPU proof'}, {self.started[:10]}",
             "",
             f"{self.count('ok')} ok, {self.count('failed')} failed, {self.count('not found')} not found, "
             f"{self.count('not run')} not run; {self.seconds:.0f} s.",
             "",
-            f"GPU: {'; '.join(host.gpus) or 'none'}. {host.processor}, {host.cpus} CPUs, {host.memory_gb:.0f} GB, "
+            f"GPU: {gpus}. {host.processor}, {host.cpus} CPUs, {host.memory_gb:.0f} GB, "
             f"{host.system}, Python {host.python}.",
             "",
             ", ".join(f"{name} {version}" for name, version in host.versions.items()),
@@ -129,16 +138,28 @@ class Teller:
     Args:
         section: Name of the section.
         file: Takes one JSON document a line.
+
+    Attributes:
+        section: Name of the section.
+        file: Where the rows are.
     """
 
     def __init__(self, section: str, file: Path) -> None:
-        self._section = section
-        self._file = file
+        self.section = section
+        self.file = file
 
     def row(self, verdict: Verdict, what: str, found: str, expected: str = "", **figures: float) -> None:
-        """Tell one row."""
-        row = Row(section=self._section, what=what, found=found, expected=expected, verdict=verdict, figures=figures)
-        with self._file.open("a", encoding="utf-8") as file:
+        """Tell one row, without the machine's paths; figures that are no numbers are said, not kept."""
+        unusable = [f"{name} is {value}" for name, value in figures.items() if not math.isfinite(value)]
+        row = Row(
+            section=self.section,
+            what=without_machine_paths(what),
+            found=without_machine_paths("; ".join([found, *unusable])),
+            expected=without_machine_paths(expected),
+            verdict=verdict,
+            figures={name: value for name, value in figures.items() if math.isfinite(value)},
+        )
+        with self.file.open("a", encoding="utf-8") as file:
             file.write(row.model_dump_json() + "\n")
         print(f"  {verdict:9}  {what}: {found}", flush=True)
 
@@ -165,6 +186,20 @@ class Teller:
             yield
         except Exception as error:
             self.row("failed", what, f"{type(error).__name__}: {error}", "no error")
+
+
+def without_machine_paths(text: str) -> str:
+    """Return text in which words stand for this machine's folders, such as ``REPOSITORY`` for the repository's."""
+    words = {
+        Path(sys.prefix): "ENVIRONMENT",
+        _ROOT: "REPOSITORY",
+        Path.home(): "HOME",
+        Path(tempfile.gettempdir()): "TEMP",
+    }
+    for folder, word in sorted(words.items(), key=lambda item: -len(str(item[0]))):
+        if len(folder.parts) > 1:
+            text = re.sub(rf"(?<![\w.-]){re.escape(str(folder))}(?![\w-])", word, text)
+    return text
 
 
 def read_rows(file: Path) -> list[Row]:

@@ -10,10 +10,12 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +30,10 @@ PLATFORMS = (
     *("manylinux2014_x86_64", "manylinux2010_x86_64", "manylinux1_x86_64"),
 )
 LIBPYTHON = f"libpython{PYTHON}.so.1.0"
+LIB_DYNLOAD = f"lib-dynload-{PYTHON}.zip"
+"""The standard library's compiled modules that belong to that libpython: another Python may have them built in."""
+_TEST_MODULES = ("_test", "_ctypes_test", "xxlimited", "xxsubtype")
+_PLAIN_NAME = re.compile(r"\w[\w.+!-]*", re.ASCII)
 _READ_BYTES = 1 << 22
 
 
@@ -52,6 +58,11 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=ROOT / ".wheels", help="default: %(default)s")
     parser.add_argument("--piece-mib", type=float, help="largest folder in MiB; default: one folder, nothing is cut")
     args = parser.parse_args()
+    try:
+        check_target(args.output)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
     with tempfile.TemporaryDirectory(prefix="ctseg-wheels-") as temporary:
         try:
             download(REQUIREMENTS, Path(temporary))
@@ -88,21 +99,56 @@ def pins(requirements: Path) -> list[str]:
 
 
 def add_libpython(target: Path) -> None:
-    """Copy the shared libpython, which Triton's stub needs, from a Python of that version where one is here."""
+    """Copy the shared libpython, which Triton's stub needs, from a Python of that version where one is here.
+
+    Its compiled modules go with it, as one archive: a Python whose executable has ``math`` or ``zlib`` built in has
+    no files of them, so that another's libpython would miss them there.
+    """
     program = shutil.which(f"python{PYTHON}")
-    code = "import sysconfig; print(sysconfig.get_config_var('LIBDIR'))"
-    folder = ""
+    code = "import sysconfig; print(*map(sysconfig.get_config_var, ('LIBDIR', 'DESTSHARED')), sep='\\n')"
+    folder = modules = ""
     if program is not None:
         environment = {**os.environ, "PYENV_VERSION": PYTHON}  # pyenv's programs ask for a version
         done = subprocess.run([program, "-c", code], capture_output=True, text=True, env=environment, check=False)
-        folder = done.stdout.strip()
+        if done.returncode == 0:
+            folder, modules = done.stdout.splitlines()
     library = Path(folder) / LIBPYTHON
     if folder and library.is_file():
-        shutil.copyfile(library, target / LIBPYTHON)
-        if strip := shutil.which("strip"):  # of its symbols for debuggers, three quarters of it
-            subprocess.run([strip, "--strip-unneeded", str(target / LIBPYTHON)], check=True)
+        _copy_stripped(library, target / LIBPYTHON)
+        pack_modules(Path(modules), target / LIB_DYNLOAD)
     else:
         print(f"  {LIBPYTHON} is not here: the machine needs its own (package libpython{PYTHON})", flush=True)
+
+
+def pack_modules(folder: Path, archive: Path) -> None:
+    """Put the standard library's compiled modules into an archive, without symbols for debuggers and its tests."""
+    with tempfile.TemporaryDirectory(prefix="ctseg-modules-") as temporary, zipfile.ZipFile(archive, "w") as file:
+        for module in sorted(folder.glob("*.so")):
+            if not module.name.startswith(_TEST_MODULES):
+                copy = Path(temporary) / module.name
+                _copy_stripped(module, copy)
+                file.write(copy, module.name, zipfile.ZIP_DEFLATED)
+
+
+def _copy_stripped(library: Path, copy: Path) -> None:
+    shutil.copyfile(library, copy)
+    if strip := shutil.which("strip"):  # of its symbols for debuggers, three quarters of it
+        subprocess.run([strip, "--strip-unneeded", str(copy)], check=True)
+
+
+def check_target(target: Path) -> None:
+    """Make sure that a folder may be emptied: it is not there, or holds nothing but what :func:`store` wrote.
+
+    Raises:
+        ValueError: It holds something else.
+    """
+    if target.is_dir() and all(item.name.isdigit() and (item / MANIFEST).is_file() for item in target.iterdir()):
+        return
+    if target.exists():
+        raise ValueError(
+            f"{target}: expected a new or empty folder, or one that `make gpu-wheels` filled; it holds other things "
+            "and would be emptied: name another, or remove it"
+        )
 
 
 def store(source: Path, target: Path, folder_bytes: int | None) -> list[Path]:
@@ -115,7 +161,11 @@ def store(source: Path, target: Path, folder_bytes: int | None) -> list[Path]:
 
     Returns:
         The folders.
+
+    Raises:
+        ValueError: The folder holds what no earlier call wrote.
     """
+    check_target(target)
     shutil.rmtree(target, ignore_errors=True)
     manifest: dict[str, list[Piece]] = {}
     folders: list[Path] = []
@@ -161,7 +211,7 @@ def join(source: Path, target: Path) -> list[Path]:
         The files.
 
     Raises:
-        ValueError: A piece is missing or damaged, each named; or there is no wheel.
+        ValueError: A piece is missing or damaged, each named; there is no wheel; a name is not one of a file alone.
     """
     manifests = sorted(source.rglob(MANIFEST))
     if not manifests:
@@ -169,12 +219,19 @@ def join(source: Path, target: Path) -> list[Path]:
         if not wheels:
             raise ValueError(f"{source}: expected wheels, found none: fill it by `make gpu-wheels`")
         return wheels
+    manifest = {
+        name: [Piece(**item) for item in pieces]
+        for name, pieces in json.loads(manifests[0].read_text(encoding="utf-8")).items()
+    }
+    names = [*manifest, *(piece.file for pieces in manifest.values() for piece in pieces)]
+    if wrong := [name for name in names if not _PLAIN_NAME.fullmatch(name)]:
+        raise ValueError(f"{manifests[0]}: expected names of files, found {', '.join(map(repr, wrong))}")
     problems, files = [], []
     target.mkdir(parents=True, exist_ok=True)
-    for name, pieces in json.loads(manifests[0].read_text(encoding="utf-8")).items():
+    for name, pieces in manifest.items():
         whole = target / name
         with whole.open("wb") as stream:
-            for piece in (Piece(**item) for item in pieces):
+            for piece in pieces:
                 problems += _append(source, piece, stream)
         files.append(whole)
     if problems:

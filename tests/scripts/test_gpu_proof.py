@@ -1,7 +1,9 @@
 """The proof on a GPU: what it says of a machine that has nothing, and of parts that fail, die or hang."""
 
-import json
+import dataclasses
+import math
 import os
+import platform
 import subprocess
 import sys
 import time
@@ -10,11 +12,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from scripts.gpu_proof.__main__ import main
+from ctseg.serving.installation import find_server
+from scripts.gpu_proof.__main__ import BUDGET_S, main
 from scripts.gpu_proof.bench import Bench, Found
-from scripts.gpu_proof.proof import Plan, prove
+from scripts.gpu_proof.embedded_python import ask_embedded_python
+from scripts.gpu_proof.proof import LEAST_S, Limits, Plan, _gpus_from_afar, prove
 from scripts.gpu_proof.rows import JSON_NAME, PAGE_NAME, Host, Proof, Row, Teller, read_rows
-from scripts.gpu_proof.sections import SECTIONS, Section, build, folder, memory, nccl, serve
+from scripts.gpu_proof.sections import SECTIONS, Section, build, folder, memory, nccl, runtimes, serve
 
 ROOT = Path(__file__).parents[2]
 PARTS = {
@@ -121,6 +125,9 @@ def test_a_proof_that_is_stopped_leaves_no_part_running(plan_of, tmp_path: Path)
     process.terminate()
     assert process.wait(timeout=30) == 143
     assert not is_running(int(rows[0].found))
+    written = Proof.model_validate_json((plan.output / JSON_NAME).read_bytes())
+    assert verdicts(written) == [("hangs", "child", "ok"), ("hangs", "the whole section", "failed")]
+    assert "the proof was stopped" in written.rows[1].found
 
 
 def is_running(pid: int) -> bool:
@@ -131,6 +138,141 @@ def test_parts_for_which_no_time_is_left_say_so(plan_of) -> None:
     proof = prove(plan_of("sound", "wrong", budget_s=1))
     assert verdicts(proof) == [("sound", "the part sound", "not run"), ("wrong", "the part wrong", "not run")]
     assert {row.found for row in proof.rows} == {"the time was over"}
+
+
+def test_what_is_kept_for_each_part_fits_the_budget_and_its_own_limit() -> None:
+    assert sum(section.least_s for section in SECTIONS) <= BUDGET_S
+    for section in SECTIONS:
+        assert LEAST_S < section.least_s <= section.limit_s
+
+
+def test_an_early_part_cannot_take_what_is_kept_for_a_later_one(tmp_path: Path) -> None:
+    first, second = Section("a", "", 100, "m", least_s=10), Section("b", "", 100, "m", least_s=40)
+    limits = Limits(Plan((first, second), tmp_path, tmp_path, rehearse=False, budget_s=60))
+    assert limits.of(first, left_s=60) == 20
+    assert limits.of(second, left_s=40) == 40
+    assert limits.of(second, left_s=58) == 58  # what the first left over
+    assert limits.of(first, left_s=500) == 100
+
+
+def test_a_small_budget_is_shared_out_in_proportion(tmp_path: Path) -> None:
+    plan = Plan(SECTIONS, tmp_path, tmp_path, rehearse=False, budget_s=100)
+    left_s = plan.budget_s
+    for section in SECTIONS:  # each takes all that it may
+        limit_s = Limits(plan).of(section, left_s)
+        assert limit_s == pytest.approx(section.least_s * 100 / sum(every.least_s for every in SECTIONS))
+        left_s -= limit_s
+
+
+def test_a_part_that_hangs_leaves_the_next_its_time(plan_of) -> None:
+    plan = plan_of("hangs", "sound", budget_s=36)
+    sections = [plan.sections[0], dataclasses.replace(plan.sections[1], least_s=28)]
+    proof = prove(dataclasses.replace(plan, sections=sections))
+    assert verdicts(proof)[1:] == [("hangs", "the whole section", "failed"), ("sound", "sum", "ok")]
+    assert "the time was over after" in proof.rows[1].found
+
+
+def test_figures_that_are_no_numbers_leave_the_row_and_are_said(tmp_path: Path) -> None:
+    tell = Teller("part", tmp_path / "rows")
+    tell.judge("answers", False, "wrong", "right", relative_l2=math.nan, largest=math.inf, seconds=2.0)
+    (row,) = read_rows(tmp_path / "rows")
+    assert row.found == "wrong; relative_l2 is nan; largest is inf"
+    assert (row.verdict, row.figures) == ("failed", {"seconds": 2.0})
+
+
+def test_rows_have_words_for_the_folders_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "prefix", "/tmp/run/environment")
+    monkeypatch.setenv("HOME", "/home/someone")
+    monkeypatch.setattr("tempfile.gettempdir", lambda: "/tmp")
+    tell = Teller("part", tmp_path / "rows")
+    tell.ok(f"in {ROOT}", f"/tmp/run/environment/lib/a.so:/home/someone/x, '/tmp/y' {ROOT}/z.py", "not /data/tmp/q")
+    (row,) = read_rows(tmp_path / "rows")
+    assert row.what == "in REPOSITORY"
+    assert row.found == "ENVIRONMENT/lib/a.so:HOME/x, 'TEMP/y' REPOSITORY/z.py"
+    assert row.expected == "not /data/tmp/q"
+
+
+@pytest.mark.parametrize(
+    ("code", "gpus", "problem"),
+    [
+        ("print('a library says hello'); print('[\"H\"]')", ("H",), ""),
+        ("print('[]')", (), ""),
+        ("raise SystemExit('driver broke')", (), "the question ended with status 1: driver broke"),
+        ("print('nothing to read')", (), "the question failed: JSONDecodeError"),
+        ("import time; time.sleep(60)", (), "the question failed: TimeoutExpired"),
+    ],
+    ids=["noise", "none", "status", "no json", "hangs"],
+)
+def test_the_question_for_gpus_says_why_it_has_no_answer(
+    code: str, gpus: tuple[str, ...], problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = subprocess.run
+    monkeypatch.setattr("scripts.gpu_proof.proof.GPU_QUESTION_S", 2.0)
+    monkeypatch.setattr(subprocess, "run", lambda words, **more: run([sys.executable, "-c", code], **more))
+    found, said = _gpus_from_afar()
+    assert found == gpus
+    assert said.startswith(problem)
+    assert bool(said) == bool(problem)
+
+
+def test_gpus_that_nobody_could_ask_for_are_not_called_none() -> None:
+    host = Host(
+        system="s", processor="p", cpus=1, memory_gb=1, python="3", gpus=(), versions={}, gpus_problem="it hung"
+    )
+    proof = Proof(started="2026-11-27", seconds=1, rehearsal=False, host=host, rows=())
+    assert "GPU: not known: it hung. p," in proof.to_markdown()
+
+
+@pytest.mark.parametrize(
+    ("broken", "wrong", "usable"),
+    [
+        ((), (), True),
+        (("float32", "float16"), (), False),
+        (("float16",), (), False),
+        ((), ("float32",), False),
+    ],
+    ids=["right", "both break", "one breaks", "one is wrong"],
+)
+def test_onnxruntime_is_usable_only_where_each_type_was_right(
+    broken: tuple[str, ...], wrong: tuple[str, ...], usable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def computes(tell: Teller, dtype: str, provider: str) -> bool:
+        if dtype in broken:
+            raise RuntimeError("no kernel")
+        return dtype not in wrong
+
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(runtimes, "load_cuda_libraries", lambda: ())
+    monkeypatch.setattr(runtimes, "_computes", computes)
+    assert runtimes.look_at_onnxruntime(Teller("part", tmp_path / "rows"), rehearse=False) is usable
+
+
+@pytest.mark.live
+def test_the_python_inside_tritons_stub_imports_what_is_asked_for() -> None:
+    inside = ask_embedded_python(find_server())
+    assert inside.problems == ()
+    assert inside.version == platform.python_version()
+    assert "libpython" in inside.library
+
+
+def test_what_was_found_before_a_crash_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash(tell: Teller) -> str:
+        raise KeyboardInterrupt  # which no attempt holds
+
+    monkeypatch.setattr(runtimes, "_gpu", lambda tell: 2)
+    monkeypatch.setattr(runtimes, "_onnxruntime_apart", lambda tell, rehearse: True)
+    monkeypatch.setattr(runtimes, "_nnunet", lambda bench, tell: True)
+    monkeypatch.setattr(runtimes, "_tensorrt", crash)
+    with pytest.raises(KeyboardInterrupt):
+        runtimes.run(Bench(tmp_path, rehearse=False), Teller("runtimes", tmp_path / "rows"))
+    assert Bench(tmp_path, rehearse=False).found == Found(gpus=2, onnxruntime_cuda=True, nnunet=True)
+
+
+def test_the_large_networks_are_built_after_the_demo_and_in_fp16_first() -> None:
+    assert build.in_order(["a", "b"])[:4] == [
+        ("sarcoma", "fp32"), ("sarcoma", "fp16"), ("sarcoma_graph", "fp32"), ("sarcoma_graph", "fp16"),
+    ]  # fmt: skip
+    assert build.in_order(["a", "b"])[4:] == [("a", "fp16"), ("b", "fp16"), ("a", "fp32"), ("b", "fp32")]
 
 
 def test_rows_come_back_from_a_file_whose_last_line_was_cut_off(tmp_path: Path) -> None:
@@ -178,9 +320,9 @@ def test_a_machine_that_has_nothing_gets_rows_and_no_failure(part, expected: set
     assert all(row.found for row in rows)
 
 
-def test_every_part_is_there_and_has_time_within_its_own_name() -> None:
+def test_every_part_has_a_name_of_its_own_and_a_module() -> None:
     names = [section.name for section in SECTIONS]
-    assert names[:3] == ["runtimes", "export", "build"]
+    assert names[:4] == ["runtimes", "memory", "nccl", "export"]
     assert len(set(names)) == len(names)
     for section in SECTIONS:
         file = ROOT / (section.module.replace(".", "/") + ".py")
@@ -190,7 +332,7 @@ def test_every_part_is_there_and_has_time_within_its_own_name() -> None:
 def test_an_unknown_part_is_refused_by_name(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--only", "runtimes", "tensorrt"])
-    assert "no part tensorrt: there are runtimes, export" in capsys.readouterr().err
+    assert "no part tensorrt: there are runtimes, memory" in capsys.readouterr().err
 
 
 def test_the_command_begins_with_the_standard_library_alone() -> None:
@@ -201,9 +343,3 @@ def test_the_command_begins_with_the_standard_library_alone() -> None:
     )
     done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "[]", done.stderr
-
-
-def test_the_json_says_of_which_schema_it_is() -> None:
-    host = Host(system="s", processor="p", cpus=1, memory_gb=1, python="3", gpus=(), versions={})
-    proof = Proof(started="2026-11-27", seconds=1, rehearsal=False, host=host, rows=())
-    assert json.loads(proof.model_dump_json())["schema_version"] == 1

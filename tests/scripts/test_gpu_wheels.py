@@ -1,9 +1,11 @@
 """The wheels for a bare GPU machine: what is carried, and that what arrives is what was sent."""
 
 import importlib.metadata
+import json
 import re
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from scripts.gpu_proof.environment import make_environment
-from scripts.gpu_proof.wheels import MANIFEST, REQUIREMENTS, join, pins, store
+from scripts.gpu_proof.wheels import LIB_DYNLOAD, MANIFEST, REQUIREMENTS, join, pack_modules, pins, store
 
 ROOT = Path(__file__).parents[2]
 BARE = ROOT / "scripts" / "gpu_proof" / "bare_machine.txt"
@@ -68,6 +70,57 @@ def test_damaged_and_missing_pieces_are_all_named(files: dict[str, bytes], tmp_p
     with pytest.raises(ValueError, match=r"large\.whl\.001 is damaged") as error:
         join(tmp_path / "cut", tmp_path / "joined")
     assert "small.whl is missing" in str(error.value)
+
+
+def test_a_folder_of_other_things_is_not_emptied(files: dict[str, bytes], tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(ValueError, match="it holds other things and would be emptied"):
+        store(tmp_path / "source", tmp_path / "mine", None)
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+    store(tmp_path / "source", tmp_path / "cut", 3000)
+    assert len(store(tmp_path / "source", tmp_path / "cut", None)) == 1  # its own it empties
+    (tmp_path / "cut" / "notes").touch()
+    with pytest.raises(ValueError, match="it holds other things"):
+        store(tmp_path / "source", tmp_path / "cut", None)
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/outside", "a/b", "..", "*", ""])
+def test_names_that_lead_out_of_the_folder_are_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "00").mkdir()
+    piece = {"file": "a.whl", "size": 0, "sha256": ""}
+    for manifest in ({name: [piece]}, {"a.whl": [{**piece, "file": name}]}):
+        (tmp_path / "00" / MANIFEST).write_text(json.dumps(manifest))
+        with pytest.raises(ValueError, match="expected names of files, found"):
+            join(tmp_path, tmp_path / "joined")
+    assert not (tmp_path / "joined").exists()
+
+
+def test_compiled_modules_travel_and_stand_last_in_the_environments_path(tmp_path: Path) -> None:
+    modules = Path(sysconfig.get_config_var("DESTSHARED"))
+    (tmp_path / "source").mkdir()
+    pack_modules(modules, tmp_path / "source" / LIB_DYNLOAD)
+    wheel = tmp_path / "wheel" / "ctseg_probe-1.0-py3-none-any.whl"
+    write_wheel(wheel, "ctseg_probe")
+    wheel.rename(tmp_path / "source" / wheel.name)
+    store(tmp_path / "source", tmp_path / "cut", 1 << 20)
+    python = make_environment(tmp_path / "made", tmp_path / "cut")
+    carried = tmp_path / "made" / "environment" / "lib" / "lib-dynload"
+    assert {file.name for file in carried.iterdir()} <= {file.name for file in modules.glob("*.so")}
+    code = (
+        "import sys; below = [p for p in sys.path if p != sys.argv[1]]; print(sys.argv[1] in sys.path); "
+        "import math; print(math.__spec__.origin); "  # the system's own
+        "del sys.modules['math']; sys.path = [p for p in below if 'lib-dynload' not in p] + [sys.argv[1]]; "
+        "import math; print(math.__spec__.origin, math.floor(2.5))"
+    )
+    done = subprocess.run([str(python), "-c", code, str(carried)], capture_output=True, text=True, check=False)
+    there, own, gap = done.stdout.splitlines()
+    assert there == "True"
+    assert not own.startswith(str(carried))
+    assert gap.startswith(str(carried))
+    assert gap.endswith(" 2")
+    pth = python.parents[1] / "lib" / f"python{sysconfig.get_python_version()}" / "site-packages" / "machine.pth"
+    assert pth.read_text().splitlines()[-1] == str(carried)
 
 
 def test_plain_wheels_need_no_manifest_and_none_is_an_error(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Bundles to entries, with every runtime that was found, in FP32 and FP16; the gate compares each with PyTorch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,21 +36,25 @@ def entry_name(bundle: str, runtime: str, precision: str) -> str:
 
 
 def run(bench: Bench, tell: Teller) -> None:
-    """Build what can be built, the demo's network first."""
-    bundles = [DEMO, f"{DEMO}_graph", *(network.name for network in bench.networks)]
+    """Build what can be built, as long as there is time: first what most depends on."""
     runtimes = _runtimes(bench, tell)
-    for name in bundles:
+    for name, precision in in_order([network.name for network in bench.networks]):
         if not (bench.bundles / name).is_dir():
-            tell.not_run(f"build of {name}", "there is no bundle of it")
+            tell.not_run(f"build of {name}, {precision}", "there is no bundle of it")
             continue
         for runtime in runtimes:
             # the control on the CPU is the demo's; at full size it would take what is left of the time
             if runtime.name == "cpu" and name != DEMO and bench.device == "gpu":
                 continue
-            for precision in ("fp32", "fp16"):
-                what = f"build of {name}, {runtime.name}, {precision}"
-                with tell.attempt(what):
-                    _build(bench, tell, what, name, runtime, precision)
+            what = f"build of {name}, {runtime.name}, {precision}"
+            with tell.attempt(what):
+                _build(bench, tell, what, name, runtime, precision)
+
+
+def in_order(networks: Sequence[str]) -> list[tuple[str, str]]:
+    """Return bundles and precisions: the demo's, then FP16 of the large networks, their FP32 last."""
+    demos = [(name, precision) for name in (DEMO, f"{DEMO}_graph") for precision in ("fp32", "fp16")]
+    return demos + [(name, precision) for precision in ("fp16", "fp32") for name in networks]
 
 
 def _runtimes(bench: Bench, tell: Teller) -> list[Runtime]:

@@ -16,8 +16,9 @@ from benchmarks.models import nnunet_program
 from ctseg.deploy.runtimes import describe_runtime
 from ctseg.errors import CtsegError, SetupError
 from ctseg.serving.cuda_libraries import load_cuda_libraries
-from ctseg.serving.installation import find_server
+from ctseg.serving.installation import Installation, find_server
 from scripts.gpu_proof.bench import ROOT, Bench, Found
+from scripts.gpu_proof.embedded_python import MODULES, ask_embedded_python, library_of_this_python
 from scripts.gpu_proof.proof import gpus
 from scripts.gpu_proof.rows import Teller
 
@@ -41,25 +42,37 @@ LEAST_SHM_MIB = 2048
 """Two answers of 25 classes on four patches of 128 x 128 x 128 in FP32 are 1.7 GB."""
 _LARGEST_ERROR = {"float32": 1e-4, "float16": 5e-3}
 """Relative L2 of a convolution on the GPU against the CPU in float32; TF32 would be off by 3e-4."""
+ONNXRUNTIME_S = 60
+_TAIL_CHARACTERS = 1000
 _HEAVY = {"Conv", "ConvTranspose", "MatMul", "Gemm", "InstanceNormalization"}
 
 
 def run(bench: Bench, tell: Teller) -> None:
-    """Tell what was found, and keep it for the other parts."""
-    found: dict[str, Any] = {}
-    with tell.attempt("ONNX Runtime"):  # before torch, which would load CUDA's libraries for it
-        found["onnxruntime_cuda"] = _onnxruntime(tell, rehearse=bench.rehearse)
+    """Tell what was found, and keep each finding for the other parts at once: a later one may crash."""
+    found = Found()
+
+    def keep(**more: Any) -> None:
+        nonlocal found
+        found = found.model_copy(update=more)
+        bench.keep(found)
+
+    keep()
+    with tell.attempt("GPU"):
+        keep(gpus=_gpu(tell))
+    with tell.attempt("ONNX Runtime"):
+        keep(onnxruntime_cuda=_onnxruntime_apart(tell, rehearse=bench.rehearse))
+    with tell.attempt("nnU-Net"):
+        keep(nnunet=_nnunet(bench, tell))
+    with tell.attempt("TensorRT"):
+        keep(tensorrt=_tensorrt(tell))
+    with tell.attempt("Triton"):
+        installation, backends = _triton(tell)
+        if installation is not None:
+            keep(triton=installation.source, triton_backends=backends)
+            _embedded_python(tell, installation)
     _imports(tell)
     with tell.attempt("the client's kernels"):
         _numba(tell)
-    found["gpus"] = _gpu(tell)
-    with tell.attempt("TensorRT"):
-        found["tensorrt"] = _tensorrt(tell)
-    with tell.attempt("Triton"):
-        found["triton"], found["triton_backends"] = _triton(tell)
-    with tell.attempt("nnU-Net"):
-        found["nnunet"] = _nnunet(bench, tell)
-    bench.keep(Found(**found))
 
 
 def _imports(tell: Teller) -> None:
@@ -104,7 +117,23 @@ def _gpu(tell: Teller) -> int:
     return torch.cuda.device_count()
 
 
-def _onnxruntime(tell: Teller, *, rehearse: bool) -> bool:
+def _onnxruntime_apart(tell: Teller, *, rehearse: bool) -> bool:
+    """Look at ONNX Runtime in a process of its own: it may crash, and torch would load CUDA's libraries for it."""
+    code = (
+        "from pathlib import Path; from scripts.gpu_proof.rows import Teller; "
+        "from scripts.gpu_proof.sections.runtimes import look_at_onnxruntime as look; "
+        f"print('usable', look(Teller({tell.section!r}, Path({str(tell.file)!r})), rehearse={rehearse}))"
+    )
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=ONNXRUNTIME_S, check=False)
+    said = done.stdout + done.stderr
+    print(said, flush=True)
+    if done.returncode:
+        raise SetupError(f"its process ended with status {done.returncode}: {said.strip()[-_TAIL_CHARACTERS:]}")
+    return done.stdout.splitlines()[-1] == "usable True"
+
+
+def look_at_onnxruntime(tell: Teller, *, rehearse: bool) -> bool:
     """Run a small network on CUDA (in a rehearsal on the CPU), and look who ran its nodes."""
     import onnxruntime
 
@@ -119,17 +148,17 @@ def _onnxruntime(tell: Teller, *, rehearse: bool) -> bool:
         tell.ok(
             "CUDA's libraries from Python packages", ", ".join(path.name for path in loaded) or "none, the system's"
         )
-    usable = True
-    for dtype in ("float32", "float16"):
+    right = dict.fromkeys(("float32", "float16"), False)  # until it has computed
+    for dtype in right:
         with tell.attempt(f"ONNX Runtime computes, {dtype}"):
-            usable = _computes(tell, dtype, "CPUExecutionProvider" if rehearse else "CUDAExecutionProvider") and usable
+            right[dtype] = _computes(tell, dtype, "CPUExecutionProvider" if rehearse else "CUDAExecutionProvider")
     if not rehearse:
         maps = Path("/proc/self/maps").read_text()
         used = sorted(
             {line.split()[-1] for line in maps.splitlines() if any(n in line for n in ("libcudnn", "libcublas"))}
         )
         tell.ok("libraries that ONNX Runtime runs on", ", ".join(used) or "none")
-    return usable and not rehearse
+    return all(right.values()) and not rehearse
 
 
 def _computes(tell: Teller, dtype: str, provider: str) -> bool:
@@ -224,12 +253,12 @@ def _tensorrt(tell: Teller) -> str:
     return usable
 
 
-def _triton(tell: Teller) -> tuple[str, tuple[str, ...]]:
+def _triton(tell: Teller) -> tuple[Installation | None, tuple[str, ...]]:
     try:
         installation = find_server()
     except SetupError as error:
         tell.not_found("Triton", str(error))
-        return "", ()
+        return None, ()
     shared = Path("/dev/shm")  # noqa: S108 (the folder itself is looked at)
     if shared.is_dir():
         free_mib = shutil.disk_usage(shared).free / 2**20
@@ -242,7 +271,23 @@ def _triton(tell: Teller) -> tuple[str, tuple[str, ...]]:
     tell.ok(
         "Triton", f"{installation.source}, backends {', '.join(backends)}, {len(flags)} flags; libraries: {libraries}"
     )
-    return installation.source, backends
+    return installation, backends
+
+
+def _embedded_python(tell: Teller, installation: Installation) -> None:
+    """Run the Python inside the python backend's stub once: its libpython and this standard library must fit."""
+    builtin = len(sys.builtin_module_names)
+    tell.ok("this Python", f"{builtin} modules built in; {library_of_this_python()}", builtin_modules=builtin)
+    with tell.attempt("the Python in Triton's python backend"):
+        inside = ask_embedded_python(installation)
+        tell.judge(
+            "the Python in Triton's python backend",
+            not inside.problems,
+            f"{inside.version}, {inside.builtin_modules} modules built in, {inside.library}; "
+            f"{'; '.join(inside.problems) or 'imports ' + ', '.join(MODULES)}",
+            f"imports {', '.join(MODULES)}",
+            builtin_modules=inside.builtin_modules,
+        )
 
 
 def _nnunet(bench: Bench, tell: Teller) -> bool:

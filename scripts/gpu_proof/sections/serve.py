@@ -174,13 +174,14 @@ def _beside_torch(bench: Bench, tell: Teller, bundle: str, best: dict[str, float
     folder = bench.demo_folder if bundle == DEMO else bench.trained(next(n for n in bench.networks if n.name == bundle))
     spec = read_bundle(bench.bundles / bundle).spec
     device = torch.device(bench.torch_device)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # FP32 would not be FP32
     network = load_trained_model(folder).networks[0].to(device).eval()
     patch = torch.from_numpy(patches_for(spec, 1)).to(device)
     alone = {"fp32": _torch_rate(bench, network, patch, autocast=False)}
     if device.type == "cuda":
         alone["fp16"] = _torch_rate(bench, network, patch, autocast=True)
     for precision, rate in alone.items():
-        how = "eager, FP32" if precision == "fp32" else "autocast to FP16, as nnU-Net runs it"
+        how = "eager, FP32 without TF32" if precision == "fp32" else "autocast to FP16, as nnU-Net runs it"
         for runtime in ("trt", bench.device):
             name = entry_name(bundle, runtime, precision)
             if name in best:
