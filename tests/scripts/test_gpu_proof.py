@@ -12,9 +12,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from benchmarks.results import Scan
+from ctseg.errors import SetupError
 from ctseg.serving.installation import find_server
 from scripts.gpu_proof.__main__ import BUDGET_S, main
-from scripts.gpu_proof.bench import Bench, Found
+from scripts.gpu_proof.bench import SMALL, Bench, Found
 from scripts.gpu_proof.embedded_python import ask_embedded_python
 from scripts.gpu_proof.proof import LEAST_S, Limits, Plan, _gpus_from_afar, prove
 from scripts.gpu_proof.rows import JSON_NAME, PAGE_NAME, Host, Proof, Row, Teller, read_rows
@@ -253,6 +255,48 @@ def test_the_python_inside_tritons_stub_imports_what_is_asked_for() -> None:
     assert inside.problems == ()
     assert inside.version == platform.python_version()
     assert "libpython" in inside.library
+
+
+@pytest.fixture
+def folder_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> folder.Job:
+    """Compare programs that take a second each, but for FP16, which breaks."""
+
+    def predict(bench: Bench, job: folder.Job, name: str, scans: Path, output: Path) -> float:
+        if name == "fp16":
+            raise SetupError("out of memory")
+        return 1.0
+
+    monkeypatch.setattr(folder, "_predict", predict)
+    scan = Scan(case="a", shape=(8, 8, 8), spacing_mm=(1, 1, 1), origin="")
+    return folder.Job("net", SMALL[0], {"fp32": "net_fp32", "fp16": "net_fp16"}, [scan], tmp_path)
+
+
+def test_times_measured_before_a_program_breaks_are_told(folder_job: folder.Job, tmp_path: Path) -> None:
+    tell = Teller("folder", tmp_path / "rows")
+    startups = {"nnunet": 0.1, "fp32": 0.1, "fp16": 0.1}
+    with tell.attempt("a folder"):
+        folder._compare(Bench(tmp_path, rehearse=False), tell, folder_job, startups)
+    assert [(row.what, row.figures.get("wall_s"), row.verdict) for row in read_rows(tmp_path / "rows")] == [
+        ("net, nnU-Net: turn 1", 1.0, "ok"),
+        ("net, ctseg, fp32: turn 1", 1.0, "ok"),
+        ("a folder", None, "failed"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("left_s", "expected"),
+    [(2.0, ["a folder with net, second turn"]), (60.0, ["net, ctseg, fp32: turn 2", "net, nnU-Net: turn 2"])],
+    ids=["no time", "time"],
+)
+def test_a_second_turn_is_taken_only_where_time_is_left(
+    left_s: float, expected: list[str], folder_job: folder.Job, tmp_path: Path
+) -> None:
+    programs = {name: folder.Runs(0.1, [1.0], [tmp_path]) for name in ("nnunet", "fp32")}
+    bench = Bench(tmp_path, rehearse=False, killed_at=time.monotonic() + left_s)
+    folder._compare_again(bench, Teller("folder", tmp_path / "rows"), folder_job, programs)
+    rows = read_rows(tmp_path / "rows")
+    assert [row.what for row in rows][: len(expected)] == expected
+    assert rows[0].verdict == ("ok" if left_s > 2 else "not run")
 
 
 def test_what_was_found_before_a_crash_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

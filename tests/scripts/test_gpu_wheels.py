@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from packaging.requirements import Requirement
 
+from ctseg.serving.installation import _libpython_folder
 from scripts.gpu_proof.environment import make_environment
 from scripts.gpu_proof.wheels import LIB_DYNLOAD, MANIFEST, REQUIREMENTS, join, pack_modules, pins, store
 
@@ -121,6 +122,15 @@ def test_compiled_modules_travel_and_stand_last_in_the_environments_path(tmp_pat
     assert gap.endswith(" 2")
     pth = python.parents[1] / "lib" / f"python{sysconfig.get_python_version()}" / "site-packages" / "machine.pth"
     assert pth.read_text().splitlines()[-1] == str(carried)
+
+
+def test_the_systems_libpython_goes_before_one_that_travelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    travelled, systems = Path(sys.prefix) / "lib", Path("/usr/lib64")
+    there = {folder / f"libpython{sysconfig.get_python_version()}.so.1.0" for folder in (travelled, systems)}
+    monkeypatch.setattr(Path, "exists", lambda path: path in there)
+    assert _libpython_folder() == systems
+    there = {path for path in there if path.parent == travelled}
+    assert _libpython_folder() == travelled
 
 
 def test_plain_wheels_need_no_manifest_and_none_is_an_error(tmp_path: Path) -> None:

@@ -284,7 +284,7 @@ def _embedded_python(tell: Teller, installation: Installation) -> None:
             "the Python in Triton's python backend",
             not inside.problems,
             f"{inside.version}, {inside.builtin_modules} modules built in, {inside.library}; "
-            f"{'; '.join(inside.problems) or 'imports ' + ', '.join(MODULES)}",
+            f"{'; '.join(inside.problems) or 'imports them'}",
             f"imports {', '.join(MODULES)}",
             builtin_modules=inside.builtin_modules,
         )
