@@ -176,17 +176,18 @@ def _tell_labels(bench: Bench, tell: Teller, job: Job, programs: dict[str, Runs]
     """Compare labels with stock nnU-Net, and those of the scans as they came with nnU-Net in float32."""
     every = [scan.case for scan in job.scans]
     given = [case for case in every if case != "large"]
-    reference = None
+    what = f"{job.bundle}, {{}}: labels beside"
+    for precision in job.entries:  # first what needs no further run
+        agreement = agreement_of(
+            programs["nnunet"].outputs[-1], programs[precision].outputs[-1], every, job.network.classes
+        )
+        _judge_labels(tell, f"{what.format(precision)} stock nnU-Net, {len(every)} scans", agreement, "fp16")
     with tell.attempt(f"{job.bundle}: nnU-Net in float32"):
         reference = _in_float32(bench, job, given)
-    for precision in job.entries:
-        ours, stock = programs[precision].outputs[-1], programs["nnunet"].outputs[-1]
-        what = f"{job.bundle}, {precision}: labels beside"
-        if reference is not None:
-            agreement = agreement_of(reference, ours, given, job.network.classes)
-            _judge_labels(tell, f"{what} nnU-Net in float32, {len(given)} scans", agreement, precision)
-        agreement = agreement_of(stock, ours, every, job.network.classes)
-        _judge_labels(tell, f"{what} stock nnU-Net, {len(every)} scans", agreement, "fp16")
+        for precision in job.entries:
+            agreement = agreement_of(reference, programs[precision].outputs[-1], given, job.network.classes)
+            named = f"{what.format(precision)} nnU-Net in float32, {len(given)} scans"
+            _judge_labels(tell, named, agreement, precision)
 
 
 def _predict(bench: Bench, job: Job, name: str, scans: Path, output: Path) -> float:
