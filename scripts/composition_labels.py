@@ -41,12 +41,13 @@ def composition(hu: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.nd
     muscle from -30 HU. Air in the body is background.
 
     Args:
-        hu: HU, axes (x, y, z) with z along the body.
+        hu: HU of any number type, axes (x, y, z) with z along the body.
         spacing_mm: Along the same axes.
 
     Returns:
         Values of ``LABELS``, uint8, the same shape.
     """
+    hu = np.asarray(hu, np.float32)  # of integers the Gaussian would give integers, cut off
     in_plane_mm = float(np.mean(spacing_mm[:2]))
     voxel_cm3 = float(np.prod(spacing_mm)) / 1000
     smooth = ndimage.gaussian_filter(hu, SMOOTHING_MM / np.asarray(spacing_mm))

@@ -1,7 +1,7 @@
 """Train the demo's networks, as `model_repository/README.md` describes; resumable.
 
     python scripts/train_demo_model.py sarcoma --epochs 60
-    python scripts/train_demo_model.py composition --epochs 90
+    python scripts/train_demo_model.py composition --epochs 100
 
 Needs nnU-Net's three folders in the environment, and the model's dataset planned and preprocessed under
 the name `nnUNetPlans_demo`. The plans are nnU-Net's own at a coarser in-plane spacing; here they get a

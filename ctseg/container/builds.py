@@ -14,7 +14,7 @@ from ctseg.container.settings import Settings
 from ctseg.errors import OutputError, SetupError
 from ctseg.files.folders import require_writable
 from ctseg.model_spec import SPEC_NAME
-from ctseg.serving.locking import holder_of, lock_of
+from ctseg.serving.locking import acquired, holder_of
 
 _LOCK_NAME = ".ctseg-start.lock"
 _log = logging.getLogger(__name__)
@@ -47,17 +47,17 @@ def repository_lock(settings: Settings) -> Iterator[None]:
         SetupError: The repository cannot be written, or another server builds for too long.
     """
     _require_own(settings.models)
-    lock = lock_of(settings.models / _LOCK_NAME)
+    path = settings.models / _LOCK_NAME
     try:
-        lock.acquire(timeout=0)
+        lock = acquired(path, timeout_s=0)
     except Timeout:
         _log.info("waiting for another server that builds into %s", settings.models)
         try:
-            lock.acquire(timeout=settings.lock_timeout_s)
+            lock = acquired(path, timeout_s=settings.lock_timeout_s)
         except Timeout as error:
             raise SetupError(
                 f"{settings.models}: another server has been building for {settings.lock_timeout_s} s: look at its "
-                f"log, or raise CTSEG_LOCK_TIMEOUT_S; {holder_of(lock)} holds {lock.lock_file}"
+                f"log, or raise CTSEG_LOCK_TIMEOUT_S; {holder_of(error.lock_file)} holds {error.lock_file}"
             ) from error
     try:
         yield

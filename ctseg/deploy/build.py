@@ -16,7 +16,7 @@ from ctseg.deploy.build_tensorrt import build_tensorrt
 from ctseg.deploy.bundle import Bundle, read_bundle, source_precision
 from ctseg.deploy.runtimes import Measure, seconds_per_patch
 from ctseg.deploy.tensorrt_plan import Compiler
-from ctseg.errors import ParityError
+from ctseg.errors import ParityError, SetupError
 from ctseg.model_spec import ModelSpec
 from ctseg.serving.entries import Backend, Entry
 
@@ -59,9 +59,16 @@ def build_entry(
     Raises:
         SpecError: The bundle is broken or lacks the precision, or the repository has another model of that name.
         ParityError: What was built does not give PyTorch's labels.
-        SetupError: A runtime, a GPU or a compiler is missing, or another writer holds the repository.
+        SetupError: A runtime, a GPU or a compiler is missing, a GPU was asked for of a backend that has no choice,
+            or another writer holds the repository.
         OutputError: The repository cannot be written.
     """
+    if options.device == "gpu" and options.backend != "python":
+        raise SetupError(
+            f"{bundle_folder}: a device can be chosen for the python backend alone, not for {options.backend} (a "
+            "TensorRT plan is always for a GPU): choose that backend, or leave the device to the other",
+            settings=("device",),
+        )
     bundle = read_bundle(bundle_folder)
     spec = _spec_of(bundle, options)
     source = bundle.variant(source_precision(options.precision, options.backend))

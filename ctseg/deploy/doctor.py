@@ -233,13 +233,13 @@ def _locks(folder: Path) -> Iterator[Finding]:
 
 def _freshness(subject: str, backend: str, folder: Path, build: dict[str, Any]) -> Iterator[Finding]:
     from ctseg.deploy.runtimes import available_runtimes, describe_runtime
-    from ctseg.serving.entries import DATA_FILES_KEY, MODEL_NAMES
+    from ctseg.serving.entries import MODEL_NAMES, data_files_of
 
     if backend == "tensorrt":
         yield from _plan_freshness(subject, build)
         return
     file = folder / MODEL_NAMES[backend]
-    beside = [folder / name for name in sorted(build.get(DATA_FILES_KEY, {}))]
+    beside = [folder / name for name in sorted(data_files_of(build, subject))]
     if build.get("onnx_sha256") not in (None, sha256_of_files((file, *beside))):
         yield Finding(
             f"{subject}, network", "problem", f"{file} is not the file that was proven", "build the entry again"

@@ -4,7 +4,7 @@ A graph in memory may keep large weights outside too: such a tensor then names a
 file does. So a network of any size is converted without being loaded.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -235,6 +235,8 @@ def _checked(path: Path) -> Any:
         if is_outside(tensor):
             raise SpecError(f"{path}: {tensor.name} is no weight, and lies in another file: export again")
     for tensor in graph.graph.initializer:
+        if any(size < 0 for size in tensor.dims):
+            raise SpecError(f"{path}: {tensor.name} has the shape {tuple(tensor.dims)}: do not use this file")
         if is_outside(tensor):
             _find_data(tensor, path)
     return graph
@@ -242,29 +244,39 @@ def _checked(path: Path) -> Any:
 
 def _other_tensors(model: Any) -> Iterator[Any]:
     """Yield all tensors of a model that are not its weights: those of nodes, of the graphs in them, of functions."""
+    yield from _tensors_of_sparse(model.graph.sparse_initializer)
     for graph in (model.graph, *model.functions):
         yield from _tensors_of_nodes(graph)
-    for sparse in model.graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
 
 
 def _tensors_of_nodes(graph: Any) -> Iterator[Any]:
     for node in graph.node:
         for attribute in node.attribute:
             yield from (attribute.t, *attribute.tensors)
+            yield from _tensors_of_sparse((attribute.sparse_tensor, *attribute.sparse_tensors))
             for inner in (attribute.g, *attribute.graphs):
                 yield from inner.initializer
+                yield from _tensors_of_sparse(inner.sparse_initializer)
                 yield from _tensors_of_nodes(inner)
+
+
+def _tensors_of_sparse(tensors: Iterable[Any]) -> Iterator[Any]:
+    for tensor in tensors:
+        yield from (tensor.values, tensor.indices)
 
 
 def _find_data(tensor: Any, path: Path) -> None:
     """Check where a tensor says that its values lie, and let it name that file by its whole path."""
+    import onnx
+
     said = {entry.key: entry.value for entry in tensor.external_data}
     location = said.get("location", "")
     if not location or location == ".." or Path(location).name != location or "\\" in location:
         raise SpecError(
             f"{path}: {tensor.name} lies in {location!r}, expected the name of a file beside it: do not use this file"
         )
+    if tensor.data_type == onnx.TensorProto.STRING:
+        raise SpecError(f"{path}: {tensor.name} in {location} is of text, expected numbers: do not use this file")
     file = path.absolute().with_name(location)
     if file.is_symlink() or not file.is_file():
         raise SpecError(

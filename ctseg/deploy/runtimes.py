@@ -84,6 +84,7 @@ def onnxruntime_network(
         raise SpecError(
             f"{'the graph' if isinstance(model, bytes) else model}: ONNX Runtime cannot load it: {error}"
         ) from error
+    session.disable_fallback()  # a run that failed would go on by the CPU, from then on
     if device == "gpu":
         _require_cuda(session.get_providers())
     (feed,) = session.get_inputs()

@@ -146,6 +146,29 @@ def read_config(folder: Path) -> Any:
     return config_from_text(text, source=str(path))
 
 
+def data_files_of(build: Any, source: str) -> Mapping[str, int]:
+    """Return the files beside a model file that keep weights of it, and their sizes in bytes; none for most.
+
+    Args:
+        build: Content of ``build.json``, which may be anything.
+        source: Where it comes from, for messages.
+
+    Raises:
+        SpecError: It is no mapping, or names something that is no plain file in the version's own folder.
+    """
+    files = build.get(DATA_FILES_KEY, {}) if isinstance(build, Mapping) else None
+    if not isinstance(files, Mapping) or not all(map(_is_plain_name, files)):
+        raise SpecError(
+            f"{source}: {BUILD_NAME} is not what a build writes, or its {DATA_FILES_KEY} are no names of files beside "
+            "it: build the entry again"
+        )
+    return files
+
+
+def _is_plain_name(name: str) -> bool:
+    return name not in ("", ".", "..") and not set(name) & set("/\\\0")
+
+
 def add_tensors(config: Any, spec: ModelSpec) -> None:
     """Write the input and the output of a spec into a configuration."""
     config.input.add(
@@ -212,8 +235,8 @@ def _check_files(version_folder: Path, config: Any, backend: Backend, source: st
         raise SpecError(f"{source}: model.py is missing in {version_folder}: build the entry again")
 
 
-def _check_data_files(version_folder: Path, build: Mapping[str, Any], source: str) -> None:
-    for name, size in build.get(DATA_FILES_KEY, {}).items():
+def _check_data_files(version_folder: Path, build: Any, source: str) -> None:
+    for name, size in data_files_of(build, source).items():
         file = version_folder / name
         found = file.stat().st_size if file.is_file() else "no such file"
         if found != size:

@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, SoftFileLock
@@ -20,12 +21,39 @@ _log = logging.getLogger(__name__)
 _REFUSALS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL})
 _LOCAL_ONLY = frozenset({"nolock", "local_lock=all", "local_lock=flock", "localflock", "localflocks"})
 """Mount options of NFS, Lustre, OCFS2 and GFS2 by which flock is granted, and unknown to every other host."""
+_HELD = ".held"
 _NOTE_NAME = ".ctseg.no-flock"
 _NOTE = """flock is refused here, or kept to one host ({why}).
 Writers take turns by files that end in .held instead: each names its process and host.
 A writer that was killed leaves such a file; once that process is gone the file may be removed.
 Remove this note when every host that writes here has working locks, and none is writing.
 """
+
+
+def acquired(path: Path, *, timeout_s: float) -> BaseFileLock:
+    """Take the lock of a name in a folder that several hosts may share.
+
+    A host that flock is refused to may have said so in the folder while this one waited for flock: then the turn by
+    flock is given back, and the file is waited for.
+
+    Args:
+        path: See :func:`lock_of`.
+        timeout_s: For all waits together.
+
+    Returns:
+        The lock, held; the caller releases it.
+
+    Raises:
+        Timeout: Of filelock; see :func:`holder_of`.
+        OSError: Nothing can be written into the folder.
+    """
+    end_s = time.monotonic() + timeout_s
+    while True:
+        lock = lock_of(path)
+        lock.acquire(timeout=max(0.0, end_s - time.monotonic()))
+        if isinstance(lock, SoftFileLock) or not (path.parent / _NOTE_NAME).exists():
+            return lock
+        lock.release()
 
 
 def lock_of(path: Path) -> BaseFileLock:
@@ -42,19 +70,19 @@ def lock_of(path: Path) -> BaseFileLock:
     """
     if not _writers_need_a_file(path.parent):
         return FileLock(path)
-    return SoftFileLock(path.with_name(f"{path.name}.held"))
+    return SoftFileLock(path.with_name(f"{path.name}{_HELD}"))
 
 
-def holder_of(lock: BaseFileLock) -> str:
-    """Return who holds a lock, for messages; where only a file tells, also when it may be removed."""
-    if not isinstance(lock, SoftFileLock):
+def holder_of(lock_file: str) -> str:
+    """Return who holds the lock of a file, for messages; where only that file tells, also when it may be removed."""
+    if not lock_file.endswith(_HELD):
         return "another process"
     try:
-        process, host, *_ = Path(lock.lock_file).read_text(encoding="utf-8").splitlines()
+        process, host, *_ = Path(lock_file).read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError):
         return "another process"
     host = host.partition("?")[0]  # filelock adds the namespace of process numbers
-    return f"process {process} on host {host} (if it has ended, remove {lock.lock_file})"
+    return f"process {process} on host {host} (if it has ended, remove {lock_file})"
 
 
 def flock_serves(folder: Path) -> bool:

@@ -15,7 +15,7 @@ from ctseg.errors import OutputError, SetupError
 from ctseg.files import atomic
 from ctseg.model_spec import SPEC_NAME, ModelSpec
 from ctseg.serving.entries import CONFIG_NAME
-from ctseg.serving.locking import holder_of, lock_of
+from ctseg.serving.locking import acquired, holder_of
 from ctseg.serving.signals import sigterm_as_exit
 from ctseg.triton.configuration import text_from_config
 
@@ -37,13 +37,11 @@ def writing(repository: Path, name: str) -> Iterator[None]:
     """
     try:
         repository.mkdir(parents=True, exist_ok=True)
-        lock = lock_of(repository / _LOCK_NAME)
         try:
-            lock.acquire(timeout=_LOCK_TIMEOUT_S)
+            lock = acquired(repository / _LOCK_NAME, timeout_s=_LOCK_TIMEOUT_S)
         except Timeout as error:
-            raise SetupError(
-                f"{name}: {holder_of(lock)} has held {lock.lock_file} for {_LOCK_TIMEOUT_S:.0f} s: try again later"
-            ) from error
+            held = f"{holder_of(error.lock_file)} has held {error.lock_file} for {_LOCK_TIMEOUT_S:.0f} s"
+            raise SetupError(f"{name}: {held}: try again later") from error
         try:
             yield
         finally:

@@ -12,8 +12,10 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
+from onnxruntime.capi.onnxruntime_pybind11_state import EPFail
 
 from ctseg.cli.main import main
 from ctseg.deploy.build import BuildOptions, build_entry
@@ -32,7 +34,7 @@ from ctseg.files.digests import sha256_of_file
 from ctseg.model_spec import ModelSpec
 from ctseg.numerics.mirroring import mirror_subsets
 from ctseg.predict.predictor import Identity
-from ctseg.serving.entries import read_entry
+from ctseg.serving.entries import Backend, read_entry
 from ctseg.triton.configuration import config_from_text
 from tests.support.nnunet_reference import make_dataset, make_plans, make_trained_folder, unet_architecture
 from tests.support.onnx_as_plan import OnnxAsPlan
@@ -104,6 +106,41 @@ def test_an_onnx_runtime_that_falls_back_to_the_cpu_is_refused(bundle: Bundle, m
     )
     with pytest.warns(UserWarning, match="CUDAExecutionProvider"), pytest.raises(SetupError, match="cannot use a GPU"):
         onnxruntime_network(bundle.folder / "model.onnx", device="gpu")
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "tensorrt"])
+def test_a_gpu_is_asked_for_of_the_python_backend_alone(bundle: Bundle, tmp_path: Path, backend: Backend) -> None:
+    with pytest.raises(SetupError, match=rf"for the python backend alone, not for {backend}") as error:
+        build_entry(bundle.folder, tmp_path / "r", BuildOptions(backend=backend, device="gpu"))
+    assert error.value.settings == ("device",)
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_run_that_a_provider_fails_is_told_not_tried_by_another(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sessions = []
+
+    class Failing:
+        def __init__(self, inner: object) -> None:
+            self.inner = inner
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self.inner, name)
+
+        def run(self, *words: object) -> None:
+            raise EPFail("out of memory")
+
+    class Session(onnxruntime.InferenceSession):  # type: ignore[misc]
+        def __init__(self, *words: object, **options: object) -> None:
+            super().__init__(*words, **options)
+            sessions.append(self)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    network = onnxruntime_network(bundle.folder / "model.onnx")
+    sessions[0]._sess = Failing(sessions[0]._sess)
+    with pytest.raises(ParityError, match=r"ONNX Runtime failed on patches of shape .*out of memory"):
+        network(np.zeros((1, 1, 16, 32, 32), np.float32))
 
 
 def test_an_entry_for_the_cpu_is_built_anew_where_the_last_was_for_a_gpu(bundle: Bundle, tmp_path: Path) -> None:

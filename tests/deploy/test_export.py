@@ -248,6 +248,19 @@ def test_folder_that_is_no_bundle_is_not_overwritten(bundle: Bundle, trained_une
     assert (tmp_path / "precious.txt").read_text() == "thesis"
 
 
+def test_without_a_real_scan_the_first_mixed_network_that_random_patches_pass_is_kept(
+    trained_unet: Path, tmp_path: Path
+) -> None:
+    told: list[str] = []
+    options = ExportOptions(precisions=("fp32", "fp16"), accept_unproven=True)
+    model = load_trained_model(trained_unet, folds=(0,))
+    variant = export_model(model, tmp_path / "b", options, report=told.append).variant("fp16")
+    assert len([line for line in told if "fp16, kept in FP32" in line]) == 1
+    assert "alone" not in variant.kept_fp32
+    assert variant.checks[0].passed
+    assert not variant.proven
+
+
 def test_changed_model_file_is_refused(bundle: Bundle, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(bundle.folder, tmp_path / "bundle"))
     with (copy / "model.onnx").open("ab") as file:

@@ -181,6 +181,28 @@ def test_places_that_cannot_be_are_refused(large: Path, said: dict[str, object],
         read_graph(large)
 
 
+def with_negative_sizes(tensor: onnx.TensorProto) -> None:
+    tensor.dims[:2] = [-tensor.dims[0], -tensor.dims[1]]  # their product is as it was
+
+
+def of_text(tensor: onnx.TensorProto) -> None:
+    tensor.data_type = TensorProto.STRING
+
+
+@pytest.mark.parametrize(
+    ("change", "words"), [(with_negative_sizes, r"a has the shape \(-40, -40, 1, 1\)"), (of_text, "a in .* is of text")]
+)
+def test_weights_that_are_no_array_of_numbers_are_refused(
+    large: Path, change: Callable[[onnx.TensorProto], None], words: str
+) -> None:
+    graph = onnx.load(large, load_external_data=False)
+    change(graph.graph.initializer[0])
+    onnx.save(graph, large)
+    for read in (read_graph, data_files, sha256_of_network):
+        with pytest.raises(SpecError, match=words):
+            read(large)
+
+
 def test_missing_and_short_weights_are_told(large: Path) -> None:
     data = large.with_name("model.onnx.data")
     os.truncate(data, data.stat().st_size - 1)
@@ -203,7 +225,28 @@ def in_a_branch(graph: onnx.ModelProto) -> None:
     graph.graph.node.append(helper.make_node("If", ["x"], ["y"], then_branch=branch, else_branch=branch))
 
 
-@pytest.mark.parametrize("change", [in_a_constant, in_a_branch])
+def sparse(form: str) -> onnx.SparseTensorProto:
+    values = numpy_helper.from_array(WEIGHTS[0, 0].ravel(), "c")
+    values.data_location = TensorProto.EXTERNAL
+    return onnx.SparseTensorProto(values=values, indices=numpy_helper.from_array(np.arange(40), form), dims=[40])
+
+
+def in_a_sparse_constant(graph: onnx.ModelProto) -> None:
+    graph.graph.node.append(helper.make_node("Constant", [], ["c"], sparse_value=sparse("of a node")))
+
+
+def in_a_sparse_list(graph: onnx.ModelProto) -> None:
+    graph.graph.node.append(helper.make_node("Own", [], ["c"], domain="own", many=[sparse("one"), sparse("two")]))
+
+
+def in_a_branchs_sparse_weight(graph: onnx.ModelProto) -> None:
+    branch = helper.make_graph([], "branch", [], [], sparse_initializer=[sparse("of a branch")])
+    graph.graph.node.append(helper.make_node("If", ["x"], ["y"], then_branch=branch, else_branch=branch))
+
+
+@pytest.mark.parametrize(
+    "change", [in_a_constant, in_a_branch, in_a_sparse_constant, in_a_sparse_list, in_a_branchs_sparse_weight]
+)
 def test_only_weights_may_lie_outside(tmp_path: Path, change: Callable[[onnx.ModelProto], None]) -> None:
     graph = network()
     change(graph)

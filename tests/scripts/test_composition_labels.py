@@ -44,6 +44,12 @@ def test_bone_with_its_marrow_muscle_fat_and_no_table() -> None:
     assert share(labels, "background", body > 46) == 1
 
 
+def test_integers_give_the_labels_of_floats() -> None:
+    hu = np.rint(limb() + np.random.default_rng(0).normal(0, 40, SHAPE)).astype(np.float32)
+    expected = composition(hu, SPACING_MM)
+    np.testing.assert_array_equal(composition(hu.astype(np.int16), SPACING_MM), expected)
+
+
 def test_the_marrow_of_a_bone_that_the_scan_cuts_is_bone() -> None:
     whole = np.full((60, 60, 20), 50, np.float32)
     i, j = np.mgrid[:60, :60]

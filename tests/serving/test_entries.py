@@ -1,5 +1,6 @@
 """Entries of a model repository are read strictly: what is damaged or foreign is refused by name."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,10 @@ import pytest
 from ctseg.errors import SetupError, SpecError
 from ctseg.serving.entries import list_entries, read_entry
 from tests.support.toy_models import write_foreign_entry, write_toy_entry
+
+
+def say_data_files(toy: Path, files: object) -> None:
+    (toy / "1" / "build.json").write_text(json.dumps({"data_files": files}))
 
 
 @pytest.fixture
@@ -22,6 +27,12 @@ def root(tmp_path: Path) -> Path:
         (lambda toy: (toy / "1" / "model.onnx").unlink(), r"none of \['model.onnx'\]"),
         (lambda toy: (toy / "1" / "model.py").unlink(), "model.py is missing"),
         (lambda toy: (toy / "1" / "build.json").write_text("{"), "build.json cannot be read"),
+        (lambda toy: (toy / "1" / "build.json").write_text("[]"), "build.json is not what a build writes"),
+        (lambda toy: say_data_files(toy, ["model.onnx"]), "its data_files are no names of files beside it"),
+        (lambda toy: say_data_files(toy, {"../../secret": 1}), "its data_files are no names of files beside it"),
+        (lambda toy: say_data_files(toy, {"/etc/passwd": 1}), "its data_files are no names of files beside it"),
+        (lambda toy: say_data_files(toy, {"..": 1}), "its data_files are no names of files beside it"),
+        (lambda toy: say_data_files(toy, {"model.onnx.data": 1}), "expected 1 bytes of weights in .*, found no such"),
         (lambda toy: (toy / "1").rename(toy / "x"), "no version folder"),
         (lambda toy: (toy / "1").rename(toy / "2"), "no parameter ctseg_spec.2"),
         (

@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from ctseg.container.versions import may_be_served, remove_superseded
 from ctseg.errors import SetupError
 from ctseg.serving import writing as writing_module
 from ctseg.serving.entries import read_entry
-from ctseg.serving.locking import flock_serves, lock_of, why_flock_fails
+from ctseg.serving.locking import acquired, flock_serves, lock_of, why_flock_fails
 from ctseg.serving.writing import writing
 from tests.support.live_triton import wait_for
 from tests.support.refused_flock import output_of, started
@@ -83,6 +84,24 @@ def test_a_writer_with_flock_waits_for_one_without(tmp_path: Path, monkeypatch: 
     finally:
         holder.kill()
         holder.communicate(timeout=120)
+
+
+def test_a_writer_that_waited_for_flock_takes_the_file_if_the_note_has_come(tmp_path: Path) -> None:
+    def taken() -> str:
+        lock = acquired(tmp_path / "lock", timeout_s=60)
+        lock.release()
+        return lock.lock_file
+
+    first = acquired(tmp_path / "lock", timeout_s=0)
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(taken)
+        assert not wait([waiting], timeout=0.5).done
+        (tmp_path / ".ctseg.no-flock").touch()  # another host, that flock is refused to
+        other = acquired(tmp_path / "lock", timeout_s=0)
+        first.release()
+        assert not wait([waiting], timeout=0.5).done  # by flock it would be its turn
+        other.release()
+        assert waiting.result(timeout=60) == other.lock_file == str(tmp_path / "lock.held")
 
 
 def test_a_writer_on_another_host_is_never_taken_for_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,6 +53,7 @@ def _onnxruntime_network(path: Path, output: str, threads: int, gpu: int | None)
             f"{onnxruntime.get_available_providers()}): install onnxruntime-gpu for this CUDA, with cuDNN 9, in the "
             "Python of the server, or build the entry for the CPU"
         )
+    session.disable_fallback()  # what fails is told, never run by another provider than was proven
     (name,) = [tensor.name for tensor in session.get_inputs()]
 
     def run(patches: Array, logits: Array) -> None:
