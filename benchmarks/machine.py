@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -18,14 +19,9 @@ _PACKAGES = (
 
 def this_machine() -> Machine:
     """Return the machine, after a look at how busy others keep it."""
-    names = {
-        line.split(":")[1].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    }
     return Machine(
         system=platform.platform(terse=True),
-        processor=", ".join(sorted(names)) or platform.machine(),
+        processor=processor_name(),
         cpus=usable_cpus(),
         memory_gb=psutil.virtual_memory().total / 1e9,
         busy_cpus=psutil.cpu_percent(interval=IDLE_WATCH_S) / 100 * (psutil.cpu_count() or 1),
@@ -33,10 +29,20 @@ def this_machine() -> Machine:
     )
 
 
-def installed_versions() -> dict[str, str]:
-    """Return the versions of the packages that the figures depend on, as far as they are installed."""
+def processor_name() -> str:
+    """Return what the processors are called, or of which architecture they are."""
+    names = {
+        line.split(":")[1].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    }
+    return ", ".join(sorted(names)) or platform.machine()
+
+
+def installed_versions(packages: Sequence[str] = _PACKAGES) -> dict[str, str]:
+    """Return the versions of the packages that figures depend on, as far as they are installed."""
     found = {}
-    for name in _PACKAGES:
+    for name in packages:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -15,13 +15,14 @@ from pathlib import Path
 
 import psutil
 
+from benchmarks.machine import installed_versions, processor_name
 from ctseg.compiled.cpus import usable_cpus
 from ctseg.deploy.cuda_driver import CudaDriver
 from ctseg.errors import SetupError
 from ctseg.files.atomic import write_text
 from scripts.gpu_proof.rows import JSON_NAME, PAGE_NAME, Host, Proof, Row, read_rows, without_machine_paths
 from scripts.gpu_proof.sections import Section
-from scripts.gpu_proof.versions import installed_versions
+from scripts.gpu_proof.versions import PACKAGES
 
 LEAST_S = 5.0
 """With less time left no section is begun."""
@@ -239,20 +240,15 @@ def _descendants(pid: int) -> set[psutil.Process]:
 
 def this_host() -> Host:
     """Return this machine, its GPUs and the versions of what is installed."""
-    processors = {
-        line.split(":")[1].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    }
     found, problem = _gpus_from_afar()
     return Host(
         system=platform.platform(terse=True),
-        processor=", ".join(sorted(processors)) or platform.machine(),
+        processor=processor_name(),
         cpus=usable_cpus(),
         memory_gb=round(psutil.virtual_memory().total / 1e9, 1),
         python=platform.python_version(),
         gpus=found,
-        versions=installed_versions(),
+        versions=installed_versions(PACKAGES),
         gpus_problem=problem,
     )
 
