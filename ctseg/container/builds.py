@@ -13,8 +13,8 @@ from ctseg.container.children import python_command, run_child
 from ctseg.container.settings import Settings
 from ctseg.errors import OutputError, SetupError
 from ctseg.files.folders import require_writable
+from ctseg.files.locking import acquired, holder_of
 from ctseg.model_spec import SPEC_NAME
-from ctseg.serving.locking import acquired, holder_of
 
 _LOCK_NAME = ".ctseg-start.lock"
 _log = logging.getLogger(__name__)

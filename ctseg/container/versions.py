@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ctseg.errors import CtsegError
+from ctseg.files.locking import flock_serves
 from ctseg.serving.entries import BUILD_NAME, Entry, EntryVersion
-from ctseg.serving.locking import flock_serves
 from ctseg.serving.upkeep import remove_leftovers, remove_versions
 
 _log = logging.getLogger(__name__)

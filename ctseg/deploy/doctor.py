@@ -218,7 +218,7 @@ def _repository(folder: Path) -> Iterator[Finding]:
 
 
 def _locks(folder: Path) -> Iterator[Finding]:
-    from ctseg.serving.locking import flock_serves, why_flock_fails
+    from ctseg.files.locking import flock_serves, why_flock_fails
 
     with contextlib.suppress(OSError):  # nobody writes where this user may not
         if not flock_serves(folder):

@@ -13,9 +13,9 @@ from filelock import Timeout
 
 from ctseg.errors import OutputError, SetupError
 from ctseg.files import atomic
+from ctseg.files.locking import acquired, holder_of
 from ctseg.model_spec import SPEC_NAME, ModelSpec
 from ctseg.serving.entries import CONFIG_NAME
-from ctseg.serving.locking import acquired, holder_of
 from ctseg.serving.signals import sigterm_as_exit
 from ctseg.triton.configuration import text_from_config
 

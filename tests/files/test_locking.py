@@ -10,9 +10,9 @@ import pytest
 
 from ctseg.container.versions import may_be_served, remove_superseded
 from ctseg.errors import SetupError
+from ctseg.files.locking import acquired, flock_serves, lock_of, why_flock_fails
 from ctseg.serving import writing as writing_module
 from ctseg.serving.entries import read_entry
-from ctseg.serving.locking import acquired, flock_serves, lock_of, why_flock_fails
 from ctseg.serving.writing import writing
 from tests.support.live_triton import wait_for
 from tests.support.refused_flock import output_of, started

@@ -1,0 +1,183 @@
+"""What became of each case: one small file a case, in the output folder's hidden memory.
+
+``OUT/.ctseg/outcomes/<key>.json`` is written once the case has ended, at once and whole. Every command that
+writes into a folder adds to it, and none forgets what others found there; ``report.json`` is folded from it.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ValidationError
+
+from ctseg.documents import Document
+from ctseg.errors import CtsegError
+from ctseg.files.atomic import write_text
+from ctseg.files.identity import KnownFile
+
+MEMORY_NAME = ".ctseg"
+"""Folder in an output folder: outcomes, claims, and what runs that live are writing."""
+_SLUG_LENGTH = 48
+_SLUG = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-")
+
+
+class CaseError(Document):
+    """Why a case failed; ``settings`` are the names of parameters that would help."""
+
+    type: str
+    message: str
+    settings: tuple[str, ...] = ()
+
+
+class StageSeconds(Document):
+    """Wall-clock seconds of a case in each stage; stages of several cases overlap.
+
+    ``network`` is what the case waited for logits; ``restore`` runs in between.
+    """
+
+    read: float = 0.0
+    prepare: float = 0.0
+    network: float = 0.0
+    restore: float = 0.0
+    write: float = 0.0
+    total: float = 0.0
+
+
+class Options(Document):
+    """What the user may vary and the labels depend on."""
+
+    tile_step_size: float
+    mirroring: bool
+
+
+class MadeBy(Document):
+    """Which model, on which servers, with which options; and the run that asked them.
+
+    Attributes:
+        run: Name of the run, unique.
+        part: ``I/N`` where the run did one part of its input.
+        list_digest: Of the names of all cases of the whole input; tells parts that saw different lists.
+    """
+
+    run: str
+    model: str
+    model_version: str
+    spec_digest: str
+    parity: str = "untested"
+    servers: tuple[str, ...] = ()
+    transport: str = "grpc"
+    options: Options
+    part: str | None = None
+    list_digest: str | None = None
+
+    def makes_the_same(self, other: "MadeBy") -> bool:
+        """Whether both give the same labels for the same scan."""
+        return (self.spec_digest, self.options) == (other.spec_digest, other.options)
+
+
+class Outcome(Document):
+    """What became of one case.
+
+    Attributes:
+        case: Its name, see :func:`ctseg.files.identity.printable`.
+        status: ``kept``: what stands in its place is not ctseg's, and was left alone. ``skipped`` is a run's word for
+            a case that was done before it began, and stands in no file.
+        made_by: By what; None in what an older ctseg wrote.
+        inputs: The bytes that were segmented, in order of the channels.
+        outputs: What was written; all that ctseg calls its own.
+        volumes_ml: Of each label by its name.
+        bytes_sent: Of tensors, repeated requests not counted.
+        bytes_received: Likewise.
+        ended: When, in UTC.
+    """
+
+    schema_version: Literal[1] = 1
+    case: str
+    status: Literal["ok", "failed", "kept", "skipped"]
+    made_by: MadeBy | None = None
+    error: CaseError | None = None
+    inputs: tuple[KnownFile, ...] = ()
+    outputs: tuple[KnownFile, ...] = ()
+    volumes_ml: Mapping[str, float] = {}
+    warnings: tuple[str, ...] = ()
+    seconds: StageSeconds = StageSeconds()
+    windows: int = 0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    ended: str = ""
+
+
+class OutcomeStore:
+    """The outcomes in an output folder.
+
+    Args:
+        output: The folder.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self.folder = output / MEMORY_NAME / "outcomes"
+
+    def read(self, case: str) -> Outcome | None:
+        """Return what became of a case; None where nothing is known, or nothing that can be read.
+
+        Raises:
+            OSError: The file is there and cannot be read.
+        """
+        return _read(self._path(case))
+
+    def write(self, case: str, outcome: Outcome) -> None:
+        """Write down what became of a case.
+
+        Args:
+            case: Its name.
+            outcome: What became of it.
+
+        Raises:
+            OutputError: It cannot be written; what was known before stays.
+        """
+        write_text(self._path(case), json.dumps(outcome.model_dump(mode="json", exclude_defaults=True)))
+
+    def all(self) -> Iterator[tuple[Path, Outcome | None]]:
+        """Yield every outcome with its file, in order of the files' names; None for one that cannot be used."""
+        if not self.folder.is_dir():
+            return
+        for path in sorted(self.folder.glob("*.json")):
+            if not path.name.startswith("."):
+                yield path, _read(path)
+
+    def written(self) -> dict[str, tuple[int, int]]:
+        """Return inode and time of each outcome's file by its key: another, and it was written since."""
+        if not self.folder.is_dir():
+            return {}
+        with os.scandir(self.folder) as entries:
+            return {
+                entry.name.removesuffix(".json"): (entry.inode(), entry.stat().st_mtime_ns)
+                for entry in entries
+                if entry.name.endswith(".json")
+            }
+
+    def _path(self, case: str) -> Path:
+        return self.folder / f"{key_of(case)}.json"
+
+
+def key_of(case: str) -> str:
+    """Return the name of a case's files in the memory: plain ASCII, short, and its own for every name."""
+    slug = "".join(c if c in _SLUG else "_" for c in case[:_SLUG_LENGTH])
+    return f"{slug}-{hashlib.sha256(os.fsencode(case)).hexdigest()[:16]}"
+
+
+def _read(path: Path) -> Outcome | None:
+    try:
+        return Outcome.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
+
+
+def error_of(exception: BaseException) -> CaseError:
+    """Return the outcome's form of an exception; one that ctseg did not raise on purpose says so."""
+    if isinstance(exception, CtsegError):
+        return CaseError(type=type(exception).__name__, message=str(exception), settings=exception.settings)
+    return CaseError(type=type(exception).__name__, message=f"unexpected: {exception!r}")

@@ -1,0 +1,174 @@
+"""Which runs of an output folder live: each holds a file locked and touches it; and where each writes.
+
+``OUT/.ctseg/runs/<run>/`` is a run's own folder: what it has not put in place yet lies there, so that a dead
+run's leftovers go with it. On one kernel the lock tells, which ends with its process. A host that this one shares
+no kernel with is told by the touches: where none comes for a while on the observer's own clock, the run is silent.
+"""
+
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+from ctseg.errors import OutputError
+from ctseg.predict.outcomes import MEMORY_NAME
+
+try:
+    import fcntl
+except ImportError:  # Windows: touches tell
+    fcntl = None  # type: ignore[assignment]
+
+logger = logging.getLogger(__name__)
+
+TOUCH_S = 10.0
+"""Between two touches of a living run."""
+SILENT_S = 90.0
+"""A run that nobody heard of for so long is silent; network file systems pass a touch on within a minute."""
+_ALIVE_NAME = "alive"
+
+
+class Presence:
+    """A run that lives while the context is open.
+
+    Args:
+        output: The output folder, which exists.
+    """
+
+    def __init__(self, output: Path, *, touch_s: float = TOUCH_S) -> None:
+        host = "".join(c if c.isalnum() else "-" for c in socket.gethostname())[:32]
+        self.run = f"{host}.{os.getpid()}.{secrets.token_hex(8)}"
+        self.folder = _runs_of(output) / self.run
+        self._touch_s = touch_s
+        self._ended = threading.Event()
+        self._file: IO[str] | None = None
+        self._thread = threading.Thread(target=self._touch, name="presence", daemon=True)
+
+    def __enter__(self) -> "Presence":
+        """Make the run's folder.
+
+        Raises:
+            OutputError: It cannot be made.
+        """
+        try:
+            self.folder.mkdir(parents=True)
+            self._file = (self.folder / _ALIVE_NAME).open("w", encoding="utf-8")
+            with contextlib.suppress(OSError):  # a file system without flock: touches tell
+                if fcntl is not None:
+                    fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._file.write(_kernel())
+            self._file.flush()
+        except OSError as error:
+            raise OutputError(f"{self.folder}: cannot be written: {error.strerror or error}") from error
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Remove the run's folder."""
+        self._ended.set()
+        self._thread.join()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if self._file is not None:
+            self._file.close()
+
+    def _touch(self) -> None:
+        while not self._ended.wait(self._touch_s):
+            with contextlib.suppress(OSError):  # a disk that is away for a while
+                os.utime(self.folder / _ALIVE_NAME)
+
+
+class OtherRuns:
+    """Watches the runs of an output folder.
+
+    Args:
+        output: The output folder.
+        silent_s: After how long without a touch a run on another kernel counts as silent.
+        clock: Seconds that only grow.
+    """
+
+    def __init__(self, output: Path, *, silent_s: float = SILENT_S, clock: Callable[[], float] = time.monotonic) -> None:
+        self._folder = _runs_of(output)
+        self._silent_s = silent_s
+        self._clock = clock
+        self._heard: dict[str, tuple[int, float]] = {}
+        self._lock = threading.Lock()
+
+    def is_dead(self, run: str) -> bool:
+        """Whether a run's process has ended for certain: its folder is gone, or its lock is free on this kernel."""
+        alive = self._folder / run / _ALIVE_NAME
+        try:
+            with alive.open("r+", encoding="utf-8") as file:
+                return file.read() == _kernel() and _can_be_locked(file)
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+
+    def is_silent(self, run: str) -> bool:
+        """Whether nothing was heard of a run for ``silent_s``: dead, stopped, or cut off; counted from the first look."""
+        try:
+            with (self._folder / run / _ALIVE_NAME).open("rb") as file:  # opening asks the server of a network disk
+                touched = os.fstat(file.fileno()).st_mtime_ns
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+        now = self._clock()
+        with self._lock:
+            known = self._heard.get(run)
+            if known is None or known[0] != touched:
+                self._heard[run] = (touched, now)
+                return False
+            return now - known[1] > self._silent_s
+
+    def living(self) -> list[str]:
+        """Return the runs that are not dead for certain."""
+        if not self._folder.is_dir():
+            return []
+        return [entry.name for entry in self._folder.iterdir() if entry.is_dir() and not self.is_dead(entry.name)]
+
+    def remove_leftovers(self) -> None:
+        """Remove the folders of runs that are dead for certain, or on another kernel and silent."""
+        if not self._folder.is_dir():
+            return
+        for folder in self._folder.iterdir():
+            if self.is_dead(folder.name) or (self._on_another_kernel(folder) and self.is_silent(folder.name)):
+                logger.info("%s: removed what a run that has ended left", folder)
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _on_another_kernel(self, folder: Path) -> bool:
+        try:
+            return (folder / _ALIVE_NAME).read_text(encoding="utf-8") not in ("", _kernel())
+        except OSError:
+            return False
+
+
+def _runs_of(output: Path) -> Path:
+    return output / MEMORY_NAME / "runs"
+
+
+def _can_be_locked(file: IO[str]) -> bool:
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _kernel() -> str:
+    """Return what is the same for all processes that run on one kernel, containers too, and for no others."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return f"host {socket.gethostname()}"
