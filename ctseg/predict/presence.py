@@ -57,14 +57,14 @@ class Presence:
         Raises:
             OutputError: It cannot be made.
         """
+        made = self.folder.with_name(f".{self.run}")
         try:
-            self.folder.mkdir(parents=True)
-            self._file = (self.folder / _ALIVE_NAME).open("w", encoding="utf-8")
-            with contextlib.suppress(OSError):  # a file system without flock: touches tell
-                if fcntl is not None:
-                    fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._file.write(_kernel())
+            made.mkdir(parents=True)
+            self._file = (made / _ALIVE_NAME).open("w+", encoding="utf-8")
+            # where nothing can be locked, touches tell, here too
+            self._file.write(_kernel() if _can_be_locked(self._file) else "no flock")
             self._file.flush()
+            made.rename(self.folder)  # nobody sees it before it is locked
         except OSError as error:
             raise OutputError(f"{self.folder}: cannot be written: {error.strerror or error}") from error
         self._thread.start()
@@ -132,18 +132,19 @@ class OtherRuns:
 
     def living(self) -> list[str]:
         """Return the runs that are not dead for certain."""
-        if not self._folder.is_dir():
-            return []
-        return [entry.name for entry in self._folder.iterdir() if entry.is_dir() and not self.is_dead(entry.name)]
+        return [folder.name for folder in self._folders() if not self.is_dead(folder.name)]
 
     def remove_leftovers(self) -> None:
         """Remove the folders of runs that are dead for certain, or on another kernel and silent."""
-        if not self._folder.is_dir():
-            return
-        for folder in self._folder.iterdir():
+        for folder in self._folders():
             if self.is_dead(folder.name) or (self._on_another_kernel(folder) and self.is_silent(folder.name)):
                 logger.info("%s: removed what a run that has ended left", folder)
                 shutil.rmtree(folder, ignore_errors=True)
+
+    def _folders(self) -> list[Path]:
+        if not self._folder.is_dir():
+            return []
+        return [entry for entry in self._folder.iterdir() if not entry.name.startswith(".") and entry.is_dir()]
 
     def _on_another_kernel(self, folder: Path) -> bool:
         try:
