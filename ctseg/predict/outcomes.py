@@ -159,6 +159,14 @@ class OutcomeStore:
                 if entry.name.endswith(".json")
             }
 
+    def stamp(self, key: str) -> tuple[int, int] | None:
+        """Return inode and time of one outcome's file, as :meth:`written` has them; None: there is none."""
+        try:
+            found = (self.folder / f"{key}.json").stat()
+        except FileNotFoundError:
+            return None
+        return found.st_ino, found.st_mtime_ns
+
     def _path(self, case: str) -> Path:
         return self.folder / f"{key_of(case)}.json"
 

@@ -1,153 +1,118 @@
-"""``report.json``: what became of every case, valid on disk after each of them."""
+"""``report.json`` and ``report.csv``: what became of every case in a folder, folded from the outcomes."""
 
+import csv
+import io
 import json
-import threading
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Mapping
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import Literal
-
-from pydantic import ValidationError
+from typing import Any, Literal
 
 from ctseg.documents import Document
-from ctseg.errors import CtsegError
 from ctseg.files.atomic import write_text
-from ctseg.files.digests import sha256_of_file
+from ctseg.predict.outcomes import MEMORY_NAME, Outcome, OutcomeStore
 
 REPORT_NAME = "report.json"
+TABLE_NAME = "report.csv"
 
-
-class CaseError(Document):
-    """Why a case failed; ``settings`` are the names of parameters that would help."""
-
-    type: str
-    message: str
-    settings: tuple[str, ...] = ()
-
-
-class StageSeconds(Document):
-    """Wall-clock seconds of a case in each stage; stages of several cases overlap.
-
-    ``network`` is what the case waited for logits; ``restore`` runs in between.
-    """
-
-    read: float = 0.0
-    prepare: float = 0.0
-    network: float = 0.0
-    restore: float = 0.0
-    write: float = 0.0
-    total: float = 0.0
-
-
-class CaseReport(Document):
-    """What became of one case. Bytes are those of the tensors, repeated requests not counted."""
-
-    case: str
-    status: Literal["ok", "failed", "skipped"]
-    error: CaseError | None = None
-    output: str | None = None
-    output_sha256: str | None = None
-    seconds: StageSeconds = StageSeconds()
-    windows: int = 0
-    bytes_sent: int = 0
-    bytes_received: int = 0
-
-
-class Options(Document):
-    """What the user may vary and the labels depend on."""
-
-    tile_step_size: float
-    mirroring: bool
+logger = logging.getLogger(__name__)
 
 
 class Report(Document):
-    """The whole of ``report.json``."""
+    """The whole of ``report.json``.
 
-    schema_version: Literal[1] = 1
-    model: str
-    model_version: str
-    spec_digest: str
-    parity: str = "untested"
-    url: str
-    transport: str = "grpc"
-    options: Options
-    started: str
-    cases: tuple[CaseReport, ...] = ()
+    Attributes:
+        finished: False while a run works in the folder; the outcomes of its cases are still to come.
+        written: When, in UTC.
+        cases: In order of their names.
+    """
+
+    schema_version: Literal[2] = 2
+    finished: bool
+    written: str
+    cases: tuple[Outcome, ...] = ()
 
 
-class ReportWriter:
-    """Keeps ``report.json`` in the output folder up to date; safe to call from several threads.
-
-    Args:
-        folder: Output folder, which exists.
-        head: The report without cases.
-        cases: Those that are in it from the beginning.
+def begin_report(output: Path) -> None:
+    """Mark the report of a folder as unfinished; the outcomes keep what it said.
 
     Raises:
-        OutputError: The report cannot be written.
+        OutputError: It cannot be written.
     """
-
-    def __init__(self, folder: Path, head: Report, cases: Sequence[CaseReport] = ()) -> None:
-        self._path = folder / REPORT_NAME
-        self._report = head
-        self._cases = {case.case: case for case in cases}
-        self._lock = threading.Lock()
-        self._write()
-
-    def add(self, case: CaseReport) -> None:
-        """Add or replace a case and write the report, atomically."""
-        with self._lock:
-            self._cases[case.case] = case
-            self._write()
-
-    @property
-    def report(self) -> Report:
-        """The report as it stands, cases in order of their names."""
-        return self._report.model_copy(update={"cases": tuple(self._cases[name] for name in sorted(self._cases))})
-
-    def _write(self) -> None:
-        text = json.dumps(self.report.model_dump(mode="json"), indent=2)
-        write_text(self._path, text)
+    _write(output, Report(finished=False, written=now()))
 
 
-def read_finished_cases(folder: Path, head: Report) -> Mapping[str, CaseReport]:
-    """Return the cases of an earlier run that need not be done again.
-
-    A case counts as done if the earlier report has the same spec digest and options, and its output
-    is still there with the digest that the report gives.
+def fold_report(output: Path, *, finished: bool = True) -> Report:
+    """Write ``report.json`` and ``report.csv`` from all outcomes in a folder, whoever wrote them and when.
 
     Args:
-        folder: Output folder.
-        head: The report of the run that begins.
+        output: The output folder.
+        finished: Whether no run works in the folder any more.
 
-    Returns:
-        Their reports by case name; empty without a readable earlier report.
+    Raises:
+        OutputError: They cannot be written.
     """
-    try:
-        earlier = Report.model_validate_json((folder / REPORT_NAME).read_bytes())
-    except (OSError, ValidationError):
+    store = OutcomeStore(output)
+    while True:
+        before = store.written()
+        report = Report(finished=finished, written=now(), cases=_outcomes(store))
+        _write(output, report)
+        write_text(output / TABLE_NAME, _table(report))
+        if not finished or store.written() == before:  # else another run has added to them meanwhile
+            return report
+
+
+def earlier_digests(output: Path) -> Mapping[str, str]:
+    """Return what the report of an older ctseg calls its own, SHA-256 by name; empty where there is none.
+
+    A folder that has outcomes needs no such report.
+    """
+    path = output / REPORT_NAME
+    if (output / MEMORY_NAME).is_dir():
         return {}
-    if (earlier.spec_digest, earlier.options) != (head.spec_digest, head.options):
-        return {}
-    return {
-        case.case: case
-        for case in earlier.cases
-        if case.status in ("ok", "skipped")
-        and case.output is not None
-        and case.output_sha256 is not None
-        and digest_if_readable(folder / case.output) == case.output_sha256
-    }
-
-
-def digest_if_readable(path: Path) -> str | None:
-    """Return the SHA-256 of an output, or None where it has gone or cannot be read."""
     try:
-        return sha256_of_file(path)
-    except OSError:
-        return None
+        content = json.loads(path.read_bytes())
+        return {case["output"]: case["output_sha256"] for case in content["cases"] if case.get("output_sha256")}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        logger.warning(
+            "%s is no report of ctseg that can be used (%s): label maps in this folder count as somebody else's",
+            path, type(error).__name__,
+        )  # fmt: skip
+        return {}
 
 
-def error_of(exception: BaseException) -> CaseError:
-    """Return the report's form of an exception; one that ctseg did not raise on purpose says so."""
-    if isinstance(exception, CtsegError):
-        return CaseError(type=type(exception).__name__, message=str(exception), settings=exception.settings)
-    return CaseError(type=type(exception).__name__, message=f"unexpected: {exception!r}")
+def now() -> str:
+    """Return the time in UTC, to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _outcomes(store: OutcomeStore) -> tuple[Outcome, ...]:
+    outcomes = []
+    for path, outcome in store.all():
+        if outcome is None:
+            logger.warning("%s: cannot be used: the case counts as not done", path)
+        else:
+            outcomes.append(outcome)
+    return tuple(sorted(outcomes, key=lambda outcome: outcome.case))
+
+
+def _write(output: Path, report: Report) -> None:
+    write_text(output / REPORT_NAME, json.dumps(report.model_dump(mode="json"), indent=1))
+
+
+def _table(report: Report) -> str:
+    """Return a row for each case, and a column for the volume of each label."""
+    labels = sorted({label for outcome in report.cases for label in outcome.volumes_ml})
+    text = io.StringIO()
+    table = csv.writer(text)
+    table.writerow(["case", "status", *(f"{label} ml" for label in labels), "seconds", "windows", "model", "error"])
+    for outcome in report.cases:
+        volumes: list[Any] = [outcome.volumes_ml.get(label, "") for label in labels]
+        table.writerow([
+            outcome.case, outcome.status, *volumes, outcome.seconds.total, outcome.windows,
+            outcome.made_by.model if outcome.made_by else "", outcome.error.message if outcome.error else "",
+        ])  # fmt: skip
+    return text.getvalue()

@@ -1,0 +1,165 @@
+"""What an output folder remembers, for one run: which cases are done, who works on which, and what may be replaced."""
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ctseg.errors import OutputError
+from ctseg.files.cases import Case
+from ctseg.files.digests import sha256_of_file
+from ctseg.files.identity import KnownFile, printable
+from ctseg.predict.claims import Claim, Claims
+from ctseg.predict.outcomes import MadeBy, Outcome, OutcomeStore, key_of
+from ctseg.predict.ownership import Ownership
+from ctseg.predict.presence import OtherRuns, Presence
+from ctseg.predict.report import earlier_digests, now
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Staged:
+    """What a case's segmentation has written into the run's own folder, and what is to be said of it.
+
+    Attributes:
+        outcome: Without ``outputs``.
+        files: By the names that they will have in the output folder.
+    """
+
+    outcome: Outcome
+    files: Mapping[str, Path] = field(default_factory=dict)
+
+
+class FolderMemory:
+    """The memory of an output folder, as one run uses it.
+
+    Args:
+        output: The folder, which exists.
+        presence: The run.
+        overwrite: Whether files that are not ctseg's may be replaced.
+    """
+
+    def __init__(self, output: Path, presence: Presence, *, overwrite: bool) -> None:
+        self._output = output
+        self._overwrite = overwrite
+        earlier = earlier_digests(output)
+        self._store = OutcomeStore(output)
+        self.others = OtherRuns(output)
+        self.others.remove_leftovers()
+        try:
+            self._store.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"{self._store.folder}: cannot be made: {error.strerror or error}") from error
+        self.claims = Claims(output, presence, self.others)
+        self._ownership = Ownership(earlier)
+        self._before = self._store.written()
+
+    def ended_since(self, case: str) -> Outcome | None:
+        """Return the outcome of a case that was written since this run began."""
+        key = key_of(case)
+        written = self._store.stamp(key)
+        if written is None or written == self._before.get(key):
+            return None
+        return self._store.read(case)
+
+    def done_before(self, case: Case, wanted: Sequence[str], made_by: MadeBy) -> Outcome | str | None:
+        """Return the outcome of a case that need not be done again, or why it must; None: nothing is known of it.
+
+        Args:
+            case: With the files that would be segmented now.
+            wanted: Names of the files that must be there.
+            made_by: What would segment it now.
+        """
+        outcome = self._store.read(case.name)
+        if outcome is None or outcome.status != "ok":
+            return None
+        if outcome.made_by is None or not outcome.made_by.makes_the_same(made_by):
+            return "it was made by another model, or with other options"
+        if not {printable(name) for name in wanted} <= {file.name for file in outcome.outputs}:
+            return "its probabilities were not saved"
+        try:
+            if missing := [name for name in wanted if not (self._output / name).exists()]:
+                return f"{missing[0]} has gone"
+            if not _are_still(outcome.inputs, case.paths):
+                return "its scan is not the one that was segmented"
+            if any(self._is_foreign(name, outcome) for name in wanted):
+                return None  # what stands there decides
+        except OSError as error:
+            return f"it cannot be looked at ({error.strerror or error})"
+        return outcome
+
+    def foreign(self, claim: Claim, names: Sequence[str]) -> list[str]:
+        """Return which files of a case stand there and are not ctseg's, unless they may be replaced."""
+        if self._overwrite:
+            return []
+        outcome = self._store.read(claim.case)
+        return [name for name in names if self._ownership.is_foreign(self._output / name, outcome, claim.left)]
+
+    def put(self, claim: Claim, staged: Staged, stale: Sequence[str]) -> Outcome:
+        """Put a case's files in place, remove those that are stale, and write its outcome; ends the claim.
+
+        Args:
+            claim: Of the case.
+            staged: What to put in place, and what to say.
+            stale: Names of files that are removed where they are ctseg's and nothing takes their place.
+
+        Returns:
+            The outcome as written.
+
+        Raises:
+            ClaimLostError: Another run has taken the case over; nothing was put in place.
+            OutputError: The folder cannot be written.
+        """
+        files = [
+            KnownFile(name=printable(name), sha256=sha256_of_file(path)) for name, path in staged.files.items()
+        ]
+        with self.claims.putting(claim, {file.name: file.sha256 for file in files}):
+            earlier = self._store.read(claim.case)
+            outcome = staged.outcome.model_copy(update={"outputs": tuple(files), "ended": now()})
+            if changed := self.foreign(claim, list(staged.files)):  # while it was computed
+                outcome = kept(outcome, changed)
+            else:
+                self._rename(staged.files)
+            gone = [name for name in stale if name not in staged.files and self._removed(name, earlier, claim)]
+            if gone:
+                logger.warning("%s: removed %s, which an earlier run had made", claim.case, ", ".join(gone))
+            self._store.write(claim.case, outcome)
+        return outcome
+
+    def write_late(self, case: str, outcome: Outcome) -> None:
+        """Write an outcome that could not be written when its case ended."""
+        self._store.write(case, outcome)
+
+    def _is_foreign(self, name: str, outcome: Outcome) -> bool:
+        return self._ownership.is_foreign(self._output / name, outcome, {})
+
+    def _rename(self, files: Mapping[str, Path]) -> None:
+        for name, path in files.items():
+            try:
+                os.replace(path, self._output / name)
+            except OSError as error:
+                raise OutputError(f"{self._output / name}: cannot be put in place: {error.strerror or error}") from error
+
+    def _removed(self, name: str, earlier: Outcome | None, claim: Claim) -> bool:
+        path = self._output / name
+        try:
+            if not path.exists() or self._ownership.is_foreign(path, earlier, claim.left):
+                return False
+            path.unlink()
+        except OSError as error:
+            raise OutputError(f"{path}: is stale and cannot be removed: {error.strerror or error}") from error
+        return True
+
+
+def kept(outcome: Outcome, names: Sequence[str]) -> Outcome:
+    """Return the outcome of a case in whose place something stands that is not ctseg's."""
+    text = f"{', '.join(map(printable, names))}: not made by ctseg, or changed since: left alone"
+    return Outcome(
+        case=outcome.case, status="kept", made_by=outcome.made_by, inputs=outcome.inputs, warnings=(text,), ended=now()
+    )
+
+
+def _are_still(known: Sequence[KnownFile], paths: Sequence[Path]) -> bool:
+    return len(known) == len(paths) and all(file.is_still(path) for file, path in zip(known, paths, strict=True))
