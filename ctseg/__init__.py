@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from ctseg.files.geometry import Geometry
     from ctseg.files.volume import Volume, read_volume, volume_from_array, write_label_map
     from ctseg.model_spec import ModelSpec
-    from ctseg.predict.folder import BatchOptions, segment_cases
+    from ctseg.predict.folder import segment_cases
+    from ctseg.predict.options import BatchOptions
     from ctseg.predict.segmenter import segment_volume
     from ctseg.runs.folder import segment_folder
     from ctseg.runs.model import ServedModel
@@ -49,7 +50,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "BatchOptions": "ctseg.predict.folder",
+    "BatchOptions": "ctseg.predict.options",
     "Case": "ctseg.files.cases",
     "ClientOptions": "ctseg.triton.options",
     "Geometry": "ctseg.files.geometry",

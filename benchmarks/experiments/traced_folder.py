@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.results import Span
 from ctseg.documents import Document
-from ctseg.predict.folder import BatchOptions
+from ctseg.predict.options import BatchOptions
 from ctseg.predict.progress import Progress, Stage
 from ctseg.runs.folder import segment_folder
 from ctseg.runs.model import ServedModel

@@ -77,7 +77,7 @@ def add_commands(commands: "argparse._SubParsersAction[Parser]") -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from ctseg.predict.folder import BatchOptions
+    from ctseg.predict.options import BatchOptions
     from ctseg.predict.progress import progress_for
     from ctseg.runs.folder import segment_folder
 

@@ -1,4 +1,4 @@
-"""Whether a file still holds the bytes that it once had: by its digest, or faster by what the file system says of it."""
+"""Whether a file still holds the bytes that it once had, by its digest or by what the file system says of it."""
 
 import time
 from pathlib import Path

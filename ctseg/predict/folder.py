@@ -7,67 +7,28 @@ restored. numba's kernels, gRPC and file access leave Python's lock alone, so th
 no worker process can be killed silently.
 """
 
-import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 
-from ctseg.errors import CtsegError, InputError, OutputError, SetupError, SpecError
+from ctseg.errors import OutputError, SetupError, SpecError
 from ctseg.files.cases import Case
 from ctseg.files.formats import WRITE_ENDINGS
-from ctseg.files.probabilities import ProbabilityFile
-from ctseg.files.volume import read_volume, write_label_map
 from ctseg.model_spec import ModelSpec
-from ctseg.predict.memory import MemoryBudget, available_bytes, estimated_bytes
+from ctseg.predict.case_work import CaseWork
+from ctseg.predict.memory import MemoryBudget, available_bytes
+from ctseg.predict.options import BatchOptions
 from ctseg.predict.predictor import PatchPredictor
-from ctseg.predict.progress import Progress, StageClock
-from ctseg.predict.report import (
-    CaseError,
-    CaseReport,
-    Options,
-    Report,
-    ReportWriter,
-    digest_if_readable,
-    error_of,
-    read_finished_cases,
-)
-from ctseg.predict.segment import CaseContext, WindowOptions
+from ctseg.predict.presence import Presence
+from ctseg.predict.progress import Progress
+from ctseg.predict.report import Report, begin_report, fold_report, now
 from ctseg.predict.segmenter import CaseSegmenter, WindowSegmenter
 
-logger = logging.getLogger(__name__)
-
+_POLL_S = 1.0
+"""Between two looks at cases that other runs work on."""
 CASES_IN_FLIGHT = 3
 """One is prepared, one is on the network, one is restored and written."""
-
-
-@dataclass(frozen=True)
-class BatchOptions:
-    """How a folder is segmented.
-
-    Attributes:
-        tile_step_size: Step between windows as a fraction of the patch, in (0, 1].
-        mirroring: Average over mirrored patches, if the model says that the client does this.
-        continue_prediction: Skip cases whose label map is there and was made by the same model.
-        save_probabilities: Write ``<case>.npz`` beside each label map.
-        case_timeout_s: Longest time from when a case's first window is sent to when its last is back; None: no limit.
-        memory_bytes: What the cases in flight may take together; None: half of what is available.
-    """
-
-    tile_step_size: float = 0.5
-    mirroring: bool = True
-    continue_prediction: bool = False
-    save_probabilities: bool = False
-    case_timeout_s: float | None = None
-    memory_bytes: int | None = None
-
-    @property
-    def window_options(self) -> WindowOptions:
-        """What of this is about windows."""
-        return WindowOptions(self.tile_step_size, self.mirroring, self.case_timeout_s)
 
 
 def segment_cases(
@@ -119,28 +80,25 @@ class FolderRun:
         self._progress = progress or Progress()
         self._budget = MemoryBudget(options.memory_bytes or available_bytes() // 2)
         self._stopped = threading.Event()
-        self._unwritten: list[OutputError] = []
 
     def segment(self, cases: Sequence[Case]) -> Report:
         """Segment the cases; see :func:`segment_cases`."""
         try:
             _check_can_be_written(cases, self._segmenter.spec, self._output)
             self._make_output()
-            head = self._head()
-            skipped = self._finished_before(cases, head)
-            # they are in the report from its first moment on: a run that is killed can be continued again
-            writer = ReportWriter(self._output, head, skipped)
-            skipped_names = {report.case for report in skipped}
-            waiting = [case for case in cases if case.name not in skipped_names]
-            with self._progress:
-                for report in skipped:
-                    self._progress.case_done(report)
-                self._run(waiting, writer)
+            with Presence(self._output) as presence:
+                work = CaseWork(self._segmenter, presence, self._output, self._options, self._budget, self._progress)
+                begin_report(self._output)
+                try:
+                    with self._progress:
+                        self._run(cases, work)
+                finally:
+                    work.write_what_is_unwritten()
+                    others = [run for run in work.ledger.others.living() if run != presence.run]
+                    fold_report(self._output, finished=not others)
         finally:
             self._segmenter.close()
-        if self._unwritten:
-            raise self._unwritten[-1]
-        return writer.report
+        return Report(finished=True, written=now(), cases=tuple(work.ended[name] for name in sorted(work.ended)))
 
     def _make_output(self) -> None:
         try:
@@ -148,108 +106,29 @@ class FolderRun:
         except OSError as error:
             raise OutputError(f"{self._output}: the output folder cannot be made: {error.strerror or error}") from error
 
-    def _head(self) -> Report:
-        """Return the report before any case."""
-        identity, spec = self._segmenter.identity, self._segmenter.spec
-        return Report(
-            model=identity.model,
-            model_version=str(identity.version),
-            spec_digest=identity.digest,
-            parity=spec.parity.state,
-            url=" ".join(identity.servers),
-            transport=identity.transport,
-            options=Options(tile_step_size=self._options.tile_step_size, mirroring=self._options.mirroring),
-            started=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        )
-
-    def _finished_before(self, cases: Sequence[Case], head: Report) -> list[CaseReport]:
-        """Return the reports of the cases that an earlier run has finished, if this one continues it."""
-        if not self._options.continue_prediction:
-            return []
-        finished = read_finished_cases(self._output, head)
-        return [
-            finished[case.name].model_copy(update={"status": "skipped"})
-            for case in cases
-            if case.name in finished
-            and (not self._options.save_probabilities or self._probabilities_path(case).is_file())
-        ]
-
-    def _run(self, cases: Sequence[Case], writer: ReportWriter) -> None:
-        """Segment cases on threads, and note what becomes of each."""
-
-        def run(index: int, case: Case) -> None:
-            if self._stopped.is_set():
+    def _run(self, cases: Sequence[Case], work: "CaseWork") -> None:
+        """Segment cases on threads; then wait for those that other runs work on."""
+        pending = list(enumerate(cases))
+        while pending:
+            pending = self._pass_over(pending, work)
+            if pending and self._stopped.wait(_POLL_S):
                 return
-            report = self._report_of(case, index)
-            if self._stopped.is_set():
-                return
-            try:
-                writer.add(report)
-            except OutputError as error:
-                self._unwritten.append(error)
-            self._progress.case_done(report)
+
+    def _pass_over(self, pending: Sequence[tuple[int, Case]], work: "CaseWork") -> list[tuple[int, Case]]:
+        """Take each case that is free; return those that another run works on."""
+
+        def one(index: int, case: Case) -> bool:
+            return self._stopped.is_set() or work.end(case, index)
 
         with ThreadPoolExecutor(CASES_IN_FLIGHT, thread_name_prefix="case") as pool:
             try:
-                for future in [pool.submit(run, index, case) for index, case in enumerate(cases)]:
-                    future.result()
+                ended = [pool.submit(one, index, case) for index, case in pending]
+                return [item for item, future in zip(pending, ended, strict=True) if not future.result()]
             except BaseException:  # above all Ctrl-C: what is finished stays, what is half-done is dropped
                 self._stopped.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 self._segmenter.abort()
                 raise
-
-    def _report_of(self, case: Case, index: int) -> CaseReport:
-        """Segment one case; whatever goes wrong, the other cases go on, and the report names it."""
-        try:
-            return self._segment(case, index)
-        except CtsegError as error:
-            return CaseReport(case=case.name, status="failed", error=_named(error, case))
-        except Exception as error:
-            logger.debug("%s failed", case.name, exc_info=True)
-            return CaseReport(case=case.name, status="failed", error=error_of(error))
-
-    def _segment(self, case: Case, index: int) -> CaseReport:
-        """Read, segment and write one case."""
-        if case.problem is not None:
-            raise InputError(case.problem)
-        spec = self._segmenter.spec
-        clock = StageClock(case.name, self._progress)
-        with clock.stage("read"):
-            volume = read_volume(case.channels, spec.reader)
-        path = self._output / f"{case.name}{spec.file_ending}"
-        with self._budget.reserved(estimated_bytes(volume, spec)), self._probabilities(case) as probabilities:
-            result = self._segmenter.segment(volume, CaseContext(index, clock, probabilities))
-            with clock.stage("write"):
-                write_label_map(path, result.labels, volume)
-                if probabilities is not None:
-                    probabilities.commit()
-        seconds = clock.seconds  # the digest below is no work on the case
-        return CaseReport(
-            case=case.name,
-            status="ok",
-            output=path.name,
-            output_sha256=digest_if_readable(path),
-            seconds=seconds,
-            windows=result.windows,
-            bytes_sent=result.bytes_sent,
-            bytes_received=result.bytes_received,
-        )
-
-    def _probabilities_path(self, case: Case) -> Path:
-        return self._output / f"{case.name}.npz"
-
-    @contextmanager
-    def _probabilities(self, case: Case) -> Iterator[ProbabilityFile | None]:
-        """Give the file for the case's probabilities, if they are wanted; what is not finished is removed."""
-        if not self._options.save_probabilities:
-            yield None
-            return
-        file = ProbabilityFile(self._probabilities_path(case))
-        try:
-            yield file
-        finally:
-            file.close()
 
 
 def _check_can_be_written(cases: Sequence[Case], spec: ModelSpec, output: Path) -> None:
@@ -278,12 +157,3 @@ def _check_no_scan_is_overwritten(cases: Sequence[Case], output: Path, file_endi
         path = output / f"{case.name}{file_ending}"
         if path.resolve() in scans:
             raise SetupError(f"the label map {path} would overwrite a scan of this run: name another output folder")
-
-
-def _named(error: CtsegError, case: Case) -> CaseError:
-    """Return the report's form of an error, with the name of the case in front."""
-    report = error_of(error)
-    prefix = f"case {case.name}: "
-    return (
-        report if report.message.startswith(prefix) else report.model_copy(update={"message": prefix + report.message})
-    )

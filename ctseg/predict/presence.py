@@ -11,6 +11,7 @@ import os
 import secrets
 import shutil
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -20,11 +21,6 @@ from typing import IO
 
 from ctseg.errors import OutputError
 from ctseg.predict.outcomes import MEMORY_NAME
-
-try:
-    import fcntl
-except ImportError:  # Windows: touches tell
-    fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +91,9 @@ class OtherRuns:
         clock: Seconds that only grow.
     """
 
-    def __init__(self, output: Path, *, silent_s: float = SILENT_S, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, output: Path, *, silent_s: float = SILENT_S, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._folder = _runs_of(output)
         self._silent_s = silent_s
         self._clock = clock
@@ -114,7 +112,7 @@ class OtherRuns:
             return False
 
     def is_silent(self, run: str) -> bool:
-        """Whether nothing was heard of a run for ``silent_s``: dead, stopped, or cut off; counted from the first look."""
+        """Whether nothing was heard of a run for ``silent_s`` since the first look: dead, stopped, or cut off."""
         try:
             with (self._folder / run / _ALIVE_NAME).open("rb") as file:  # opening asks the server of a network disk
                 touched = os.fstat(file.fileno()).st_mtime_ns
@@ -158,8 +156,10 @@ def _runs_of(output: Path) -> Path:
 
 
 def _can_be_locked(file: IO[str]) -> bool:
-    if fcntl is None:
+    if sys.platform == "win32":
         return False
+    import fcntl
+
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Literal
 
-from ctseg.predict.report import CaseReport, StageSeconds
+from ctseg.predict.outcomes import Outcome, StageSeconds
 
 Stage = Literal["read", "prepare", "network", "restore", "write"]
 """A case reads, prepares, waits for the network and restores what came in turns, and writes."""
@@ -43,14 +43,16 @@ class Progress:
     def stage_ended(self, case: str, stage: Stage) -> None:
         """The case left the stage, by an error too."""
 
-    def case_done(self, report: CaseReport) -> None:
+    def case_done(self, outcome: Outcome) -> None:
         """A case ended, one way or another."""
-        if report.status == "ok":
-            logger.info("%s: done in %.1f s, %d windows", report.case, report.seconds.total, report.windows)
-        elif report.status == "skipped":
-            logger.info("%s: skipped, its label map is there", report.case)
-        elif report.error is not None:
-            logger.error("%s: %s", report.error.type, report.error.message)
+        if outcome.status == "ok":
+            logger.info("%s: done in %.1f s, %d windows", outcome.case, outcome.seconds.total, outcome.windows)
+        elif outcome.status == "skipped":
+            logger.info("%s: skipped, its label map is there", outcome.case)
+        elif outcome.status == "kept":
+            logger.warning("%s: kept: %s", outcome.case, "; ".join(outcome.warnings))
+        elif outcome.error is not None:
+            logger.error("%s: %s", outcome.error.type, outcome.error.message)
 
 
 class TerminalProgress(Progress):
@@ -98,9 +100,9 @@ class TerminalProgress(Progress):
         """So many more windows came back."""
         self._bar.advance(self._windows, count)
 
-    def case_done(self, report: CaseReport) -> None:
+    def case_done(self, outcome: Outcome) -> None:
         """A case ended; a failure is printed above the bar."""
-        super().case_done(report)
+        super().case_done(outcome)
         self._bar.advance(self._cases)
 
 

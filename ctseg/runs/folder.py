@@ -7,7 +7,8 @@ from pathlib import Path
 from ctseg.errors import SetupError
 from ctseg.files.cases import find_cases
 from ctseg.model_spec import ModelSpec
-from ctseg.predict.folder import BatchOptions, segment_cases
+from ctseg.predict.folder import segment_cases
+from ctseg.predict.options import BatchOptions
 from ctseg.predict.progress import Progress
 from ctseg.predict.report import Report
 from ctseg.runs.model import ServedModel, opened

@@ -16,7 +16,8 @@ from ctseg.errors import InputError, OutputError, ServerUnavailableError, SetupE
 from ctseg.files.cases import find_cases
 from ctseg.files.volume import read_volume, write_label_map
 from ctseg.nnunet.plans import spec_from_plans
-from ctseg.predict.folder import BatchOptions, segment_cases
+from ctseg.predict.folder import segment_cases
+from ctseg.predict.options import BatchOptions
 from ctseg.predict.predictor import Identity
 from ctseg.predict.progress import Progress
 from ctseg.predict.report import Report

@@ -8,7 +8,7 @@ import pytest
 
 from ctseg.errors import SetupError
 from ctseg.files.volume import read_volume
-from ctseg.predict.folder import BatchOptions
+from ctseg.predict.options import BatchOptions
 from ctseg.predict.segmenter import segment_volume
 from ctseg.runs import folder as folder_module
 from ctseg.runs.folder import segment_folder

@@ -8,7 +8,8 @@ import pytest
 
 from benchmarks.experiments.traced_folder import SpanProgress, read_spans
 from ctseg.files.cases import find_cases
-from ctseg.predict.folder import BatchOptions, segment_cases
+from ctseg.predict.folder import segment_cases
+from ctseg.predict.options import BatchOptions
 from ctseg.predict.predictor import Identity
 from tests.support.toy_models import WEIGHTS, toy_logits, toy_spec
 

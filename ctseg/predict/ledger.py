@@ -1,7 +1,6 @@
 """What an output folder remembers, for one run: which cases are done, who works on which, and what may be replaced."""
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,8 +31,8 @@ class Staged:
     files: Mapping[str, Path] = field(default_factory=dict)
 
 
-class FolderMemory:
-    """The memory of an output folder, as one run uses it.
+class Ledger:
+    """The ledger of an output folder, as one run uses it.
 
     Args:
         output: The folder, which exists.
@@ -112,9 +111,7 @@ class FolderMemory:
             ClaimLostError: Another run has taken the case over; nothing was put in place.
             OutputError: The folder cannot be written.
         """
-        files = [
-            KnownFile(name=printable(name), sha256=sha256_of_file(path)) for name, path in staged.files.items()
-        ]
+        files = [KnownFile(name=printable(name), sha256=sha256_of_file(path)) for name, path in staged.files.items()]
         with self.claims.putting(claim, {file.name: file.sha256 for file in files}):
             earlier = self._store.read(claim.case)
             outcome = staged.outcome.model_copy(update={"outputs": tuple(files), "ended": now()})
@@ -138,9 +135,11 @@ class FolderMemory:
     def _rename(self, files: Mapping[str, Path]) -> None:
         for name, path in files.items():
             try:
-                os.replace(path, self._output / name)
+                path.replace(self._output / name)
             except OSError as error:
-                raise OutputError(f"{self._output / name}: cannot be put in place: {error.strerror or error}") from error
+                raise OutputError(
+                    f"{self._output / name}: cannot be put in place: {error.strerror or error}"
+                ) from error
 
     def _removed(self, name: str, earlier: Outcome | None, claim: Claim) -> bool:
         path = self._output / name

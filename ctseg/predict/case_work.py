@@ -1,0 +1,242 @@
+"""One case of a folder run: found done, or claimed, segmented, and put in place; its outcome written."""
+
+import logging
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ctseg.compiled.parallel import run_parallel
+from ctseg.errors import CtsegError, InputError, OutputError
+from ctseg.files.cases import Case
+from ctseg.files.identity import known, printable, stamp_of
+from ctseg.files.probabilities import ProbabilityFile
+from ctseg.files.volume import read_volume, write_label_map
+from ctseg.model_spec import ModelSpec
+from ctseg.predict.claims import Claim, ClaimLostError
+from ctseg.predict.ledger import Ledger, Staged, kept
+from ctseg.predict.memory import MemoryBudget, estimated_bytes
+from ctseg.predict.options import BatchOptions
+from ctseg.predict.outcomes import CaseError, MadeBy, Options, Outcome, error_of
+from ctseg.predict.presence import Presence
+from ctseg.predict.progress import Progress, StageClock
+from ctseg.predict.segment import CaseContext
+from ctseg.predict.segmenter import CaseSegmenter
+
+logger = logging.getLogger(__name__)
+
+
+class CaseWork:
+    """Does the cases of one run, on any number of threads.
+
+    Args:
+        segmenter: Segments them.
+        presence: The run.
+        output: The output folder.
+        options: How they are segmented.
+        budget: Memory that they share.
+        progress: Told of each.
+    """
+
+    def __init__(
+        self,
+        segmenter: CaseSegmenter,
+        presence: Presence,
+        output: Path,
+        options: BatchOptions,
+        budget: MemoryBudget,
+        progress: Progress,
+    ) -> None:
+        self.ledger = Ledger(output, presence, overwrite=options.overwrite)
+        self.ended: dict[str, Outcome] = {}
+        self._segmenter = segmenter
+        self._scratch = presence.folder
+        self._options = options
+        self._budget = budget
+        self._progress = progress
+        self._made_by = _made_by(segmenter, presence.run, options)
+        self._unwritten: dict[str, Outcome] = {}
+        self._lock = threading.Lock()
+
+    def end(self, case: Case, index: int) -> bool:
+        """Bring a case to its end, unless another run works on it.
+
+        Args:
+            case: The case.
+            index: Of the case among all; smaller goes first on the network.
+
+        Returns:
+            Whether it has ended.
+        """
+        try:
+            outcome = self._outcome(case, index)
+        except ClaimLostError as error:
+            logger.warning("%s", error)
+            return False
+        except OutputError as error:  # the folder's memory cannot be written: what is known is kept for the end
+            outcome = self._failed(case, error)
+            with self._lock:
+                self._unwritten[case.name] = outcome
+        if outcome is None:
+            return False
+        with self._lock:
+            self.ended[case.name] = outcome
+        self._progress.case_done(outcome)
+        return True
+
+    def write_what_is_unwritten(self) -> None:
+        """Write the outcomes that could not be written when their cases ended.
+
+        Raises:
+            OutputError: They cannot be written now either.
+        """
+        for name, outcome in self._unwritten.items():
+            self.ledger.write_late(name, outcome)
+
+    def _outcome(self, case: Case, index: int) -> Outcome | None:
+        if (outcome := self._ended_elsewhere(case)) is not None:
+            return outcome
+        claim = self.ledger.claims.take(case.name)
+        if claim is None:
+            return None
+        if (outcome := self._ended_elsewhere(case)) is not None:  # between the look and the claim
+            self.ledger.claims.drop(claim)
+            return outcome
+        try:
+            return self._segmented(case, index, claim)
+        finally:
+            self.ledger.claims.drop(claim)
+
+    def _ended_elsewhere(self, case: Case) -> Outcome | None:
+        """Return the outcome of a case that another run ended since this one began, or that is done already."""
+        if (outcome := self.ledger.ended_since(case.name)) is not None:
+            return outcome
+        if not self._options.continue_prediction:
+            return None
+        found = self.ledger.done_before(case, self._wanted(case), self._made_by)
+        if isinstance(found, str):
+            logger.warning("%s: done again: %s", printable(case.name), found)
+            return None
+        return None if found is None else found.model_copy(update={"status": "skipped"})
+
+    def _segmented(self, case: Case, index: int, claim: Claim) -> Outcome:
+        """Segment a case that is this run's, and put it in place; a failure is an outcome too."""
+        names = (self._label_name(case), _probabilities_name(case))
+        scratch = [self._scratch / name for name in names]
+        try:
+            if foreign := self.ledger.foreign(claim, self._wanted(case)):
+                return self.ledger.put(claim, Staged(kept(self._blank(case), foreign)), stale=())
+            staged = self._try(case, index)
+            return self.ledger.put(claim, staged, stale=names)
+        finally:
+            for path in scratch:
+                path.unlink(missing_ok=True)
+
+    def _try(self, case: Case, index: int) -> Staged:
+        """Segment a case into the run's own folder; whatever goes wrong, the outcome names it."""
+        try:
+            return self._segment(case, index)
+        except CtsegError as error:
+            return Staged(self._failed(case, error))
+        except Exception as error:
+            logger.debug("%s failed", printable(case.name), exc_info=True)
+            return Staged(self._failed(case, error))
+
+    def _segment(self, case: Case, index: int) -> Staged:
+        """Read, segment and write one case into the run's own folder."""
+        if case.problem is not None:
+            raise InputError(case.problem)
+        spec = self._segmenter.spec
+        clock = StageClock(case.name, self._progress)
+        with clock.stage("read"):
+            stamps = [stamp_of(path) for path in case.paths]
+            volume = read_volume(case.channels, spec.reader)
+            inputs = tuple(known(path, since=stamp) for path, stamp in zip(case.paths, stamps, strict=True))
+        label_name = self._label_name(case)
+        files = {label_name: self._scratch / label_name}
+        with self._budget.reserved(estimated_bytes(volume, spec)), self._probabilities(case) as probabilities:
+            result = self._segmenter.segment(volume, CaseContext(index, clock, probabilities))
+            with clock.stage("write"):
+                write_label_map(files[label_name], result.labels, volume)
+                if probabilities is not None:
+                    probabilities.commit()
+                    files[_probabilities_name(case)] = self._scratch / _probabilities_name(case)
+        outcome = Outcome(
+            case=printable(case.name),
+            status="ok",
+            made_by=self._made_by,
+            inputs=inputs,
+            volumes_ml=_volumes_ml(result.labels, spec, volume.geometry.spacing_mm),
+            seconds=clock.seconds,
+            windows=result.windows,
+            bytes_sent=result.bytes_sent,
+            bytes_received=result.bytes_received,
+        )
+        return Staged(outcome, files)
+
+    def _blank(self, case: Case) -> Outcome:
+        return Outcome(case=printable(case.name), status="failed", made_by=self._made_by)
+
+    def _failed(self, case: Case, error: BaseException) -> Outcome:
+        """Return the outcome of a case that failed, its name in front of the message."""
+        told = error_of(error)
+        prefix = f"case {printable(case.name)}: "
+        if not told.message.startswith(prefix):
+            told = CaseError(type=told.type, message=prefix + told.message, settings=told.settings)
+        return self._blank(case).model_copy(update={"error": told})
+
+    def _wanted(self, case: Case) -> tuple[str, ...]:
+        more = (_probabilities_name(case),) if self._options.save_probabilities else ()
+        return (self._label_name(case), *more)
+
+    def _label_name(self, case: Case) -> str:
+        return f"{case.name}{self._segmenter.spec.file_ending}"
+
+    @contextmanager
+    def _probabilities(self, case: Case) -> Iterator[ProbabilityFile | None]:
+        """Give the file for the case's probabilities, if they are wanted; what is not finished is removed."""
+        if not self._options.save_probabilities:
+            yield None
+            return
+        file = ProbabilityFile(self._scratch / _probabilities_name(case))
+        try:
+            yield file
+        finally:
+            file.close()
+
+
+def _probabilities_name(case: Case) -> str:
+    return f"{case.name}.npz"
+
+
+def _made_by(segmenter: CaseSegmenter, run: str, options: BatchOptions) -> MadeBy:
+    identity = segmenter.identity
+    return MadeBy(
+        run=run,
+        model=identity.model,
+        model_version=str(identity.version),
+        spec_digest=identity.digest,
+        parity=segmenter.spec.parity.state,
+        servers=tuple(identity.servers),
+        transport=identity.transport,
+        options=Options(tile_step_size=options.tile_step_size, mirroring=options.mirroring),
+    )
+
+
+def _volumes_ml(
+    labels: npt.NDArray[np.unsignedinteger], spec: ModelSpec, spacing_mm: tuple[float, float, float]
+) -> Mapping[str, float]:
+    """Return the volume of each label by its name; regions hold their parts."""
+    highest = max(value for values in spec.named_values.values() for value in values)
+    counts = np.zeros((len(labels), highest + 1), np.int64)
+
+    def count(first: int, last: int) -> None:
+        for z in range(first, last):
+            counts[z] = np.bincount(labels[z].ravel(), minlength=highest + 1)[: highest + 1]
+
+    run_parallel(count, len(labels))
+    voxels, voxel_ml = counts.sum(axis=0), float(np.prod(spacing_mm)) / 1000
+    return {name: round(int(voxels[list(values)].sum()) * voxel_ml, 3) for name, values in spec.named_values.items()}
