@@ -19,19 +19,20 @@ _LONGEST_STEM = 64
 """Characters of the target's name that are kept: names of 255 bytes leave no room for more."""
 
 
-def temporary_path(path: Path) -> Path:
-    """Return a hidden name beside ``path`` that no other process, here or on another host, is using.
+def temporary_path(path: Path, folder: Path | None = None) -> Path:
+    """Return a hidden name beside ``path``, or in another folder, that no process on any host is using.
 
     It says who made it: ``.<begin of the name>.<host>.<process>.<random>.tmp<endings>``. The endings are those
     of ``path`` in lower case, because writers choose the format by them.
     """
     host = "".join(c if c.isalnum() else "-" for c in socket.gethostname())[:32]
     ending = "".join(path.suffixes[-2:])[-16:].lower()
-    return path.with_name(f".{path.name[:_LONGEST_STEM]}.{host}.{os.getpid()}.{secrets.token_hex(4)}.tmp{ending}")
+    name = f".{path.name[:_LONGEST_STEM]}.{host}.{os.getpid()}.{secrets.token_hex(4)}.tmp{ending}"
+    return (folder or path.parent) / name
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, through: Path | None = None) -> Iterator[Path]:
     """Give a temporary path to write to; afterwards the file there takes the place of ``path``.
 
     The data are on the disk before the rename, and the rename is before this returns. Whatever goes wrong, the
@@ -39,6 +40,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Args:
         path: The file to write; its folder exists.
+        through: The folder of the temporary file, on the same file system; None: that of ``path``.
 
     Yields:
         Where to write. Nothing is there yet.
@@ -46,7 +48,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OutputError: The folder is missing or cannot be written, or the disk is full.
     """
-    temporary = temporary_path(path)
+    temporary = temporary_path(path, through)
     try:
         yield temporary
         with temporary.open("rb+") as file:
@@ -60,23 +62,23 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes, *, through: Path | None = None) -> None:
     """Write a file at once; see :func:`replacing`.
 
     Raises:
         OutputError: It cannot be written; an older file of the name stays.
     """
-    with replacing(path) as temporary:
+    with replacing(path, through=through) as temporary:
         temporary.write_bytes(content)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, *, through: Path | None = None) -> None:
     """Write a text file in UTF-8 at once; see :func:`replacing`.
 
     Raises:
         OutputError: It cannot be written; an older file of the name stays.
     """
-    write_bytes(path, text.encode("utf-8"))
+    write_bytes(path, text.encode("utf-8"), through=through)
 
 
 @contextlib.contextmanager

@@ -73,6 +73,7 @@ class Claims:
         self._folder = memory / "claims"
         self._locks = memory / "locks"
         self._run = presence.run
+        self._through = presence.folder
         self._others = others
         for folder in (self._folder, self._locks):
             try:
@@ -90,7 +91,7 @@ class Claims:
             OutputError: The claim cannot be written.
         """
         path = self._folder / f"{key_of(case)}.json"
-        if _created(path, ClaimNote(run=self._run)):
+        if self._created(path):
             return Claim(case, path, {})
         note = _read(path)
         if note is not None and not (self._others.is_dead(note.run) or self._others.is_silent(note.run)):
@@ -101,7 +102,7 @@ class Claims:
             if not locked or _read(path) != note:  # somebody is quicker
                 return None
             left = {} if note is None else note.putting
-            write_text(path, ClaimNote(run=self._run, putting=left).model_dump_json())
+            self._write(path, left)
         return Claim(case, path, left)
 
     @contextlib.contextmanager
@@ -120,7 +121,7 @@ class Claims:
             note = _read(claim.path)
             if note is None or note.run != self._run:
                 raise ClaimLostError(f"case {claim.case}: another run has taken it over, and will write it")
-            write_text(claim.path, ClaimNote(run=self._run, putting={**claim.left, **digests}).model_dump_json())
+            self._write(claim.path, {**claim.left, **digests})
             yield
             claim.path.unlink(missing_ok=True)
 
@@ -142,6 +143,31 @@ class Claims:
         note = _read(self._folder / f"{key_of(case)}.json")
         return None if note is None else note.run
 
+    def _created(self, path: Path) -> bool:
+        """Create a claim's file, whole, unless there is one."""
+        if path.exists():
+            return False
+        temporary = temporary_path(path, self._through)
+        try:
+            self._write(temporary, {})
+            try:
+                os.link(temporary, path)  # at once, and only if nothing has the name
+            except FileExistsError:
+                return False
+            except OSError:  # a file system without hard links
+                with path.open("x", encoding="utf-8") as file:
+                    file.write(temporary.read_text(encoding="utf-8"))
+        except FileExistsError:
+            return False
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
+        finally:
+            temporary.unlink(missing_ok=True)
+        return True
+
+    def _write(self, path: Path, putting: Mapping[str, str]) -> None:
+        write_text(path, ClaimNote(run=self._run, putting=putting).model_dump_json(), through=self._through)
+
     @contextlib.contextmanager
     def _locked(self, case: str, *, wait: bool = False) -> Iterator[bool]:
         number = int(key_of(case)[-2:], 16) % _LOCKS
@@ -158,29 +184,6 @@ class Claims:
                 yield True
             finally:
                 lock.release()
-
-
-def _created(path: Path, note: ClaimNote) -> bool:
-    """Create a claim's file, whole, unless there is one."""
-    if path.exists():
-        return False
-    temporary = temporary_path(path)
-    try:
-        temporary.write_text(note.model_dump_json(), encoding="utf-8")
-        try:
-            os.link(temporary, path)  # at once, and only if nothing has the name
-        except FileExistsError:
-            return False
-        except OSError:  # a file system without hard links
-            with path.open("x", encoding="utf-8") as file:
-                file.write(note.model_dump_json())
-    except FileExistsError:
-        return False
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    return True
 
 
 def _read(path: Path) -> ClaimNote | None:

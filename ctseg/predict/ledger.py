@@ -11,9 +11,9 @@ from ctseg.files.digests import sha256_of_file
 from ctseg.files.identity import KnownFile, printable
 from ctseg.predict.claims import Claim, Claims
 from ctseg.predict.outcomes import MadeBy, Outcome, OutcomeStore, key_of
-from ctseg.predict.ownership import Ownership
+from ctseg.predict.ownership import is_foreign
 from ctseg.predict.presence import OtherRuns, Presence
-from ctseg.predict.report import earlier_digests, now
+from ctseg.predict.report import adopt_earlier_report, now
 
 logger = logging.getLogger(__name__)
 
@@ -43,16 +43,15 @@ class Ledger:
     def __init__(self, output: Path, presence: Presence, *, overwrite: bool) -> None:
         self._output = output
         self._overwrite = overwrite
-        earlier = earlier_digests(output)
-        self._store = OutcomeStore(output)
+        self._store = OutcomeStore(output, through=presence.folder)
         self.others = OtherRuns(output)
         self.others.remove_leftovers()
         try:
             self._store.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"{self._store.folder}: cannot be made: {error.strerror or error}") from error
+        adopt_earlier_report(output, self._store)
         self.claims = Claims(output, presence, self.others)
-        self._ownership = Ownership(earlier)
         self._before = self._store.written()
 
     def ended_since(self, case: str) -> Outcome | None:
@@ -94,7 +93,7 @@ class Ledger:
         if self._overwrite:
             return []
         outcome = self._store.read(claim.case)
-        return [name for name in names if self._ownership.is_foreign(self._output / name, outcome, claim.left)]
+        return [name for name in names if is_foreign(self._output / name, outcome, claim.left)]
 
     def put(self, claim: Claim, staged: Staged, stale: Sequence[str]) -> Outcome:
         """Put a case's files in place, remove those that are stale, and write its outcome; ends the claim.
@@ -130,7 +129,7 @@ class Ledger:
         self._store.write(case, outcome)
 
     def _is_foreign(self, name: str, outcome: Outcome) -> bool:
-        return self._ownership.is_foreign(self._output / name, outcome, {})
+        return is_foreign(self._output / name, outcome, {})
 
     def _rename(self, files: Mapping[str, Path]) -> None:
         for name, path in files.items():
@@ -144,7 +143,7 @@ class Ledger:
     def _removed(self, name: str, earlier: Outcome | None, claim: Claim) -> bool:
         path = self._output / name
         try:
-            if not path.exists() or self._ownership.is_foreign(path, earlier, claim.left):
+            if not path.exists() or is_foreign(path, earlier, claim.left):
                 return False
             path.unlink()
         except OSError as error:

@@ -115,10 +115,12 @@ class OutcomeStore:
 
     Args:
         output: The folder.
+        through: Where files lie that are not whole yet, on the same file system; None: beside the outcomes.
     """
 
-    def __init__(self, output: Path) -> None:
+    def __init__(self, output: Path, *, through: Path | None = None) -> None:
         self.folder = output / MEMORY_NAME / "outcomes"
+        self._through = through
 
     def read(self, case: str) -> Outcome | None:
         """Return what became of a case; None where nothing is known, or nothing that can be read.
@@ -138,7 +140,8 @@ class OutcomeStore:
         Raises:
             OutputError: It cannot be written; what was known before stays.
         """
-        write_text(self._path(case), json.dumps(outcome.model_dump(mode="json", exclude_defaults=True)))
+        text = json.dumps(outcome.model_dump(mode="json", exclude_defaults=True))
+        write_text(self._path(case), text, through=self._through)
 
     def all(self) -> Iterator[tuple[Path, Outcome | None]]:
         """Yield every outcome with its file, in order of the files' names; None for one that cannot be used."""

@@ -1,7 +1,7 @@
 """Which files of an output folder are ctseg's: these it may replace and remove, and no others.
 
-A file is ctseg's while its bytes are those that an outcome, a claim, or the report of an older ctseg says it wrote.
-Whatever a person has corrected, or another program has put there, is not.
+A file is ctseg's while its bytes are those that an outcome or a claim says it wrote. Whatever a person has
+corrected, or another program has put there, is not.
 """
 
 from collections.abc import Mapping
@@ -13,33 +13,22 @@ from ctseg.files.identity import printable
 from ctseg.predict.outcomes import Outcome
 
 
-class Ownership:
-    """Tells ctseg's files from others.
+def is_foreign(path: Path, outcome: Outcome | None, left: Mapping[str, str]) -> bool:
+    """Whether something stands at a path that is not ctseg's.
 
     Args:
-        earlier: SHA-256 by name, from the report of an older ctseg.
+        path: In the output folder.
+        outcome: What is known of the case.
+        left: What a run that was killed was putting in place, SHA-256 by name.
+
+    Raises:
+        OutputError: It is there and cannot be read.
     """
-
-    def __init__(self, earlier: Mapping[str, str]) -> None:
-        self._earlier = earlier
-
-    def is_foreign(self, path: Path, outcome: Outcome | None, left: Mapping[str, str]) -> bool:
-        """Whether something stands at a path that is not ctseg's.
-
-        Args:
-            path: In the output folder.
-            outcome: What is known of the case.
-            left: What a run that was killed was putting in place, SHA-256 by name.
-
-        Raises:
-            OutputError: It is there and cannot be read.
-        """
-        name = printable(path.name)
-        digests = {left.get(name), self._earlier.get(name)}
-        digests |= {file.sha256 for file in (outcome.outputs if outcome else ()) if file.name == name}
-        try:
-            return sha256_of_file(path) not in digests
-        except FileNotFoundError:
-            return False
-        except OSError as error:
-            raise OutputError(f"{path}: stands in the way and cannot be read: {error.strerror or error}") from error
+    name = printable(path.name)
+    digests = {left.get(name)} | {file.sha256 for file in (outcome.outputs if outcome else ()) if file.name == name}
+    try:
+        return sha256_of_file(path) not in digests
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise OutputError(f"{path}: stands in the way and cannot be read: {error.strerror or error}") from error

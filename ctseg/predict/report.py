@@ -4,14 +4,14 @@ import csv
 import io
 import json
 import logging
-from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 
 from ctseg.documents import Document
 from ctseg.files.atomic import write_text
-from ctseg.predict.outcomes import MEMORY_NAME, Outcome, OutcomeStore
+from ctseg.files.identity import KnownFile
+from ctseg.predict.outcomes import Outcome, OutcomeStore
 
 REPORT_NAME = "report.json"
 TABLE_NAME = "report.csv"
@@ -63,25 +63,38 @@ def fold_report(output: Path, *, finished: bool = True) -> Report:
             return report
 
 
-def earlier_digests(output: Path) -> Mapping[str, str]:
-    """Return what the report of an older ctseg calls its own, SHA-256 by name; empty where there is none.
+def adopt_earlier_report(output: Path, store: OutcomeStore) -> None:
+    """Read the report of an older ctseg as outcomes that know no input, where a folder has no others.
 
-    A folder that has outcomes needs no such report.
+    Args:
+        output: The output folder.
+        store: Its outcomes; the folder exists.
+
+    Raises:
+        OutputError: They cannot be written.
     """
     path = output / REPORT_NAME
-    if (output / MEMORY_NAME).is_dir():
-        return {}
+    if store.written():
+        return
     try:
         content = json.loads(path.read_bytes())
-        return {case["output"]: case["output_sha256"] for case in content["cases"] if case.get("output_sha256")}
+        if content["schema_version"] == Report.model_fields["schema_version"].default:
+            return
+        outcomes = [
+            Outcome(case=case["case"], status="ok", outputs=(KnownFile(name=case["output"], sha256=digest),))
+            for case in content["cases"]
+            if (digest := case.get("output_sha256"))
+        ]
     except FileNotFoundError:
-        return {}
+        return
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         logger.warning(
             "%s is no report of ctseg that can be used (%s): label maps in this folder count as somebody else's",
             path, type(error).__name__,
         )  # fmt: skip
-        return {}
+        return
+    for outcome in outcomes:
+        store.write(outcome.case, outcome)
 
 
 def now() -> str:

@@ -1,5 +1,6 @@
-"""report.json: valid at every moment, and what may be skipped when a run goes on."""
+"""report.json and report.csv: folded from the outcomes, whoever wrote them."""
 
+import csv
 import json
 import os
 import stat
@@ -7,74 +8,105 @@ import stat
 import pytest
 
 from ctseg.errors import InputError, OutputError
-from ctseg.files.digests import sha256_of_file
-from ctseg.predict.report import (
-    REPORT_NAME,
-    CaseReport,
-    Options,
-    Report,
-    ReportWriter,
-    error_of,
-    read_finished_cases,
-)
+from ctseg.files.identity import KnownFile
+from ctseg.predict.outcomes import MadeBy, Options, Outcome, OutcomeStore, error_of
+from ctseg.predict.report import REPORT_NAME, TABLE_NAME, Report, adopt_earlier_report, begin_report, fold_report
 
-HEAD = Report(
-    model="m", model_version="1", spec_digest="a" * 64, url="localhost:1",
-    options=Options(tile_step_size=0.5, mirroring=True), started="2026-01-01T00:00:00+00:00",
-)  # fmt: skip
+OPTIONS = Options(tile_step_size=0.5, mirroring=True)
+MADE_BY = MadeBy(run="r", model="m", model_version="1", spec_digest="a" * 64, options=OPTIONS)
 
 
-def finished(folder, name: str) -> CaseReport:
-    (folder / f"{name}.nii.gz").write_bytes(name.encode())
-    return CaseReport(
-        case=name, status="ok", output=f"{name}.nii.gz", output_sha256=sha256_of_file(folder / f"{name}.nii.gz")
-    )
+@pytest.fixture
+def store(tmp_path):
+    store = OutcomeStore(tmp_path)
+    store.folder.mkdir(parents=True)
+    return store
 
 
-def test_report_is_valid_on_disk_after_each_case(tmp_path):
-    writer = ReportWriter(tmp_path, HEAD)
-    for i, name in enumerate(["b", "a", "c"]):
-        assert len(Report.model_validate_json((tmp_path / REPORT_NAME).read_bytes()).cases) == i
-        writer.add(finished(tmp_path, name))
-    cases = json.loads((tmp_path / REPORT_NAME).read_text())["cases"]
-    assert [case["case"] for case in cases] == ["a", "b", "c"]
+def test_the_fold_holds_every_outcome_in_order_of_names(tmp_path, store):
+    for name in ("b", "a", "c"):
+        store.write(name, Outcome(case=name, status="ok", made_by=MADE_BY, volumes_ml={"liver": 1.5}))
+    store.write("d", Outcome(case="d", status="failed", error=error_of(InputError("case d: empty"))))
+    report = fold_report(tmp_path)
+    assert Report.model_validate_json((tmp_path / REPORT_NAME).read_bytes()) == report
+    assert [(case.case, case.status) for case in report.cases] == [
+        ("a", "ok"),
+        ("b", "ok"),
+        ("c", "ok"),
+        ("d", "failed"),
+    ]
+    rows = list(csv.DictReader((tmp_path / TABLE_NAME).read_text().splitlines()))
+    assert [(row["case"], row["liver ml"], row["error"]) for row in rows[2:]] == [
+        ("c", "1.5", ""), ("d", "", "case d: empty"),
+    ]  # fmt: skip
 
 
-def test_finished_cases_need_the_same_spec_the_same_options_and_an_untouched_output(tmp_path):
-    writer = ReportWriter(tmp_path, HEAD)
-    for name in ("kept", "changed", "lost"):
-        writer.add(finished(tmp_path, name))
-    writer.add(CaseReport(case="broken", status="failed", error=error_of(InputError("x"))))
-    (tmp_path / "changed.nii.gz").write_bytes(b"other")
-    (tmp_path / "lost.nii.gz").unlink()
-    assert set(read_finished_cases(tmp_path, HEAD)) == {"kept"}
-    other_spec = HEAD.model_copy(update={"spec_digest": "b" * 64})
-    other_options = HEAD.model_copy(update={"options": Options(tile_step_size=0.5, mirroring=False)})
-    assert read_finished_cases(tmp_path, other_spec) == {}
-    assert read_finished_cases(tmp_path, other_options) == {}
+def test_a_run_that_begins_marks_the_report_as_unfinished(tmp_path, store):
+    store.write("a", Outcome(case="a", status="ok", made_by=MADE_BY))
+    fold_report(tmp_path)
+    begin_report(tmp_path)
+    assert not Report.model_validate_json((tmp_path / REPORT_NAME).read_bytes()).finished
+    assert [case.case for case in fold_report(tmp_path).cases] == ["a"]
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema_version": 9}'])
-def test_an_unreadable_earlier_report_means_nothing_is_finished(tmp_path, text):
+def test_an_outcome_that_comes_while_the_report_is_folded_is_in_it(tmp_path, store, monkeypatch):
+    store.write("a", Outcome(case="a", status="ok"))
+    real, late = OutcomeStore.all, [Outcome(case="b", status="ok")]
+
+    def all_and_one_more(self):
+        yield from real(self)
+        if late:
+            self.write("b", late.pop())
+
+    monkeypatch.setattr(OutcomeStore, "all", all_and_one_more)
+    assert [case.case for case in fold_report(tmp_path).cases] == ["a", "b"]
+
+
+def test_a_damaged_outcome_is_told_and_the_others_are_folded(tmp_path, store, caplog):
+    store.write("a", Outcome(case="a", status="ok"))
+    (store.folder / "b-0.json").write_text("{")
+    assert [case.case for case in fold_report(tmp_path).cases] == ["a"]
+    assert "b-0.json: cannot be used" in caplog.text
+
+
+def test_the_report_of_an_older_ctseg_says_what_was_its_own(tmp_path, store):
+    old_cases = [{"case": "a", "status": "ok", "output": "a.nii.gz", "output_sha256": "0" * 64}, {"case": "b"}]
+    (tmp_path / REPORT_NAME).write_text(json.dumps({"schema_version": 1, "cases": old_cases}))
+    adopt_earlier_report(tmp_path, store)
+    (outcome,) = [outcome for _, outcome in store.all()]
+    assert outcome == Outcome(case="a", status="ok", outputs=(KnownFile(name="a.nii.gz", sha256="0" * 64),))
+    store.write("a", Outcome(case="a", status="failed"))
+    adopt_earlier_report(tmp_path, store)
+    assert [outcome.status for _, outcome in store.all()] == ["failed"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema_version": 9}', '{"schema_version": 1, "cases": [1]}'])
+def test_a_report_that_is_none_is_told(tmp_path, store, text, caplog):
     (tmp_path / REPORT_NAME).write_text(text)
-    assert read_finished_cases(tmp_path, HEAD) == {}
+    adopt_earlier_report(tmp_path, store)
+    assert store.written() == {}
+    assert "report.json is no report of ctseg that can be used" in caplog.text
+
+
+def test_no_report_is_no_news(tmp_path, store, caplog):
+    adopt_earlier_report(tmp_path, store)
+    assert caplog.text == ""
 
 
 def test_a_missing_folder_is_an_output_error(tmp_path):
     with pytest.raises(OutputError, match="No such file"):
-        ReportWriter(tmp_path / "nowhere", HEAD)
-
-
-def test_errors_not_raised_on_purpose_are_told_as_unexpected():
-    assert error_of(InputError("case x: empty")).message == "case x: empty"
-    assert error_of(KeyError("k")) == error_of(KeyError("k"))
-    assert error_of(KeyError("k")).message == "unexpected: KeyError('k')"
+        begin_report(tmp_path / "nowhere")
 
 
 def test_report_can_be_read_by_whom_the_umask_lets(tmp_path):
     before = os.umask(0o022)
     try:
-        ReportWriter(tmp_path, HEAD)
+        begin_report(tmp_path)
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / REPORT_NAME).stat().st_mode) == 0o644
+
+
+def test_errors_not_raised_on_purpose_are_told_as_unexpected():
+    assert error_of(InputError("case x: empty")).message == "case x: empty"
+    assert error_of(KeyError("k")).message == "unexpected: KeyError('k')"

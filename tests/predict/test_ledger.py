@@ -1,0 +1,264 @@
+"""What an output folder remembers: done cases, people's files, kills between two renames, two runs at once."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from ctseg.files.cases import find_cases
+from ctseg.predict.folder import segment_cases
+from ctseg.predict.options import BatchOptions
+from ctseg.predict.outcomes import OutcomeStore
+from ctseg.predict.report import Report
+from tests.support.threshold import ThresholdPredictor, write_scan
+
+
+@pytest.fixture
+def scans(tmp_path: Path) -> Path:
+    (tmp_path / "in").mkdir()
+    return tmp_path / "in"
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
+def run(scans: Path, out: Path, predictor: ThresholdPredictor | None = None, **options: object) -> dict[str, str]:
+    """Segment a folder; return each case's status."""
+    report = segment_cases(
+        find_cases(scans, channels=1), predictor or ThresholdPredictor(), out, BatchOptions(**options)
+    )
+    return {case.case: case.status for case in report.cases}
+
+
+def folded(out: Path) -> dict[str, str]:
+    report = Report.model_validate_json((out / "report.json").read_bytes())
+    assert report.finished
+    return {case.case: case.status for case in report.cases}
+
+
+def labels_of(path: Path) -> np.ndarray:
+    return np.asarray(nib.load(path).dataobj)
+
+
+def test_outcomes_of_cases_that_a_run_does_not_touch_stay(scans: Path, out: Path) -> None:
+    for name in "ab":
+        (scans / name).mkdir()
+        write_scan(scans / name / f"{name}.nii.gz")
+    (scans / "b" / "bad.nii.gz").write_bytes(b"no scan")
+    run(scans / "a", out)
+    run(scans / "b", out)
+    assert folded(out) == {"a": "ok", "b": "ok", "bad": "failed"}
+    assert run(scans / "a", out, continue_prediction=True) == {"a": "skipped"}
+    assert folded(out) == {"a": "ok", "b": "ok", "bad": "failed"}
+
+
+def test_another_scan_under_the_same_name_is_segmented(
+    scans: Path, out: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_scan(scans / "a.nii.gz", seed=1)
+    run(scans, out)
+    times = (scans / "a.nii.gz").stat()
+    expected = write_scan(scans / "a.nii.gz", seed=2)
+    os.utime(scans / "a.nii.gz", ns=(times.st_atime_ns, times.st_mtime_ns))  # as a copy that keeps times does
+    assert run(scans, out, continue_prediction=True) == {"a": "ok"}
+    assert np.array_equal(labels_of(out / "a.nii.gz"), expected)
+    assert "a: done again: its scan is not the one that was segmented" in caplog.text
+
+
+def test_the_same_bytes_with_other_times_are_not_segmented_again(scans: Path, out: Path) -> None:
+    write_scan(scans / "a.nii.gz")
+    run(scans, out)
+    shutil.copy(scans / "a.nii.gz", scans / "copy")
+    (scans / "copy").replace(scans / "a.nii.gz")
+    os.utime(scans / "a.nii.gz", (1, 1))
+    assert run(scans, out, continue_prediction=True) == {"a": "skipped"}
+
+
+def test_a_case_that_fails_leaves_no_label_map_of_an_earlier_run(
+    scans: Path, out: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_scan(scans / "a.nii.gz")
+    run(scans, out, save_probabilities=True)
+    (scans / "a.nii.gz").write_bytes(b"no scan")
+    assert run(scans, out, continue_prediction=True) == {"a": "failed"}
+    assert not (out / "a.nii.gz").exists()
+    assert not (out / "a.npz").exists()
+    assert "a: removed a.nii.gz, a.npz, which an earlier run had made" in caplog.text
+
+
+def test_probabilities_of_an_earlier_run_do_not_stay_beside_new_labels(scans: Path, out: Path) -> None:
+    write_scan(scans / "a.nii.gz", seed=1)
+    run(scans, out, save_probabilities=True)
+    write_scan(scans / "a.nii.gz", seed=2)
+    assert run(scans, out) == {"a": "ok"}
+    assert not (out / "a.npz").exists()
+
+
+def test_probabilities_that_were_damaged_are_nobodys_and_kept(scans: Path, out: Path) -> None:
+    write_scan(scans / "a.nii.gz")
+    run(scans, out, save_probabilities=True)
+    (out / "a.npz").write_bytes(b"another program's")
+    assert run(scans, out, continue_prediction=True, save_probabilities=True) == {"a": "kept"}
+    assert (out / "a.npz").read_bytes() == b"another program's"
+    assert run(scans, out, continue_prediction=True, save_probabilities=True, overwrite=True) == {"a": "ok"}
+    assert np.load(out / "a.npz")["probabilities"].shape == (2, 12, 18, 20)
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_a_label_map_that_a_person_corrected_is_kept(
+    scans: Path, out: Path, again: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_scan(scans / "a.nii.gz")
+    run(scans, out)
+    corrected = labels_of(out / "a.nii.gz").copy()
+    corrected[0, 0, 0] ^= 1
+    nib.save(nib.Nifti1Image(corrected, nib.load(out / "a.nii.gz").affine), out / "a.nii.gz")
+    predictor = ThresholdPredictor()
+    for _ in range(2):
+        assert run(scans, out, predictor, continue_prediction=again) == {"a": "kept"}
+        assert np.array_equal(labels_of(out / "a.nii.gz"), corrected)
+    assert predictor.calls == 0
+    assert "a: kept: a.nii.gz: not made by ctseg, or changed since: left alone" in caplog.text
+    assert folded(out) == {"a": "kept"}
+    assert run(scans, out, continue_prediction=again, overwrite=True) == {"a": "ok"}
+
+
+def test_a_label_map_that_is_corrected_while_its_case_runs_is_kept(scans: Path, out: Path) -> None:
+    write_scan(scans / "a.nii.gz")
+    run(scans, out)
+
+    class Corrected(ThresholdPredictor):
+        def predict(self, patches):
+            (out / "a.nii.gz").write_bytes(b"corrected")
+            return super().predict(patches)
+
+    assert run(scans, out, Corrected()) == {"a": "kept"}
+    assert (out / "a.nii.gz").read_bytes() == b"corrected"
+
+
+def test_label_maps_of_an_older_ctseg_are_its_own_and_done_again(scans: Path, out: Path) -> None:
+    expected = write_scan(scans / "a.nii.gz")
+    run(scans, out)
+    entry = json.loads((out / "report.json").read_text())["cases"][0]["outputs"][0]
+    shutil.rmtree(out / ".ctseg")
+    old = {"schema_version": 1, "cases": [{"case": "a", "output": entry["name"], "output_sha256": entry["sha256"]}]}
+    (out / "report.json").write_text(json.dumps(old))
+    assert run(scans, out, continue_prediction=True) == {"a": "ok"}
+    assert np.array_equal(labels_of(out / "a.nii.gz"), expected)
+
+
+def test_a_folder_without_memory_counts_as_somebody_elses(scans: Path, out: Path) -> None:
+    write_scan(scans / "a.nii.gz")
+    run(scans, out)
+    shutil.rmtree(out / ".ctseg")
+    (out / "report.json").unlink()
+    assert run(scans, out) == {"a": "kept"}
+
+
+def test_a_name_that_is_no_utf8_is_remembered(scans: Path, out: Path) -> None:
+    write_scan(scans / "a.nii.gz")
+    name = os.fsdecode(b"f\xe4lle.nii.gz")
+    (scans / "a.nii.gz").rename(scans / name)
+    assert run(scans, out) == {r"f\xe4lle": "ok"}
+    assert (out / name).exists()
+    assert run(scans, out, continue_prediction=True) == {r"f\xe4lle": "skipped"}
+    assert folded(out) == {r"f\xe4lle": "ok"}
+
+
+def test_a_scan_that_is_written_to_while_it_is_read_fails_by_name(
+    scans: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ctseg.predict import case_work
+
+    write_scan(scans / "a.nii.gz")
+    real = case_work.read_volume
+
+    def read_and_write(channels, reader):
+        volume = real(channels, reader)
+        write_scan(scans / "a.nii.gz", seed=9)
+        return volume
+
+    monkeypatch.setattr(case_work, "read_volume", read_and_write)
+    assert run(scans, out) == {"a": "failed"}
+    message = Report.model_validate_json((out / "report.json").read_bytes()).cases[0].error.message
+    assert "was written to while it was read" in message
+
+
+def test_two_runs_at_once_do_each_case_once(scans: Path, out: Path) -> None:
+    expected = {f"c{i}": write_scan(scans / f"c{i}.nii.gz", seed=i) for i in range(8)}
+    predictors = [ThresholdPredictor(), ThresholdPredictor()]
+    statuses: list[dict[str, str]] = []
+    both = threading.Barrier(2)
+
+    def one(predictor: ThresholdPredictor) -> None:
+        both.wait(30)
+        statuses.append(run(scans, out, predictor))
+
+    threads = [threading.Thread(target=one, args=(predictor,)) for predictor in predictors]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert statuses == [dict.fromkeys(expected, "ok")] * 2
+    runs = [case.made_by.run for case in Report.model_validate_json((out / "report.json").read_bytes()).cases]
+    assert len(runs) == 8
+    alone = ThresholdPredictor()
+    run(scans, out.with_name("alone"), alone)
+    assert sum(predictor.calls for predictor in predictors) == alone.calls
+    for name, labels in expected.items():
+        assert np.array_equal(labels_of(out / f"{name}.nii.gz"), labels)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from ctseg.files.cases import find_cases
+from ctseg.predict.folder import segment_cases
+from ctseg.predict.options import BatchOptions
+from tests.support.threshold import ThresholdPredictor
+
+scans, out, at = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+renamed = Path.replace
+
+def replace(path, target):
+    if at in str(target):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return renamed(path, target)
+
+Path.replace = replace
+segment_cases(find_cases(scans, channels=1), ThresholdPredictor(), out, BatchOptions(save_probabilities=True))
+"""
+
+
+@pytest.mark.parametrize("at", ["out/a.nii.gz", "out/a.npz", "claims/a-", "outcomes/a-"])
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_kill_between_two_renames_is_told_from_a_persons_edit(scans: Path, out: Path, at: str, earlier: bool) -> None:
+    write_scan(scans / "a.nii.gz", seed=1)
+    if earlier:
+        run(scans, out, save_probabilities=True)
+    expected = write_scan(scans / "a.nii.gz", seed=2)
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(scans), str(out), at], timeout=120, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert run(scans, out, continue_prediction=True, save_probabilities=True) == {"a": "ok"}
+    assert np.array_equal(labels_of(out / "a.nii.gz"), expected)
+    assert {path.name for path in out.iterdir()} == {".ctseg", "a.nii.gz", "a.npz", "report.json", "report.csv"}
+    assert list((out / ".ctseg" / "runs").iterdir()) == []
+    assert list((out / ".ctseg" / "claims").glob("*.json")) == []
+
+
+def test_an_outcome_that_was_damaged_is_as_none(scans: Path, out: Path) -> None:
+    write_scan(scans / "a.nii.gz")
+    run(scans, out)
+    (outcome,) = OutcomeStore(out).folder.iterdir()
+    outcome.write_text("{")
+    assert run(scans, out, continue_prediction=True) == {"a": "kept"}  # nothing says any more that it is ctseg's
