@@ -42,8 +42,10 @@ def test_a_file_an_array_and_a_folder_give_the_same_labels(ct_piece, tmp_path):
             cases = ctseg.find_cases(ct_piece.parent, channels=1)
             report = ctseg.segment_cases(cases, predictor, tmp_path, ctseg.BatchOptions(mirroring=False))
     assert [case.status for case in report.cases] == ["ok"]
-    assert (report.model, report.model_version, report.url) == ("sarcoma", "1", server.url)
-    assert report.transport == predictor.identity.transport != "in process"
+    made_by = report.cases[0].made_by
+    assert made_by is not None
+    assert (made_by.model, made_by.model_version, made_by.servers) == ("sarcoma", "1", (server.url,))
+    assert made_by.transport == predictor.identity.transport != "in process"
     assert labels.shape == voxels.shape
     assert labels.any(), "a tumour was meant to be found"
     assert np.array_equal(np.asarray(nib.load(tmp_path / "piece.nii.gz").dataobj).transpose(2, 1, 0), labels)

@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,8 @@ def add_commands(commands: "argparse._SubParsersAction[Parser]") -> None:
         "predict",
         help="segment a scan or a folder of scans",
         description="Segment a scan or a folder of scans through a Triton server. Without --url a server is started "
-        "for the time of the command (Linux only), on the repository given. Writes <case><ending> and report.json.",
+        "for the time of the command (Linux only), on the repository given. Writes <case><ending>, report.json and "
+        "report.csv.",
     )
     predict.add_argument("-i", "--input", type=Path, required=True, help="a scan, or a folder of scans")
     predict.add_argument("-o", "--output", type=Path, required=True, help="folder for label maps and report.json")
@@ -64,7 +66,12 @@ def add_commands(commands: "argparse._SubParsersAction[Parser]") -> None:
     how.add_argument("--save_probabilities", action="store_true", help="write <case>.npz beside each label map")
     how.add_argument(
         "--c", "--continue_prediction", dest="continue_prediction", action="store_true",
-        help="skip cases whose label map is there and was made by the same model with the same options",
+        help="skip cases that are done: the same scan, the same model, the same options; also joins a run that works "
+        "in the same output folder",
+    )  # fmt: skip
+    how.add_argument(
+        "--overwrite", action="store_true",
+        help="replace label maps that ctseg has not made, or that were changed since; without it they are kept",
     )  # fmt: skip
 
     limits = predict.add_argument_group("limits")
@@ -86,6 +93,7 @@ def _run(args: argparse.Namespace) -> int:
         mirroring=not args.disable_tta,
         continue_prediction=args.continue_prediction,
         save_probabilities=args.save_probabilities,
+        overwrite=args.overwrite,
         case_timeout_s=args.case_timeout_s,
         memory_bytes=None if args.memory_gb is None else int(args.memory_gb * (1 << 30)),
     )
@@ -126,8 +134,10 @@ def _model(args: argparse.Namespace) -> "ServedModel":
 
 def _summarise(report: "Report", args: argparse.Namespace) -> int:
     """Print the sum of a run; return the exit status."""
-    counts = {status: sum(case.status == status for case in report.cases) for status in ("ok", "skipped", "failed")}
-    print(f"{counts['ok']} done, {counts['skipped']} skipped, {counts['failed']} failed: {args.output / 'report.json'}")
+    counts = Counter(case.status for case in report.cases)
+    told = f"{counts['ok']} done, {counts['skipped']} skipped, {counts['failed']} failed"
+    told += f", {counts['kept']} kept" if counts["kept"] else ""
+    print(f"{told}: {args.output / 'report.json'}")
     if failed := [case.case for case in report.cases if case.status == "failed"]:  # why has been logged
         more = f" and {len(failed) - _NAMES_TOLD} more" if len(failed) > _NAMES_TOLD else ""
         print(f"failed: {', '.join(failed[:_NAMES_TOLD])}{more}", file=sys.stderr)

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 class CaseWork:
-    """Does the cases of one run, on any number of threads.
+    """Does the cases of one run, on any number of threads; once ``stopped`` is set, no more outcomes are written.
 
     Args:
         segmenter: Segments them.
@@ -50,6 +50,7 @@ class CaseWork:
         budget: MemoryBudget,
         progress: Progress,
     ) -> None:
+        self.stopped = threading.Event()
         self.ledger = Ledger(output, presence, overwrite=options.overwrite)
         self.ended: dict[str, Outcome] = {}
         self._segmenter = segmenter
@@ -122,14 +123,20 @@ class CaseWork:
             return None
         return None if found is None else found.model_copy(update={"status": "skipped"})
 
-    def _segmented(self, case: Case, index: int, claim: Claim) -> Outcome:
-        """Segment a case that is this run's, and put it in place; a failure is an outcome too."""
+    def _segmented(self, case: Case, index: int, claim: Claim) -> Outcome | None:
+        """Segment a case that is this run's, and put it in place; a failure is an outcome too.
+
+        Returns:
+            None where the run was stopped meanwhile: what fails then is no failure of the case.
+        """
         names = (self._label_name(case), _probabilities_name(case))
         scratch = [self._scratch / name for name in names]
         try:
             if foreign := self.ledger.foreign(claim, self._wanted(case)):
                 return self.ledger.put(claim, Staged(kept(self._blank(case), foreign)), stale=())
             staged = self._try(case, index)
+            if self.stopped.is_set():
+                return None
             return self.ledger.put(claim, staged, stale=names)
         finally:
             for path in scratch:

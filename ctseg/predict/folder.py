@@ -7,7 +7,7 @@ restored. numba's kernels, gRPC and file access leave Python's lock alone, so th
 no worker process can be killed silently.
 """
 
-import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -79,7 +79,6 @@ class FolderRun:
         self._options = options
         self._progress = progress or Progress()
         self._budget = MemoryBudget(options.memory_bytes or available_bytes() // 2)
-        self._stopped = threading.Event()
 
     def segment(self, cases: Sequence[Case]) -> Report:
         """Segment the cases; see :func:`segment_cases`."""
@@ -111,21 +110,21 @@ class FolderRun:
         pending = list(enumerate(cases))
         while pending:
             pending = self._pass_over(pending, work)
-            if pending and self._stopped.wait(_POLL_S):
-                return
+            if pending:
+                time.sleep(_POLL_S)
 
     def _pass_over(self, pending: Sequence[tuple[int, Case]], work: "CaseWork") -> list[tuple[int, Case]]:
         """Take each case that is free; return those that another run works on."""
 
         def one(index: int, case: Case) -> bool:
-            return self._stopped.is_set() or work.end(case, index)
+            return work.stopped.is_set() or work.end(case, index)
 
         with ThreadPoolExecutor(CASES_IN_FLIGHT, thread_name_prefix="case") as pool:
             try:
                 ended = [pool.submit(one, index, case) for index, case in pending]
                 return [item for item, future in zip(pending, ended, strict=True) if not future.result()]
             except BaseException:  # above all Ctrl-C: what is finished stays, what is half-done is dropped
-                self._stopped.set()
+                work.stopped.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 self._segmenter.abort()
                 raise

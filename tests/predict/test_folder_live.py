@@ -16,7 +16,8 @@ from tritonclient.grpc import InferenceServerClient
 from ctseg import BatchOptions, ClientOptions, connect, embedded_server, find_cases, segment_cases
 from ctseg.arrays import Logits, Patches
 from ctseg.model_spec import KeepLargest
-from ctseg.predict.report import CaseReport, Report
+from ctseg.predict.outcomes import Outcome
+from ctseg.predict.report import Report
 from ctseg.serving.process import RunningServer, ServerOptions
 from ctseg.serving.publish import EntryDraft, publish
 from ctseg.triton.predictor import TritonPredictor
@@ -107,7 +108,7 @@ def test_a_server_that_comes_back_completes_every_case(folder, tmp_path):
         assert np.array_equal(found, expected)
 
 
-def two_of_four_failed(report: Report, output: Path) -> list[CaseReport]:
+def two_of_four_failed(report: Report, output: Path) -> list[Outcome]:
     """Return the failed cases of the toy folder, after a look at what lies in the output folder.
 
     Which two were first to be prepared, and so were segmented in time, is the threads' choice.
@@ -115,7 +116,8 @@ def two_of_four_failed(report: Report, output: Path) -> list[CaseReport]:
     failed = [case for case in report.cases if case.status == "failed"]
     finished = [case for case in report.cases if case.status == "ok"]
     assert (len(finished), len(failed)) == (2, 2)
-    assert {path.name for path in output.iterdir()} == {"report.json", *(f"{case.case}.nii.gz" for case in finished)}
+    reports = {".ctseg", "report.json", "report.csv"}
+    assert {path.name for path in output.iterdir()} == {*reports, *(f"{case.case}.nii.gz" for case in finished)}
     return failed
 
 
