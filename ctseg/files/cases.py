@@ -4,13 +4,14 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ctseg.errors import InputError
 from ctseg.files.formats import READ_ENDINGS, ChannelFiles, ending_of, stem_of
+from ctseg.files.identity import printable
 
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 
@@ -98,7 +99,7 @@ class ScanFolders:
     test_images: Path | None = None
 
 
-def find_cases(input_path: Path, *, channels: int) -> list[Case]:
+def find_cases(input_path: Path, *, channels: int, passed_over: Container[str] = ()) -> list[Case]:
     """Find the cases in a folder, or make a case of one scan.
 
     In a folder, ``case_0000.nii.gz`` is channel 0 of ``case``, as nnU-Net names files. For a model of
@@ -109,6 +110,7 @@ def find_cases(input_path: Path, *, channels: int) -> list[Case]:
     Args:
         input_path: A folder, or a scan; for a model of several channels, a scan stands for its case.
         channels: How many the model wants.
+        passed_over: Names of files in the folder that are no scans, see :func:`ctseg.files.identity.printable`.
 
     Returns:
         Cases in order of their names. One that cannot be segmented has a ``problem``, and stops no other.
@@ -122,7 +124,7 @@ def find_cases(input_path: Path, *, channels: int) -> list[Case]:
         raise InputError(f"{input_path}: expected a scan or a folder of scans: {error.strerror or error}") from error
     if not is_folder:
         return [_case_of_file(input_path, channels)]
-    files = _scans_in(input_path)
+    files = [file for file in _scans_in(input_path) if printable(file.name) not in passed_over]
     if not files:
         raise InputError(f"{input_path}: expected scans ({', '.join(READ_ENDINGS)}), found {_kinds_in(input_path)}")
     return _cases_of(files, channels)

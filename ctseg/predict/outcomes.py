@@ -180,6 +180,12 @@ def key_of(case: str) -> str:
     return f"{slug}-{hashlib.sha256(os.fsencode(case)).hexdigest()[:16]}"
 
 
+def names_of_outputs(folder: Path) -> frozenset[str]:
+    """Return the names of the files that ctseg has written into a folder: they are no scans."""
+    outcomes = (outcome for _, outcome in OutcomeStore(folder).all())
+    return frozenset(file.name for outcome in outcomes if outcome is not None for file in outcome.outputs)
+
+
 def _read(path: Path) -> Outcome | None:
     try:
         return Outcome.model_validate_json(path.read_bytes())

@@ -9,9 +9,11 @@ from ctseg.files.cases import find_cases
 from ctseg.model_spec import ModelSpec
 from ctseg.predict.folder import segment_cases
 from ctseg.predict.options import BatchOptions
+from ctseg.predict.outcomes import names_of_outputs
 from ctseg.predict.progress import Progress
 from ctseg.predict.report import Report
 from ctseg.runs.model import ServedModel, opened
+from ctseg.serving.signals import signals_as_exit
 
 logger = logging.getLogger(__name__)
 
@@ -39,14 +41,14 @@ def segment_folder(
     Raises:
         CtsegError: Nothing could be segmented; its children say why.
     """
-    with opened(model) as predictor:
+    with signals_as_exit(), opened(model) as predictor:
         _check_mirroring(predictor.spec, options)
         if predictor.spec.parity.state != "proven":
             logger.warning(
                 "%s is %s: nobody has shown that it gives the labels of its checkpoint (see ctseg build)",
                 model.name, predictor.spec.parity.state,
             )  # fmt: skip
-        cases = find_cases(input_path, channels=len(predictor.spec.channels))
+        cases = find_cases(input_path, channels=len(predictor.spec.channels), passed_over=names_of_outputs(input_path))
         return segment_cases(cases, predictor, output, options, progress=progress_for(len(cases)))
 
 

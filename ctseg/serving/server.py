@@ -18,7 +18,7 @@ from ctseg.serving.entries import CONFIG_NAME, list_models, read_config
 from ctseg.serving.installation import find_server
 from ctseg.serving.process import DEFAULT_OPTIONS, SHM_PREFIX, Launch, RunningServer, ServerOptions, stop
 from ctseg.serving.proof import is_answer, random_patches
-from ctseg.serving.signals import sigterm_as_exit
+from ctseg.serving.signals import signals_as_exit
 from ctseg.triton import shared_memory
 from ctseg.triton.configuration import spec_parameters
 from ctseg.triton.predictor import connect
@@ -56,7 +56,7 @@ def embedded_server(
                 f"model repository {repository} has no model {name!r}, only {', '.join(list_models(repository))}"
             )
     shared_memory.sweep(SHM_PREFIX)
-    with sigterm_as_exit(), contextlib.ExitStack() as stack:
+    with signals_as_exit(), contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(_private_folder()))
         served = (
             repository.resolve()

@@ -1,4 +1,4 @@
-"""SIGTERM as an exception, where something must be cleaned up."""
+"""SIGTERM and SIGHUP as exceptions, where something must be cleaned up."""
 
 import contextlib
 import signal
@@ -7,23 +7,28 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import NoReturn
 
+_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+
 
 @contextlib.contextmanager
-def sigterm_as_exit() -> Iterator[None]:
-    """Let SIGTERM unwind the stack like an exception while the block runs, where nobody else has taken it.
+def signals_as_exit() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP unwind the stack like exceptions while the block runs, unless somebody has taken them.
 
     Only around what leaves something behind: Python runs a handler when native code returns, so that elsewhere,
-    as in a compiler at work, the default, which ends the process at once, is better.
+    as in a compiler at work, the default, which ends the process at once, is better. ``nohup`` keeps its meaning.
     """
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def leave(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001 (the signature of a handler)
         raise SystemExit(128 + number)
 
-    signal.signal(signal.SIGTERM, leave)
+    taken = [number for number in _SIGNALS if signal.getsignal(number) == signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, leave)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)

@@ -16,7 +16,7 @@ from ctseg.files import atomic
 from ctseg.files.locking import acquired, holder_of
 from ctseg.model_spec import SPEC_NAME, ModelSpec
 from ctseg.serving.entries import CONFIG_NAME
-from ctseg.serving.signals import sigterm_as_exit
+from ctseg.serving.signals import signals_as_exit
 from ctseg.triton.configuration import text_from_config
 
 _LOCK_NAME = ".ctseg.lock"
@@ -65,7 +65,7 @@ def staging(repository: Path) -> Iterator[Path]:
     prefix = f".ctseg-staging-{repository.name}-"
     for stale in parent.glob(f"{prefix}*"):  # a killed writer's: this one holds the lock
         shutil.rmtree(stale, ignore_errors=True)
-    with sigterm_as_exit():
+    with signals_as_exit():
         folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
         try:
             folder.chmod(0o755)

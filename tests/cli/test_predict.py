@@ -100,7 +100,7 @@ def test_a_model_that_is_not_there_exits_2_and_lists_those_that_are(tmp_path, ct
 
 
 @pytest.mark.live
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_no_process_is_left_when_predict_is_stopped(tmp_path, demo_data, how):
     arguments = words("predict", "-i", demo_data / "images", "-o", tmp_path, "-m", MODEL, "--repository", REPOSITORY)
     with subprocess.Popen(

@@ -16,7 +16,7 @@ import pytest
 from ctseg.files.cases import find_cases
 from ctseg.predict.folder import segment_cases
 from ctseg.predict.options import BatchOptions
-from ctseg.predict.outcomes import OutcomeStore
+from ctseg.predict.outcomes import OutcomeStore, names_of_outputs
 from ctseg.predict.report import Report
 from tests.support.threshold import ThresholdPredictor, write_scan
 
@@ -34,9 +34,8 @@ def out(tmp_path: Path) -> Path:
 
 def run(scans: Path, out: Path, predictor: ThresholdPredictor | None = None, **options: object) -> dict[str, str]:
     """Segment a folder; return each case's status."""
-    report = segment_cases(
-        find_cases(scans, channels=1), predictor or ThresholdPredictor(), out, BatchOptions(**options)
-    )
+    cases = find_cases(scans, channels=1, passed_over=names_of_outputs(scans))
+    report = segment_cases(cases, predictor or ThresholdPredictor(), out, BatchOptions(**options))
     return {case.case: case.status for case in report.cases}
 
 
@@ -217,6 +216,51 @@ def test_two_runs_at_once_do_each_case_once(scans: Path, out: Path) -> None:
     assert sum(predictor.calls for predictor in predictors) == alone.calls
     for name, labels in expected.items():
         assert np.array_equal(labels_of(out / f"{name}.nii.gz"), labels)
+
+
+def test_a_folder_of_scans_takes_its_own_label_maps_for_no_scans(scans: Path) -> None:
+    expected = write_scan(scans / "a_0000.nii.gz")
+    for again in (False, True, False):
+        assert run(scans, scans, continue_prediction=again) == {"a": "skipped" if again else "ok"}
+    assert np.array_equal(labels_of(scans / "a.nii.gz"), expected)
+
+
+SIGNALLED = """
+import os, signal, sys
+from pathlib import Path
+from ctseg.files.cases import find_cases
+from ctseg.predict.folder import segment_cases
+from ctseg.predict.options import BatchOptions
+from ctseg.serving.signals import signals_as_exit
+from tests.support.threshold import ThresholdPredictor
+
+class Signalled(ThresholdPredictor):
+    def predict(self, patches):
+        if self.calls == 40:
+            os.kill(os.getpid(), int(sys.argv[3]))
+        return super().predict(patches)
+
+with signals_as_exit():
+    cases = find_cases(Path(sys.argv[1]), channels=1)
+    segment_cases(cases, Signalled(), Path(sys.argv[2]), BatchOptions(save_probabilities=True))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_run_that_is_told_to_end_leaves_whole_files_only(scans: Path, out: Path, number: signal.Signals) -> None:
+    expected = {f"c{i}": write_scan(scans / f"c{i}.nii.gz", seed=i) for i in range(12)}
+    words = [sys.executable, "-c", SIGNALLED, str(scans), str(out), str(int(number))]
+    ended = subprocess.run(words, timeout=120, check=False, capture_output=True, text=True)
+    assert ended.returncode == 128 + number, ended.stderr
+    done = folded(out)
+    assert 0 < len(done) < 12
+    assert set(done.values()) == {"ok"}
+    files = {f"{case}{ending}" for case in done for ending in (".nii.gz", ".npz")}
+    assert {path.name for path in out.iterdir()} == {*files, ".ctseg", "report.json", "report.csv"}
+    assert list((out / ".ctseg" / "runs").iterdir()) == []
+    assert list((out / ".ctseg" / "claims").iterdir()) == []
+    again = run(scans, out, continue_prediction=True, save_probabilities=True)
+    assert again == {case: "skipped" if case in done else "ok" for case in expected}
 
 
 KILLED = """
