@@ -7,8 +7,9 @@ from typing import Any
 from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
+from ctseg.triton.addresses import Address, address_of
 from ctseg.triton.errors import CANCELLED, DEADLINE, UNAVAILABLE, CallError, call_error_of, server_error_of
-from ctseg.triton.options import MAX_MESSAGE_BYTES, ClientOptions, address_of, credentials_of
+from ctseg.triton.options import MAX_MESSAGE_BYTES, ClientOptions, credentials_of
 
 _CONNECTIONS = 4
 _KEEPALIVE_MS = 310_000  # Triton answers pings closer than 300 s without data by closing the connection
@@ -33,7 +34,7 @@ def is_ready(url: str, options: ClientOptions | None = None, *, timeout_s: float
         RequestRejectedError: The server answers, and refuses to say.
     """
     options = options or ClientOptions()
-    client = TritonClient(address_of(url), options, credentials_of(options), connections=1)
+    client = TritonClient(address_of(url), options, connections=1)
     try:
         return bool(client.ask("is_server_ready", timeout_s=timeout_s))
     except CallError as error:
@@ -48,20 +49,19 @@ class TritonClient:
     """The connections to one server; used from any number of threads.
 
     Args:
-        address: As gRPC wants it, see :func:`~ctseg.triton.options.address_of`.
-        options: Whose headers are sent with every request.
-        credentials: gRPC's, None without TLS.
+        address: Where it is.
+        options: Encryption, and headers that are sent with every request.
         connections: How many; patches take turns on them.
     """
 
-    def __init__(
-        self, address: str, options: ClientOptions, credentials: Any, *, connections: int = _CONNECTIONS
-    ) -> None:
+    def __init__(self, address: Address, options: ClientOptions, *, connections: int = _CONNECTIONS) -> None:
         self.address = address
         self._headers = dict(options.headers) or None
+        credentials = credentials_of(options, address)
+        # nobody reaches this machine's loopback through a proxy, whatever the environment says
+        arguments = [*_CHANNEL_ARGUMENTS, *([("grpc.enable_http_proxy", 0)] if address.is_local else [])]
         self._clients = [
-            InferenceServerClient(address, creds=credentials, channel_args=_CHANNEL_ARGUMENTS)
-            for _ in range(connections)
+            InferenceServerClient(address.target, creds=credentials, channel_args=arguments) for _ in range(connections)
         ]
         self._next = 0
         self._lock = threading.Lock()

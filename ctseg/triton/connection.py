@@ -10,6 +10,7 @@ from typing import Any
 
 from ctseg.errors import ModelNotFoundError, SpecError
 from ctseg.model_spec import ModelSpec
+from ctseg.triton.addresses import Address
 from ctseg.triton.client import TritonClient
 from ctseg.triton.errors import (
     ALREADY_EXISTS,
@@ -19,7 +20,7 @@ from ctseg.triton.errors import (
     CallError,
     server_error_of,
 )
-from ctseg.triton.options import ClientOptions, is_local
+from ctseg.triton.options import ClientOptions
 from ctseg.triton.served_version import ServedVersion, WantedModel, choose_version, ready_versions, served_version
 from ctseg.triton.shared_memory import Segment
 
@@ -33,14 +34,15 @@ _GRACE_OF_GONE_VERSION_S = 5.0
 _SHARED_MEMORY_CHANCES = 3
 
 
-def connect_server(address: str, wanted: WantedModel, options: ClientOptions, credentials: Any) -> "ServerConnection":
+def connect_server(address: Address, wanted: WantedModel, options: ClientOptions) -> "ServerConnection":
     """Connect to one server and find the version to use.
 
     Raises:
+        SetupError: A certificate file cannot be used, or contradicts the address.
         SpecError: The server has no spec for the model, or one that cannot be used.
         ServerError: See its children; ``ServerUnavailableError`` after ``connect_timeout_s``.
     """
-    client = TritonClient(address, options, credentials)
+    client = TritonClient(address, options)
     try:
         served = choose_version(client, wanted, options.connect_timeout_s)
     except CallError as error:
@@ -69,8 +71,8 @@ class ServerConnection:
     """
 
     def __init__(self, client: TritonClient, wanted: WantedModel, served: ServedVersion) -> None:
-        self.url = client.address
-        self.is_local = is_local(self.url)
+        self.url = client.address.target
+        self.is_local = client.address.is_local
         self.shares_memory = False
         self.outstanding = 0
         self.last_answer = -math.inf

@@ -1,12 +1,12 @@
-"""How to talk to Triton: time limits, addresses, encryption, shared memory."""
+"""How to talk to Triton: time limits, encryption, shared memory."""
 
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from ctseg.errors import SetupError
+from ctseg.triton.addresses import Address
 
 MAX_MESSAGE_BYTES = 2**31 - 1
 """gRPC's and Triton's own limit of one message."""
@@ -23,7 +23,7 @@ class ClientOptions:
         max_in_flight: Requests at once, all servers together; None takes one more than each server has
             instances, at least two and at most four for each server.
         max_message_bytes: Longest request and answer; limits the batch.
-        tls: Encrypt; implied by any of the three files.
+        tls: Encrypt; implied by any of the three files, and for one server by ``grpcs://`` in its address.
         root_certificates: PEM file of the authorities that vouch for the server; None takes gRPC's own.
         client_certificate: PEM file of this client's certificate chain, for mutual TLS.
         client_key: PEM file of its private key.
@@ -59,48 +59,19 @@ class ClientOptions:
         return self.tls or any((self.root_certificates, self.client_certificate, self.client_key))
 
 
-def address_of(url: str) -> str:
-    """Check a server's URL and return it as gRPC wants it.
-
-    Args:
-        url: ``host:port``, also with ``grpc://`` before it, or one of gRPC's own forms such as ``unix:``.
+def credentials_of(options: ClientOptions, address: Address) -> Any:
+    """Return gRPC's channel credentials for one server, None without TLS.
 
     Raises:
-        SetupError: It has no port, or is of another protocol.
+        SetupError: A certificate file cannot be used, half of a pair is missing, or the address says that the
+            connection is not encrypted while the options ask for it.
     """
-    scheme, separator, rest = url.partition("://")
-    if separator and scheme in ("grpc", "grpcs"):
-        url = rest
-    elif separator and scheme in ("http", "https"):
+    if address.tls is False and options.uses_tls:
         raise SetupError(
-            f"server {url}: ctseg speaks gRPC: give host:port of Triton's gRPC endpoint, such as {rest}:8001",
-            settings=("urls",),
+            f"server {address}: grpc:// is not encrypted, and encryption is asked for: write grpcs://{address}",
+            settings=("urls", "tls"),
         )
-    if url.startswith(("dns:", "ipv4:", "ipv6:", "unix:")):
-        return url
-    host, colon, port = url.rpartition(":")
-    if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise SetupError(
-            f"server {url}: expected host:port of Triton's gRPC endpoint, such as gpu1:8001", settings=("urls",)
-        )
-    return url
-
-
-def is_local(address: str) -> bool:
-    """Whether an address is plainly of this host."""
-    if address.startswith("unix:"):
-        return True
-    host = address.rpartition(":")[0].strip("[]").lower()
-    return host in ("localhost", "::1", socket.gethostname().lower()) or host.startswith("127.")
-
-
-def credentials_of(options: ClientOptions) -> Any:
-    """Return gRPC's channel credentials, None without TLS.
-
-    Raises:
-        SetupError: A certificate file cannot be used, or half of a pair is missing.
-    """
-    if not options.uses_tls:
+    if not (address.tls or options.uses_tls):
         return None
     import grpc
 

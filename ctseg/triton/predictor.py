@@ -20,6 +20,7 @@ from ctseg.arrays import Logits, Patches
 from ctseg.errors import CtsegError, ModelNotFoundError, ServerError, SpecError
 from ctseg.model_spec import ModelSpec
 from ctseg.predict.predictor import Identity
+from ctseg.triton.addresses import address_of
 from ctseg.triton.connection import ServerConnection, connect_server
 from ctseg.triton.errors import (
     CANCELLED,
@@ -32,7 +33,7 @@ from ctseg.triton.errors import (
     SharedMemoryRefusedError,
     server_error_of,
 )
-from ctseg.triton.options import ClientOptions, address_of, credentials_of
+from ctseg.triton.options import ClientOptions
 from ctseg.triton.served_version import WantedModel
 from ctseg.triton.transport import Call, MessageTransport, Traffic, batch_limit, share_memory_with
 
@@ -57,7 +58,7 @@ def connect(
     must be the same (by digest) on all servers.
 
     Args:
-        urls: ``host:port`` of each server's gRPC endpoint.
+        urls: ``host:port`` of each server's gRPC endpoint, ``grpcs://host:port`` where it is encrypted.
         model: Name of the model.
         version: Version to use; None takes the newest that is ready on each server.
         spec: The spec, where the servers hide their configuration.
@@ -75,12 +76,11 @@ def connect(
     options = options or ClientOptions()
     if not urls:
         raise ValueError("no URL to connect to")
-    credentials = credentials_of(options)
     wanted = WantedModel(model, version, spec)
     servers: list[ServerConnection] = []
     try:
         for address in dict.fromkeys(address_of(url) for url in urls):
-            servers.append(connect_server(address, wanted, options, credentials))
+            servers.append(connect_server(address, wanted, options))
         first = servers[0]
         for other in servers[1:]:
             if other.spec.digest != first.spec.digest:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ctseg.model_spec import ModelSpec
+from ctseg.triton.addresses import Address
 from ctseg.triton.configuration import ModelConfig, spec_parameter
 from ctseg.triton.connection import ServerConnection
 from ctseg.triton.errors import CallError
@@ -27,7 +28,7 @@ class FakeClient:
     def __init__(
         self, address: str = "127.0.0.1:1", *, value: float = 1.0, specs: dict[int, ModelSpec] | None = None
     ) -> None:
-        self.address = address
+        self.address = Address(address)
         self.value = value
         self.specs = specs or {1: toy_spec()}
         self.asked: list[str] = []

@@ -8,6 +8,7 @@ import pytest
 
 from ctseg.errors import RequestRejectedError, ServerTimeoutError
 from ctseg.serving.process import RunningServer
+from ctseg.triton.addresses import Address
 from ctseg.triton.client import TritonClient, is_ready
 from ctseg.triton.errors import CANCELLED, UNAVAILABLE, CallError
 from ctseg.triton.options import ClientOptions
@@ -28,7 +29,7 @@ def deaf() -> Iterator[str]:
 
 
 def test_refused_connection_is_not_called_a_timeout() -> None:
-    client = TritonClient(f"127.0.0.1:{free_port()}", ClientOptions(), None, connections=1)
+    client = TritonClient(Address(f"127.0.0.1:{free_port()}"), ClientOptions(), connections=1)
     with pytest.raises(CallError, match=r"[Cc]onnection refused") as caught:
         client.ask("get_model_metadata", "toy", timeout_s=240)  # refused at once, however long it may take
     client.close()
@@ -41,7 +42,7 @@ def test_a_server_that_never_answers_is_a_timeout(deaf: str) -> None:
 
 
 def test_a_closed_client_says_so_and_calls_nobody_back() -> None:
-    client = TritonClient(f"127.0.0.1:{free_port()}", ClientOptions(), None, connections=1)
+    client = TritonClient(Address(f"127.0.0.1:{free_port()}"), ClientOptions(), connections=1)
     client.close()
     for call in (
         lambda: client.ask("is_server_ready", timeout_s=240),
@@ -69,3 +70,9 @@ def test_headers_are_not_shown(server: RunningServer, caplog: pytest.LogCaptureF
     for text in (repr(options), repr(server), caplog.text):
         assert "secret-token" not in text
         assert key not in text
+
+
+def test_loopback_is_never_reached_through_a_proxy(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
+    assert is_ready(server.url, ClientOptions(headers=server.headers), timeout_s=240)

@@ -7,6 +7,7 @@ import pytest
 
 from ctseg.errors import ServerError, SpecError
 from ctseg.model_spec import KeepLargest
+from ctseg.triton.addresses import Address
 from ctseg.triton.connection import connect_server
 from ctseg.triton.errors import ALREADY_EXISTS, INTERNAL, NO_ANSWER, UNAVAILABLE, CallError
 from ctseg.triton.options import ClientOptions
@@ -30,7 +31,7 @@ class NamedSegment:
 def test_a_server_that_is_not_there_is_named_with_the_model() -> None:
     url = f"127.0.0.1:{free_port()}"
     with pytest.raises(ServerError, match=f"toy at {url}: cannot be used") as caught:
-        connect_server(url, WantedModel("toy"), ClientOptions(connect_timeout_s=0.5), None)
+        connect_server(Address(url), WantedModel("toy"), ClientOptions(connect_timeout_s=0.5))
     assert caught.value.__cause__ is not None
 
 

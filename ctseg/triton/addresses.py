@@ -1,0 +1,86 @@
+"""Where a server is: what a person may write, and what gRPC takes."""
+
+import socket
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from ctseg.errors import SetupError
+
+_GRPC_NAMES = ("dns:", "ipv4:", "ipv6:", "unix:")
+_SCHEMES = {"grpc": False, "grpcs": True}
+_GRPC_PORT = 8001
+
+
+@dataclass(frozen=True)
+class Address:
+    """A server's address.
+
+    Attributes:
+        target: As gRPC takes it: ``host:port``, ``[ipv6]:port``, or one of gRPC's own forms such as ``unix:``.
+        tls: True for ``grpcs://``, False for ``grpc://``; None where the address does not say.
+    """
+
+    target: str
+    tls: bool | None = None
+
+    def __str__(self) -> str:
+        return self.target
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is plainly of this host."""
+        if self.target.startswith("unix:"):
+            return True
+        host = self.target.rpartition(":")[0].strip("[]").lower()
+        return host in ("localhost", "::1", socket.gethostname().lower()) or host.startswith("127.")
+
+
+def address_of(url: str) -> Address:
+    """Read a server's address.
+
+    Args:
+        url: ``host:port`` or ``[ipv6]:port``; with ``grpcs://`` before it the connection is encrypted, with
+            ``grpc://`` it is not; or one of gRPC's own forms.
+
+    Raises:
+        SetupError: It has no port, is of another protocol, or of another shape; says what to write.
+    """
+    if url.startswith(_GRPC_NAMES):
+        return Address(url)
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return Address(_checked(url, url))
+    if scheme.lower() not in _SCHEMES:
+        secure = scheme.lower() in ("https", "wss")
+        host = urlsplit(url).hostname or "gpu1"
+        host = f"[{host}]" if ":" in host else host
+        raise _refusal(
+            url,
+            f"ctseg speaks gRPC, not {scheme}: Triton's gRPC port is {_GRPC_PORT} by default: write "
+            f"{'grpcs://' if secure else ''}{host}:{_GRPC_PORT}",
+        )
+    return Address(_checked(rest, url), _SCHEMES[scheme.lower()])
+
+
+def _checked(text: str, url: str) -> str:
+    """Return ``host:port`` if that is what a text is."""
+    if "," in text:
+        apart = " ".join(part.strip() for part in text.split(","))
+        raise _refusal(url, f"these are several servers: write them apart: {apart}")
+    if text.count(":") > 1 and not text.startswith("["):
+        host, _, port = text.rpartition(":")
+        example = f"[{host}]:{port}" if port.isdigit() else f"[{text}]:{_GRPC_PORT}"
+        raise _refusal(url, f"an IPv6 address stands in brackets: write {example}")
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or "/" in text or any(c.isspace() for c in text):
+        host = (text if not colon else host or text).split("/")[0].strip() or "gpu1"
+        raise _refusal(
+            url, f"expected host:port of Triton's gRPC endpoint: write {host}:{_GRPC_PORT}, if that is its port"
+        )
+    if not port.isdigit() or not 0 < int(port) < 65536:
+        raise _refusal(url, f"expected a port of 1 to 65535 after {host}:, found {port!r}: Triton's is {_GRPC_PORT}")
+    return text
+
+
+def _refusal(url: str, why: str) -> SetupError:
+    return SetupError(f"server {url}: {why}", settings=("urls",))
