@@ -19,7 +19,8 @@ from rich.table import Table
 from ctseg.cli.main import main as ctseg
 from ctseg.model_spec import ModelSpec
 from ctseg.numerics.dice import dice
-from ctseg.predict.report import REPORT_NAME, CaseReport, Report
+from ctseg.predict.outcomes import Outcome
+from ctseg.predict.report import REPORT_NAME, Report
 from scripts.composition_labels import composition
 from scripts.demo_pictures import Scan, draw_labels, draw_outlines
 
@@ -73,24 +74,24 @@ def run(model: DemoModel, output: Path, console: Console) -> int:
         return exit_code
     report = Report.model_validate_json((output / REPORT_NAME).read_bytes())
     spec = ModelSpec.from_json((REPOSITORY / model.name / "ctseg.json").read_bytes(), source=model.name)
-    table = Table(
-        "case", "seconds", "label", "ml", f"ml ({model.reference})", "Dice", title=f"{model.name}: {report.transport}"
-    )
+    transports = sorted({case.made_by.transport for case in report.cases if case.made_by is not None})
+    title = f"{model.name}: {', '.join(transports)}"
+    table = Table("case", "seconds", "label", "ml", f"ml ({model.reference})", "Dice", title=title)
     for case in report.cases:
-        if case.status == "failed":
-            table.add_row(case.case, "", case.error.message if case.error else "", "", "", "")
-        else:
+        if case.error is not None:
+            table.add_row(case.case, "", case.error.message, "", "", "")
+        elif case.outputs:
             add_case(table, case, output, spec, model)
     console.print(table)
     return exit_code
 
 
-def add_case(table: Table, case: CaseReport, output: Path, spec: ModelSpec, model: DemoModel) -> None:
+def add_case(table: Table, case: Outcome, output: Path, spec: ModelSpec, model: DemoModel) -> None:
     """Compare one case with its reference: a row per label, and a picture."""
     image = nib.load(DATA / "images" / f"{case.case}_0000.nii.gz")
     scan = Scan(np.asarray(image.dataobj), image.header.get_zooms()[:3])
     reference = model.reference_labels(case.case, scan)
-    predicted = np.asarray(nib.load(output / str(case.output)).dataobj)
+    predicted = np.asarray(nib.load(output / case.outputs[0].name).dataobj)
     voxel_ml = float(np.prod(scan.spacing_mm)) / 1000
     agreements = []
     for name, values in spec.named_values.items():
