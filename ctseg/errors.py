@@ -13,6 +13,7 @@ server), and its message says which case or model, what was expected, what was f
     ├── TrainingError              a training cannot start, continue or finish
     └── ServerError                Triton answered with an error
         ├── ServerUnavailableError     no answer: refused, shutting down, overloaded, connection lost
+        │   └── ServerAwayError            every server that answered once has been away for too long
         ├── ServerTimeoutError         no answer within the time allowed
         ├── ModelNotFoundError         the server has no such model or version
         ├── RequestRejectedError       the server understood and refused (shape, dtype, name, access)
@@ -73,6 +74,10 @@ class ServerError(CtsegError):
 
 class ServerUnavailableError(ServerError):
     """No answer: connection refused or lost, server starting, stopping or overloaded."""
+
+
+class ServerAwayError(ServerUnavailableError):
+    """Every server has been away for as long as the caller waits: what is not done is left, not failed."""
 
 
 class ServerTimeoutError(ServerError):
