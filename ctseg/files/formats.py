@@ -3,7 +3,7 @@
 A new format is a module that reads one channel and writes one label map, and an entry in :data:`FORMATS`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ctseg.errors import InputError
 from ctseg.files.grid import ChannelVolume, FileGrid
-from ctseg.files.itk import read_itk_file, write_itk_file
+from ctseg.files.itk import data_files_of, read_itk_file, write_itk_file
 from ctseg.files.nifti import read_nifti, write_nifti_file
 
 
@@ -47,12 +47,14 @@ class Format:
             cannot be used, and a ``SetupError`` where a package is missing.
         write_labels: Writes voxels (z, y, x), which lie along the axes of a grid's own files, in the type that
             they have, to a path that is not there yet; raises ``OSError``. None: the format is only read.
+        companions: Returns the files beside one that hold its voxels, those that are there; raises ``OSError``.
     """
 
     name: str
     endings: tuple[str, ...]
     read: Callable[[ChannelFiles, str], ChannelVolume]
     write_labels: Callable[[Path, npt.NDArray[Any], FileGrid], None] | None = None
+    companions: Callable[[Path], tuple[Path, ...]] = lambda _: ()
 
 
 def _of_one_file(read: Callable[[Path, str], ChannelVolume]) -> Callable[[ChannelFiles, str], ChannelVolume]:
@@ -69,10 +71,13 @@ def _of_one_file(read: Callable[[Path, str], ChannelVolume]) -> Callable[[Channe
 
 FORMATS = (
     Format("NIfTI", (".nii.gz", ".nii"), _of_one_file(read_nifti), write_nifti_file),
-    Format("NRRD and MetaImage", (".nrrd", ".mha"), _of_one_file(read_itk_file), write_itk_file),
+    Format("NRRD and MetaImage", (".nrrd", ".mha"), _of_one_file(read_itk_file), write_itk_file, data_files_of),
     # header and voxels in two files cannot be put in place at once; GIPL has no direction
-    Format("NRRD, MetaImage in two files; GIPL", (".nhdr", ".mhd", ".gipl"), _of_one_file(read_itk_file)),
-)
+    Format(
+        "NRRD, MetaImage in two files; GIPL", (".nhdr", ".mhd", ".gipl"), _of_one_file(read_itk_file),
+        companions=data_files_of,
+    ),
+)  # fmt: skip
 """Every format there is."""
 READ_ENDINGS = tuple(ending for entry in FORMATS for ending in entry.endings)
 """Of files that can be read; case does not matter."""
@@ -95,6 +100,19 @@ def format_of(path: Path) -> Format | None:
     """Return the format of a file by its name; None: no format has this ending."""
     ending = ending_of(path)
     return next((entry for entry in FORMATS if ending in entry.endings), None)
+
+
+def with_companions(paths: Sequence[Path]) -> tuple[Path, ...]:
+    """Return files, each followed by those that hold its voxels: all whose bytes a reader looks at.
+
+    Raises:
+        OSError: A header cannot be read.
+    """
+    found: list[Path] = []
+    for path in paths:
+        entry = format_of(path)
+        found += (path, *(entry.companions(path) if entry is not None else ()))
+    return tuple(found)
 
 
 def read_channel(files: ChannelFiles, reader: str) -> ChannelVolume:

@@ -2,8 +2,12 @@
 
 import gzip
 import importlib
+import itertools
 import math
+import os
+import re
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,10 @@ from ctseg.files.nifti import DEFLATE_MOST
 
 _DETACHED_ENDINGS = (".nhdr", ".mhd")
 _GIPL_HEADER_BYTES = 256
+_HEADER_LINES, _LINE_BYTES = 1 << 14, 1 << 12
+"""Longer is no header of MetaImage or NRRD, names of all slices and all."""
+_DATA_FILE = re.compile(rb"\s*(?:ElementDataFile\s*=|data ?file:)\s*(.*?)\s*", re.IGNORECASE)
+_NUMBERED = re.compile(rb"(.*%0?\d{0,2}d\S*)\s+(-?\d+)\s+(-?\d+)\s+(-?\d+)(?:\s+\d+)?")
 
 
 def read_itk_file(path: Path, reader: str) -> ChannelVolume:
@@ -61,6 +69,49 @@ def read_itk_file(path: Path, reader: str) -> ChannelVolume:
         if voxels.dtype.kind == "f" or voxels.dtype.itemsize > 4:
             voxels = voxels.astype(np.float32, copy=False)
     return ChannelVolume(reorientation.apply(voxels), reorientation.apply_to_spacing(grid.spacing_mm), grid)
+
+
+def data_files_of(path: Path) -> tuple[Path, ...]:
+    """Return the files beside a header of MetaImage or NRRD that hold its voxels; none where it holds them itself.
+
+    Args:
+        path: The header's file, or one of another format.
+
+    Returns:
+        Those that are there.
+
+    Raises:
+        OSError: It cannot be read.
+
+    Source:
+        MetaIO's ``ElementDataFile`` and NRRD's ``data file``: one name, ``LIST`` and names, or a numbered pattern.
+    """
+    with path.open("rb") as file:
+        lines = itertools.islice(iter(lambda: file.readline(_LINE_BYTES), b""), _HEADER_LINES)
+        files = (path.parent / os.fsdecode(name) for name in _data_names(lines))
+        return tuple(dict.fromkeys(itertools.takewhile(os.path.isfile, files)))
+
+
+def _data_names(lines: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield the names that a header gives, those of a list from the lines after it."""
+    is_nrrd = False
+    for line in lines:
+        is_nrrd = is_nrrd or line.startswith(b"NRRD")
+        if is_nrrd and not line.strip():
+            return  # its voxels follow
+        if match := _DATA_FILE.fullmatch(line):
+            yield from _names_given(match[1], lines)
+            return
+
+
+def _names_given(value: bytes, lines: Iterator[bytes]) -> Iterator[bytes]:
+    if value.upper().startswith(b"LIST"):
+        yield from (line.strip() for line in lines if line.strip())
+    elif numbered := _NUMBERED.fullmatch(value):
+        first, last, step = (int(number) for number in numbered.group(2, 3, 4))
+        yield from (numbered[1] % number for number in range(first, last + (1 if step > 0 else -1), step or 1))
+    elif value and value.upper() != b"LOCAL":
+        yield value
 
 
 def write_itk_file(path: Path, labels: npt.NDArray[Any], grid: FileGrid) -> None:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from ctseg.compiled.parallel import run_parallel
 from ctseg.errors import CtsegError, InputError, OutputError
 from ctseg.files.cases import Case
+from ctseg.files.formats import with_companions
 from ctseg.files.identity import known, printable, stamp_of
 from ctseg.files.probabilities import ProbabilityFile
 from ctseg.files.volume import read_volume, write_label_map
@@ -159,9 +160,11 @@ class CaseWork:
         spec = self._segmenter.spec
         clock = StageClock(case.name, self._progress)
         with clock.stage("read"):
-            stamps = [stamp_of(path) for path in case.paths]
+            with _cannot_be_read_is_an_input_error():
+                stamps = {path: stamp_of(path) for path in with_companions(case.paths)}
             volume = read_volume(case.channels, spec.reader)
-            inputs = tuple(known(path, since=stamp) for path, stamp in zip(case.paths, stamps, strict=True))
+            with _cannot_be_read_is_an_input_error():
+                inputs = tuple(known(path, since=stamp) for path, stamp in stamps.items())
         label_name = self._label_name(case)
         files = {label_name: self._scratch / label_name}
         with self._budget.reserved(estimated_bytes(volume, spec)), self._probabilities(case) as probabilities:
@@ -213,6 +216,14 @@ class CaseWork:
             yield file
         finally:
             file.close()
+
+
+@contextmanager
+def _cannot_be_read_is_an_input_error() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{error.filename}: cannot be read: {error.strerror or error}") from error
 
 
 def _probabilities_name(case: Case) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from ctseg.errors import OutputError
 from ctseg.files.cases import Case
 from ctseg.files.digests import sha256_of_file
+from ctseg.files.formats import with_companions
 from ctseg.files.identity import KnownFile, printable
 from ctseg.predict.claims import Claim, Claims
 from ctseg.predict.outcomes import MadeBy, Outcome, OutcomeStore, key_of
@@ -80,7 +81,7 @@ class Ledger:
         try:
             if missing := [name for name in wanted if not (self._output / name).exists()]:
                 return f"{missing[0]} has gone"
-            if not _are_still(outcome.inputs, case.paths):
+            if not _are_still(outcome.inputs, with_companions(case.paths)):
                 return "its scan is not the one that was segmented"
             if any(self._is_foreign(name, outcome) for name in wanted):
                 return None  # what stands there decides

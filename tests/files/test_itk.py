@@ -7,6 +7,8 @@ import pytest
 import SimpleITK as sitk
 
 from ctseg.errors import SetupError
+from ctseg.files.formats import with_companions
+from ctseg.files.itk import data_files_of
 from ctseg.files.volume import read_volume, volume_from_array, write_label_map
 from tests.support.scan_files import (
     ITK_READERS,
@@ -57,3 +59,56 @@ def test_half_a_gipl_file_is_refused_though_itk_reads_it(tmp_path):
     check_equals_nnunet([path], "SimpleITKIO")
     path.write_bytes(path.read_bytes()[:-1])
     assert "cut off" in refusal(path)
+
+
+def _headers_of_slices(folder):
+    """Write a volume as one file a slice, and headers that name them in every way there is; return all of them."""
+    voxels = np.arange(24, dtype="<i2").reshape(3, 2, 4)
+    names = [f"s{z:02d}.raw" for z in (2, 4, 6)]
+    for name, plane in zip(names, voxels, strict=True):
+        (folder / name).write_bytes(plane.tobytes())
+    listed = "\n".join(names)
+    meta = "NDims = 3\nDimSize = 4 2 3\nElementType = MET_SHORT\nElementByteOrderMSB = False\nElementDataFile = "
+    nrrd = "NRRD0004\ntype: short\ndimension: 3\nsizes: 4 2 3\nencoding: raw\nendian: little\ndata file: "
+    headers = {
+        "list.mhd": f"{meta}LIST\n{listed}\n",
+        "numbered.mhd": f"{meta}s%02d.raw 2 6 2\n",
+        "list.nhdr": f"{nrrd}LIST\n{listed}\n",
+        "numbered.nhdr": f"{nrrd}s%02d.raw 2 6 2\n",
+    }
+    for name, text in headers.items():
+        (folder / name).write_text(text)
+    return [folder / name for name in headers], [folder / name for name in names], voxels
+
+
+def test_files_that_hold_the_voxels_of_a_header_are_found_however_it_names_them(tmp_path):
+    headers, slices, voxels = _headers_of_slices(tmp_path)
+    for header in headers:
+        assert data_files_of(header) == tuple(slices)
+        np.testing.assert_array_equal(read_volume([header], "SimpleITKIO").voxels[0], voxels)  # ITK agrees
+        assert with_companions([header]) == (header, *slices)
+
+
+@pytest.mark.parametrize("ending", [".mhd", ".nhdr", ".mha", ".nrrd"])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_header_names_what_simpleitk_wrote_beside_it(tmp_path, ending, compressed):
+    path = tmp_path / f"a{ending}"
+    sitk.WriteImage(sitk.GetImageFromArray(phantom().T), str(path), compressed)
+    beside = tuple(file for file in tmp_path.iterdir() if file != path)
+    assert len(beside) == (ending in (".mhd", ".nhdr"))
+    assert data_files_of(path) == beside
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"", b"\0" * 5000, b"ElementDataFile = gone.raw\n", b"ElementDataFile = a\0b\n",
+        b"ElementDataFile = " + b"x" * 9000,
+        b"ElementDataFile = .\n", b"data file: x%d.raw 0 999999999 1\n", b"data file: x%d.raw 0 9 0\n",
+        b"NRRD0004\ntype: short\n\ndata file: there.raw\n", b"ElementDataFile = LIST\n\n",
+    ],
+)  # fmt: skip
+def test_a_header_that_names_nothing_has_no_companions(tmp_path, text):
+    (tmp_path / "there.raw").touch()
+    (tmp_path / "a.mhd").write_bytes(text)
+    assert data_files_of(tmp_path / "a.mhd") == ()

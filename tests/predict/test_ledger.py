@@ -12,6 +12,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from ctseg.files.cases import find_cases
 from ctseg.predict.folder import segment_cases
@@ -72,6 +73,37 @@ def test_another_scan_under_the_same_name_is_segmented(
     assert run(scans, out, continue_prediction=True) == {"a": "ok"}
     assert np.array_equal(labels_of(out / "a.nii.gz"), expected)
     assert "a: done again: its scan is not the one that was segmented" in caplog.text
+
+
+@pytest.mark.parametrize("header", ["a.mhd", "a.nhdr"])
+def test_another_file_of_voxels_beside_the_same_header_is_segmented(scans: Path, out: Path, header: str) -> None:
+    def write(seed: int) -> np.ndarray:
+        write_scan(scans / "twin.nii", seed=seed)
+        image = sitk.ReadImage(str(scans / "twin.nii"))
+        (scans / "twin.nii").unlink()
+        sitk.WriteImage(image, str(scans / header))
+        return sitk.GetArrayFromImage(image) > 0
+
+    write(1)
+    run(scans, out)
+    before = (scans / header).read_bytes()
+    expected = write(2)
+    assert (scans / header).read_bytes() == before
+    assert run(scans, out, continue_prediction=True) == {"a": "ok"}
+    assert np.array_equal(labels_of(out / "a.nii.gz").T, expected)
+    assert run(scans, out, continue_prediction=True) == {"a": "skipped"}
+    assert [file.name for file in OutcomeStore(out).read("a").inputs] == [header, "a.raw"]
+    (scans / "a.raw").unlink()
+    assert run(scans, out, continue_prediction=True) == {"a": "failed"}
+
+
+def test_a_scan_that_has_gone_fails_by_name(scans: Path, out: Path) -> None:
+    write_scan(scans / "a.nii.gz")
+    cases = find_cases(scans, channels=1)
+    (scans / "a.nii.gz").unlink()
+    (case,) = segment_cases(cases, ThresholdPredictor(), out, BatchOptions()).cases
+    assert case.error.type == "InputError"
+    assert "a.nii.gz: cannot be read: No such file" in case.error.message
 
 
 def test_the_same_bytes_with_other_times_are_not_segmented_again(scans: Path, out: Path) -> None:
