@@ -6,14 +6,16 @@ A new format is a module that reads one channel and writes one label map, and an
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy.typing as npt
 
 from ctseg.errors import InputError
-from ctseg.files.grid import ChannelVolume, FileGrid
-from ctseg.files.itk import data_files_of, read_itk_file, write_itk_file
-from ctseg.files.nifti import read_nifti, write_nifti_file
+from ctseg.files.grid import ChannelHeader, ChannelVolume, FileGrid
+from ctseg.files.itk import data_files_of, read_itk_file, read_itk_header, write_itk_file
+from ctseg.files.nifti import read_nifti, read_nifti_header, write_nifti_file
+
+Read = TypeVar("Read")
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Format:
         endings: Of its files' names, in lower case; case does not matter.
         read: Reads one channel by the rules of one of nnU-Net's readers; raises an ``InputError`` for files that
             cannot be used, and a ``SetupError`` where a package is missing.
+        read_header: Says by the same rules what ``read`` would yield, without reading the voxels.
         write_labels: Writes voxels (z, y, x), which lie along the axes of a grid's own files, in the type that
             they have, to a path that is not there yet; raises ``OSError``. None: the format is only read.
         companions: Returns the files beside one that hold its voxels, those that are there; raises ``OSError``.
@@ -53,14 +56,15 @@ class Format:
     name: str
     endings: tuple[str, ...]
     read: Callable[[ChannelFiles, str], ChannelVolume]
+    read_header: Callable[[ChannelFiles, str], ChannelHeader]
     write_labels: Callable[[Path, npt.NDArray[Any], FileGrid], None] | None = None
     companions: Callable[[Path], tuple[Path, ...]] = lambda _: ()
 
 
-def _of_one_file(read: Callable[[Path, str], ChannelVolume]) -> Callable[[ChannelFiles, str], ChannelVolume]:
+def _of_one_file(read: Callable[[Path, str], Read]) -> Callable[[ChannelFiles, str], Read]:
     """Return the reader of a format that keeps a volume in one file."""
 
-    def read_channel(files: ChannelFiles, reader: str) -> ChannelVolume:
+    def read_channel(files: ChannelFiles, reader: str) -> Read:
         if len(files.paths) != 1:
             names = ", ".join(path.name for path in files.paths)
             raise InputError(f"{files.name}: expected one file for a channel, found {len(files.paths)} ({names})")
@@ -69,15 +73,15 @@ def _of_one_file(read: Callable[[Path, str], ChannelVolume]) -> Callable[[Channe
     return read_channel
 
 
+_read_nifti = (_of_one_file(read_nifti), _of_one_file(read_nifti_header))
+_read_itk = (_of_one_file(read_itk_file), _of_one_file(read_itk_header))
+
 FORMATS = (
-    Format("NIfTI", (".nii.gz", ".nii"), _of_one_file(read_nifti), write_nifti_file),
-    Format("NRRD and MetaImage", (".nrrd", ".mha"), _of_one_file(read_itk_file), write_itk_file, data_files_of),
+    Format("NIfTI", (".nii.gz", ".nii"), *_read_nifti, write_nifti_file),
+    Format("NRRD and MetaImage", (".nrrd", ".mha"), *_read_itk, write_itk_file, data_files_of),
     # header and voxels in two files cannot be put in place at once; GIPL has no direction
-    Format(
-        "NRRD, MetaImage in two files; GIPL", (".nhdr", ".mhd", ".gipl"), _of_one_file(read_itk_file),
-        companions=data_files_of,
-    ),
-)  # fmt: skip
+    Format("NRRD, MetaImage in two files; GIPL", (".nhdr", ".mhd", ".gipl"), *_read_itk, companions=data_files_of),
+)
 """Every format there is."""
 READ_ENDINGS = tuple(ending for entry in FORMATS for ending in entry.endings)
 """Of files that can be read; case does not matter."""
@@ -126,7 +130,25 @@ def read_channel(files: ChannelFiles, reader: str) -> ChannelVolume:
         InputError: The files cannot be used.
         SetupError: They need a package that is not installed.
     """
+    return _known_format_of(files).read(files, reader)
+
+
+def read_channel_header(files: ChannelFiles, reader: str) -> ChannelHeader:
+    """Read what the files of one channel say of it, without its voxels.
+
+    Args:
+        files: Where it lies.
+        reader: See :func:`read_channel`.
+
+    Raises:
+        InputError: The files cannot be used.
+        SetupError: They need a package that is not installed.
+    """
+    return _known_format_of(files).read_header(files, reader)
+
+
+def _known_format_of(files: ChannelFiles) -> Format:
     entry = format_of(files.paths[0])
     if entry is None:
         raise InputError(f"{files.name}: expected a scan in one of {', '.join(READ_ENDINGS)}: convert it")
-    return entry.read(files, reader)
+    return entry

@@ -68,6 +68,28 @@ class FileGrid:
 
 
 @dataclass(frozen=True, eq=False)
+class ChannelHeader:
+    """What the files of one channel say of it, before its voxels are read.
+
+    Attributes:
+        dtype: Of the voxels as the reader yields them.
+        spacing_mm: Along the axes of the voxels as the reader yields them, in millimetres.
+        grid: The files' own.
+        reading_bytes: Memory that reading takes at most, the voxels that it yields included.
+    """
+
+    dtype: "np.dtype[Any]"
+    spacing_mm: Spacing
+    grid: FileGrid
+    reading_bytes: int
+
+    @property
+    def geometry(self) -> Geometry:
+        """Where the voxels lie, on the axes that the reader yields."""
+        return self.grid.geometry.reoriented(self.grid.reorientation)
+
+
+@dataclass(frozen=True, eq=False)
 class ChannelVolume:
     """One channel of a scan, as a reader yields it.
 

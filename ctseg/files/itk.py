@@ -1,5 +1,6 @@
 """NRRD, MetaImage and GIPL files through SimpleITK, which the extra ``itk`` brings."""
 
+import contextlib
 import gzip
 import importlib
 import itertools
@@ -16,7 +17,7 @@ import numpy.typing as npt
 
 from ctseg.errors import InputError, missing_package
 from ctseg.files.geometry import RAS_FROM_LPS, Geometry
-from ctseg.files.grid import ChannelVolume, FileGrid, ItkSource, reorientation_of
+from ctseg.files.grid import ChannelHeader, ChannelVolume, FileGrid, ItkSource, reorientation_of
 from ctseg.files.nifti import DEFLATE_MOST
 
 _DETACHED_ENDINGS = (".nhdr", ".mhd")
@@ -35,6 +36,35 @@ def read_itk_file(path: Path, reader: str) -> ChannelVolume:
         SetupError: SimpleITK is not installed.
     """
     sitk = _simpleitk(path)
+    with _translated(path):
+        image = _opened(path).Execute()
+    voxels = sitk.GetArrayFromImage(image)
+    grid = _grid_of(image, voxels.dtype, path, reader)
+    with np.errstate(over="ignore"):
+        voxels = voxels.astype(_yielded_dtype(voxels.dtype), copy=False)
+    spacing_mm = grid.reorientation.apply_to_spacing(grid.spacing_mm)
+    return ChannelVolume(grid.reorientation.apply(voxels), spacing_mm, grid)
+
+
+def read_itk_header(path: Path, reader: str) -> ChannelHeader:
+    """Read what a file says of its voxels, and not the voxels.
+
+    Raises:
+        InputError: As :func:`read_itk_file`, but for what only the voxels show.
+        SetupError: SimpleITK is not installed.
+    """
+    file = _opened(path)
+    stored = _dtype_of(file)
+    grid, dtype = _grid_of(file, stored, path, reader), _yielded_dtype(stored)
+    copied = 0 if dtype == stored else dtype.itemsize
+    item_bytes = 2 * stored.itemsize + copied  # ITK's image, its copy as an array, and that in another type
+    spacing_mm = grid.reorientation.apply_to_spacing(grid.spacing_mm)
+    return ChannelHeader(dtype, spacing_mm, grid, item_bytes * math.prod(grid.geometry.shape))
+
+
+def _opened(path: Path) -> Any:
+    """Return ITK's reader of a file whose information was read and looked at."""
+    sitk = _simpleitk(path)
     try:
         size = path.stat().st_size
         path.open("rb").close()  # ITK's own words for a missing permission mislead
@@ -44,31 +74,46 @@ def read_itk_file(path: Path, reader: str) -> ChannelVolume:
         raise InputError(f"{path.name}: expected an image, found an empty file: copy it again")
     file = sitk.ImageFileReader()
     file.SetFileName(str(path))
-    try:
+    with _translated(path):
         file.ReadImageInformation()
-        _check_information(file, size, path)
-        image = file.Execute()
+    _check_information(file, size, path)
+    return file
+
+
+@contextlib.contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    """Translate what ITK raises."""
+    try:
+        yield
     except (RuntimeError, MemoryError) as error:
         raise InputError(
             f"{path.name}: expected a whole {path.suffix} image, found one that ITK cannot read "
             f"({_last_line(error)}): copy it again"
         ) from error
-    spacing = np.abs(image.GetSpacing()).tolist()
-    direction = RAS_FROM_LPS @ np.reshape(image.GetDirection(), (3, 3))
+
+
+def _grid_of(image: Any, dtype: "np.dtype[Any]", path: Path, reader: str) -> FileGrid:
+    """Return the grid of an image, or of a file whose information was read.
+
+    A spacing below 0 is the file's; ITK turns the axis round when it reads the image.
+    """
+    signed = np.array(image.GetSpacing())
+    direction = RAS_FROM_LPS @ np.reshape(image.GetDirection(), (3, 3)) * np.where(signed < 0, -1, 1)
+    spacing = np.abs(signed).tolist()
     affine = np.eye(4)
     affine[:3, :3] = direction * spacing
     affine[:3, 3] = RAS_FROM_LPS @ image.GetOrigin()
-    voxels = sitk.GetArrayFromImage(image)
+    x, y, z = image.GetSize()
     try:
-        geometry = Geometry(voxels.shape, affine)
+        geometry = Geometry((z, y, x), affine)
     except ValueError as error:
         raise InputError(f"{path.name}: {error}: repair its directions and spacing") from error
     reorientation = reorientation_of(geometry, reader, direction)
-    grid = FileGrid(geometry, (spacing[2], spacing[1], spacing[0]), reorientation, ItkSource(voxels.dtype))
-    with np.errstate(over="ignore"):
-        if voxels.dtype.kind == "f" or voxels.dtype.itemsize > 4:
-            voxels = voxels.astype(np.float32, copy=False)
-    return ChannelVolume(reorientation.apply(voxels), reorientation.apply_to_spacing(grid.spacing_mm), grid)
+    return FileGrid(geometry, (spacing[2], spacing[1], spacing[0]), reorientation, ItkSource(dtype))
+
+
+def _yielded_dtype(stored: "np.dtype[Any]") -> "np.dtype[Any]":
+    return np.dtype(np.float32) if stored.kind == "f" or stored.itemsize > 4 else stored
 
 
 def data_files_of(path: Path) -> tuple[Path, ...]:

@@ -7,10 +7,11 @@ means, units, and scaling. nnU-Net's plans name the reader of the training, and 
 import contextlib
 import gzip
 import logging
+import math
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, NamedTuple, TypeAlias, cast
 
 import nibabel
 import numpy as np
@@ -21,7 +22,7 @@ from nibabel.spatialimages import HeaderDataError
 from ctseg.arrays import Shape3, Spacing
 from ctseg.errors import InputError
 from ctseg.files.geometry import RAS_FROM_LPS, SHEAR_TOLERANCE, Geometry
-from ctseg.files.grid import ChannelVolume, FileGrid, NiftiSource, reorientation_of
+from ctseg.files.grid import ChannelHeader, ChannelVolume, FileGrid, NiftiSource, reorientation_of
 
 _GZIP_FILE: type[gzip.GzipFile] = gzip.GzipFile
 _DAMAGED: tuple[type[Exception], ...] = (EOFError, zlib.error, gzip.BadGzipFile)
@@ -47,8 +48,35 @@ _GEOMETRY_FIELDS = (
     "pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d",
     "qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z",
 )  # fmt: skip
+_Scaling: TypeAlias = tuple[float, float] | None
 _SILENT = logging.Logger("silent")
 _SILENT.addHandler(logging.NullHandler())
+
+
+class _Start(NamedTuple):
+    """What stands before the voxels of a NIfTI file, as a reader takes it.
+
+    Attributes:
+        header: As it stands there.
+        shape: (z, y, x) along the file's own axes.
+        dtype: Of the numbers in the file, in its byte order.
+        scaling: Slope and intercept; None: voxels are taken as they are.
+        grid: The file's own.
+        spacing_mm: Along the axes that the reader yields.
+    """
+
+    header: Any
+    shape: Shape3
+    dtype: "np.dtype[Any]"
+    scaling: _Scaling
+    grid: FileGrid
+    spacing_mm: Spacing
+
+    @property
+    def yielded_dtype(self) -> "np.dtype[Any]":
+        """Of the voxels that the reader yields."""
+        is_kept = self.scaling is None and self.dtype.kind in "iu" and self.dtype.itemsize <= 4
+        return self.dtype.newbyteorder("=") if is_kept else np.dtype(np.float32)
 
 
 def read_nifti(path: Path, reader: str) -> ChannelVolume:
@@ -67,26 +95,27 @@ def read_nifti(path: Path, reader: str) -> ChannelVolume:
             can hold, is no volume of one number per voxel, or has no usable affine.
     """
     with _reading(path) as stream:
-        header = _read_header(stream, path)
-        shape, dtype = _shape_and_dtype(header, path)
-        try:
-            grid, spacing_mm = (
-                _itk_grid(header, shape, path, reader)
-                if "ITK" in reader
-                else _nibabel_grid(header, shape, path, reader)
-            )
-        except ValueError as error:
-            raise InputError(f"{path.name}: {error}: repair its affine (sform, qform)") from error
-        size = int(np.prod(shape)) * dtype.itemsize
-        if size > path.stat().st_size * (DEFLATE_MOST if isinstance(stream, gzip.GzipFile) else 1):
-            raise InputError(
-                f"{path.name}: expected {size} bytes of voxels, shape {shape[::-1]}, found a file of "
-                f"{path.stat().st_size} bytes: it was cut off, copy it again"
-            )
-        voxels = _read_voxels(stream, header, shape, dtype, path)
-    scaling = _itk_scaling(header) if "ITK" in reader else _nibabel_scaling(header, path)
-    voxels = _scaled(voxels, scaling, through_float32="ITK" in reader)
-    return ChannelVolume(grid.reorientation.apply(voxels), spacing_mm, grid)
+        start = _read_start(stream, path, reader)
+        voxels = _read_voxels(stream, start, path)
+    voxels = _scaled(voxels, start.scaling, through_float32="ITK" in reader)
+    return ChannelVolume(start.grid.reorientation.apply(voxels), start.spacing_mm, start.grid)
+
+
+def read_nifti_header(path: Path, reader: str) -> ChannelHeader:
+    """Read what a NIfTI file says of its voxels, and not the voxels.
+
+    Args:
+        path: See :func:`read_nifti`.
+        reader: Likewise.
+
+    Raises:
+        InputError: As :func:`read_nifti`, but for what only the voxels show.
+    """
+    with _reading(path) as stream:
+        start = _read_start(stream, path, reader)
+    dtype, voxels = start.yielded_dtype, math.prod(start.shape)
+    copied = 0 if dtype == start.dtype.newbyteorder("=") and start.scaling is None else dtype.itemsize
+    return ChannelHeader(dtype, start.spacing_mm, start.grid, (start.dtype.itemsize + copied) * voxels)
 
 
 def write_nifti_file(path: Path, voxels: npt.NDArray[Any], grid: FileGrid) -> None:
@@ -161,6 +190,26 @@ def _reading(path: Path) -> Iterator[_Stream]:
         raise InputError(f"{path.name}: does not fit into memory: use a machine with more") from error
 
 
+def _read_start(stream: _Stream, path: Path, reader: str) -> _Start:
+    """Read the header, and refuse what no voxels could mend."""
+    header = _read_header(stream, path)
+    shape, dtype = _shape_and_dtype(header, path)
+    try:
+        grid, spacing_mm = (
+            _itk_grid(header, shape, path, reader) if "ITK" in reader else _nibabel_grid(header, shape, path, reader)
+        )
+    except ValueError as error:
+        raise InputError(f"{path.name}: {error}: repair its affine (sform, qform)") from error
+    size = math.prod(shape) * dtype.itemsize
+    if size > path.stat().st_size * (DEFLATE_MOST if isinstance(stream, gzip.GzipFile) else 1):
+        raise InputError(
+            f"{path.name}: expected {size} bytes of voxels, shape {shape[::-1]}, found a file of "
+            f"{path.stat().st_size} bytes: it was cut off, copy it again"
+        )
+    scaling = _itk_scaling(header) if "ITK" in reader else _nibabel_scaling(header, path)
+    return _Start(header, shape, dtype, scaling, grid, spacing_mm)
+
+
 def _read_header(stream: _Stream, path: Path) -> Any:
     start = stream.read(4)
     if not start:
@@ -204,7 +253,8 @@ def _shape_and_dtype(header: Any, path: Path) -> tuple[Shape3, "np.dtype[Any]"]:
     return (z, y, x), dtype
 
 
-def _read_voxels(stream: _Stream, header: Any, shape: Shape3, dtype: "np.dtype[Any]", path: Path) -> npt.NDArray[Any]:
+def _read_voxels(stream: _Stream, start: _Start, path: Path) -> npt.NDArray[Any]:
+    header, dtype = start.header, start.dtype
     offset, first = float(header["vox_offset"]), int(type(header).single_vox_offset)
     if not (first <= offset < 1 << 31 and offset.is_integer()):
         raise InputError(f"{path.name}: expected voxels from byte {first} on, found vox_offset {offset:g}")
@@ -214,7 +264,7 @@ def _read_voxels(stream: _Stream, header: Any, shape: Shape3, dtype: "np.dtype[A
         if not skipped:
             raise EOFError("no voxels")
         left -= skipped
-    voxels = np.empty(shape, dtype)
+    voxels = np.empty(start.shape, dtype)
     target = memoryview(voxels).cast("B")  # type: ignore[arg-type]
     done = 0
     while done < len(target):
@@ -229,9 +279,7 @@ def _read_voxels(stream: _Stream, header: Any, shape: Shape3, dtype: "np.dtype[A
     return voxels
 
 
-def _scaled(
-    voxels: npt.NDArray[Any], scaling: tuple[float, float] | None, *, through_float32: bool
-) -> npt.NDArray[Any]:
+def _scaled(voxels: npt.NDArray[Any], scaling: _Scaling, *, through_float32: bool) -> npt.NDArray[Any]:
     """Apply slope and intercept in float64, plane by plane; types wider than 4 bytes become float32."""
     if scaling is None and voxels.dtype.itemsize <= 4 and voxels.dtype.kind in "iu":
         return voxels
@@ -251,14 +299,14 @@ def _scaled(
     return result
 
 
-def _itk_scaling(header: Any) -> tuple[float, float] | None:
+def _itk_scaling(header: Any) -> _Scaling:
     """Slope and intercept as ITK applies them; None: voxels are taken as they are."""
     slope, intercept = (_finite(header[name]) for name in ("scl_slope", "scl_inter"))
     slope = slope if abs(slope) >= np.finfo(np.float64).eps else 1.0
     return None if (slope, intercept) == (1.0, 0.0) else (slope, intercept)
 
 
-def _nibabel_scaling(header: Any, path: Path) -> tuple[float, float] | None:
+def _nibabel_scaling(header: Any, path: Path) -> _Scaling:
     """Slope and intercept as nibabel applies them; None: voxels are taken as they are."""
     try:
         slope, intercept = header.get_slope_inter()

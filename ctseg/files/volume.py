@@ -1,5 +1,6 @@
 """A scan in memory: reading it as nnU-Net's readers do, and writing labels onto its grid."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,9 @@ from ctseg.arrays import Affine, Spacing
 from ctseg.compiled.parallel import run_parallel
 from ctseg.errors import InputError, OutputError
 from ctseg.files.atomic import replacing
-from ctseg.files.formats import WRITE_ENDINGS, ChannelFiles, format_of, read_channel
+from ctseg.files.formats import WRITE_ENDINGS, ChannelFiles, format_of, read_channel, read_channel_header
 from ctseg.files.geometry import Geometry
-from ctseg.files.grid import ChannelVolume, FileGrid, reorientation_of
+from ctseg.files.grid import ChannelHeader, ChannelVolume, FileGrid, reorientation_of
 from ctseg.model_spec import Reader
 
 SAME_GRID_TOLERANCE_MM = 0.05
@@ -60,6 +61,32 @@ class Volume:
         return self.grid.reorientation.undo(labels)
 
 
+@dataclass(frozen=True, eq=False)
+class VolumeHeader:
+    """What the files of a scan say of it: all of a :class:`Volume` but its voxels.
+
+    Attributes:
+        channels: How many there are.
+        dtype: Of the voxels.
+        spacing_mm: As the volume's.
+        geometry: Likewise.
+        grid: Likewise.
+        reading_bytes: Memory that reading takes at most, the voxels included.
+    """
+
+    channels: int
+    dtype: "np.dtype[Any]"
+    spacing_mm: Spacing
+    geometry: Geometry
+    grid: FileGrid
+    reading_bytes: int
+
+    @property
+    def voxel_bytes(self) -> int:
+        """Memory that the voxels of all channels take."""
+        return self.channels * math.prod(self.geometry.shape) * self.dtype.itemsize
+
+
 class _NotFiniteError(InputError):
     """A channel has voxels that are NaN or infinite; the doors say which file it came from."""
 
@@ -89,10 +116,7 @@ def read_volume(channels: Sequence[Path | ChannelFiles], reader: str) -> Volume:
     Source:
         nnU-Net's ``imageio`` package.
     """
-    _check_reader(reader)
-    if not channels:
-        raise ValueError("expected a file for each channel, found none")
-    files = [channel if isinstance(channel, ChannelFiles) else ChannelFiles((channel,)) for channel in channels]
+    files = _files_of(channels, reader)
     first = read_channel(files[0], reader)
     others = []
     for other_files in files[1:]:
@@ -105,13 +129,56 @@ def read_volume(channels: Sequence[Path | ChannelFiles], reader: str) -> Volume:
         raise InputError(f"{files[error.channel].name}: {error.problem}") from error
 
 
+def read_volume_header(channels: Sequence[Path | ChannelFiles], reader: str) -> VolumeHeader:
+    """Read what the files of one case say of it, without the voxels: what :func:`read_volume` would yield.
+
+    Args:
+        channels: See :func:`read_volume`.
+        reader: Likewise.
+
+    Raises:
+        InputError: As :func:`read_volume`, but for what only the voxels show.
+        SetupError: A file needs SimpleITK, which is not installed.
+    """
+    files = _files_of(channels, reader)
+    headers = [read_channel_header(channel, reader) for channel in files]
+    first = headers[0]
+    for other_files, other in zip(files[1:], headers[1:], strict=True):
+        _check_same_grid(files[0], first, other_files, other)
+    dtype = _common_dtype([header.dtype for header in headers])
+    return VolumeHeader(len(files), dtype, first.spacing_mm, first.geometry, first.grid, _reading_bytes(headers, dtype))
+
+
+def _files_of(channels: Sequence[Path | ChannelFiles], reader: str) -> list[ChannelFiles]:
+    _check_reader(reader)
+    if not channels:
+        raise ValueError("expected a file for each channel, found none")
+    return [channel if isinstance(channel, ChannelFiles) else ChannelFiles((channel,)) for channel in channels]
+
+
+def _reading_bytes(headers: Sequence[ChannelHeader], dtype: "np.dtype[Any]") -> int:
+    """Return the most memory that is held while channels are read one after the other, and then stacked."""
+    voxels = math.prod(headers[0].geometry.shape)
+    most = held = 0
+    for header in headers:
+        most = max(most, held + header.reading_bytes)
+        held += header.dtype.itemsize * voxels
+    if len(headers) == 1:
+        return most
+    converted = sum(dtype.itemsize for header in headers if header.dtype != dtype)
+    return max(most, held + (converted + len(headers) * dtype.itemsize) * voxels)
+
+
 def _stacked(channels: Sequence[ChannelVolume]) -> npt.NDArray[Any]:
     """Return (channels, z, y, x): a view of one channel; float32 where the channels' types differ."""
     if len(channels) == 1:
         return channels[0].voxels[None]
-    dtypes = {channel.voxels.dtype for channel in channels}
-    dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
+    dtype = _common_dtype([channel.voxels.dtype for channel in channels])
     return np.stack([channel.voxels.astype(dtype, copy=False) for channel in channels])
+
+
+def _common_dtype(dtypes: "Sequence[np.dtype[Any]]") -> "np.dtype[Any]":
+    return dtypes[0] if len(set(dtypes)) == 1 else np.dtype(np.float32)
 
 
 def volume_from_array(voxels: npt.NDArray[Any], geometry: Geometry | Affine, reader: str = "SimpleITKIO") -> Volume:
@@ -218,7 +285,10 @@ def _non_finite(voxels: npt.NDArray[Any]) -> str | None:
 
 
 def _check_same_grid(
-    first_files: ChannelFiles, first: ChannelVolume, files: ChannelFiles, channel: ChannelVolume
+    first_files: ChannelFiles,
+    first: ChannelVolume | ChannelHeader,
+    files: ChannelFiles,
+    channel: ChannelVolume | ChannelHeader,
 ) -> None:
     """Refuse channels that do not lie on each other; nnU-Net only warns about some of these."""
     one, other = first.geometry, channel.geometry

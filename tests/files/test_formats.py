@@ -11,14 +11,18 @@ import SimpleITK as sitk
 from ctseg.errors import InputError, OutputError
 from ctseg.files.formats import FORMATS, READ_ENDINGS, WRITE_ENDINGS, ChannelFiles, Format, format_of, stem_of
 from ctseg.files.geometry import Geometry
-from ctseg.files.grid import ChannelVolume, FileGrid
-from ctseg.files.volume import read_volume, volume_from_array, write_label_map
+from ctseg.files.grid import ChannelHeader, ChannelVolume, FileGrid
+from ctseg.files.volume import read_volume, read_volume_header, volume_from_array, write_label_map
 from tests.support.scan_files import (
+    ELSEWHERE,
+    FLIPPED,
     ITK_READERS,
     OBLIQUE,
+    PERMUTED,
     READERS,
     TURNED_FAR,
     check_equals_nnunet,
+    check_header_says,
     landmarks,
     nobody,
     phantom,
@@ -55,8 +59,10 @@ def test_committed_ct_is_read_as_nnunets_reader_does(ending, reader, ct_piece, t
         sitk.WriteImage(sitk.ReadImage(str(ct_piece)), str(tmp_path / f"ct{ending}"))
     if ending.startswith(".nii") or reader in ITK_READERS:
         check_equals_nnunet([tmp_path / f"ct{ending}"], reader)
-    voxels = read_volume([tmp_path / f"ct{ending}"], reader).voxels
-    np.testing.assert_array_equal(np.sort(voxels, axis=None), np.sort(nibabel.load(ct_piece).dataobj, axis=None))
+    volume = read_volume([tmp_path / f"ct{ending}"], reader)
+    check_header_says(volume, [tmp_path / f"ct{ending}"], reader)
+    voxels = np.sort(volume.voxels, axis=None)
+    np.testing.assert_array_equal(voxels, np.sort(nibabel.load(ct_piece).dataobj, axis=None))
 
 
 def test_each_ending_belongs_to_one_format():
@@ -88,13 +94,73 @@ def test_format_of_many_files_reads_a_channel_from_all_of_them(tmp_path):
         geometry = Geometry(voxels.shape, OBLIQUE)
         return ChannelVolume(voxels, geometry.spacing_mm, FileGrid(geometry, geometry.spacing_mm))
 
-    slices = Format("slices", (".slice",), read)
+    def read_header(files, reader):
+        geometry = Geometry((len(files.paths), 4, 5), OBLIQUE)
+        return ChannelHeader(np.dtype(np.int16), geometry.spacing_mm, FileGrid(geometry, geometry.spacing_mm), 40)
+
+    slices = Format("slices", (".slice",), read, read_header)
     paths = tuple(tmp_path / f"{z}.slice" for z in range(3))
     for z, path in enumerate(paths):
         path.write_text(str(z * 7))
     channel = slices.read(ChannelFiles(paths), "SimpleITKIO")
     assert channel.voxels[:, 0, 0].tolist() == [0, 7, 14]
     assert channel.stored_dtype == np.int16
+    np.testing.assert_array_equal(
+        slices.read_header(ChannelFiles(paths), "SimpleITKIO").geometry.affine_ras, channel.geometry.affine_ras
+    )
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("ending", READ_ENDINGS[2:])
+@pytest.mark.parametrize(
+    "affine", [OBLIQUE, FLIPPED, PERMUTED, TURNED_FAR], ids=["oblique", "flipped", "permuted", "far"]
+)
+def test_header_of_a_turned_scan_says_what_reading_gives(affine, ending, reader, tmp_path):
+    for dtype in (np.int16, np.float64, np.uint8):
+        nifti = write_raw_nifti(tmp_path / "a.nii.gz", phantom(dtype), affine, affine)
+        path = tmp_path / f"a{ending}"
+        sitk.WriteImage(sitk.ReadImage(str(nifti)), str(path))
+        check_header_says(read_volume([path], reader), [path], reader)
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_header_with_spacing_below_zero_says_what_reading_gives(reader, tmp_path):
+    sitk.WriteImage(sitk.GetImageFromArray(phantom().T.copy()), str(tmp_path / "a.mhd"))
+    text = (tmp_path / "a.mhd").read_text().replace("ElementSpacing = 1 1 1", "ElementSpacing = -0.7 1.1 -2.5")
+    (tmp_path / "a.mhd").write_text(text)
+    volume = read_volume([tmp_path / "a.mhd"], reader)
+    assert volume.grid.spacing_mm == (2.5, 1.1, 0.7)
+    check_header_says(volume, [tmp_path / "a.mhd"], reader)
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_header_of_several_channels_says_what_reading_gives(reader, tmp_path):
+    paths = [
+        write_raw_nifti(tmp_path / "a_0000.nii", phantom(), TURNED_FAR, TURNED_FAR),
+        write_raw_nifti(tmp_path / "a_0001.nii.gz", phantom(np.float64), TURNED_FAR, TURNED_FAR, scl_slope=3),
+    ]
+    for files in (paths, paths[:1] * 3):
+        check_header_says(read_volume(files, reader), files, reader)
+    elsewhere = write_raw_nifti(tmp_path / "b.nii", phantom(), ELSEWHERE, ELSEWHERE)
+    with pytest.raises(InputError, match=r"b\.nii: expected the grid of a_0000\.nii"):
+        read_volume_header([paths[0], elsewhere], reader)
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("ending", READ_ENDINGS)
+def test_header_is_read_without_the_voxels(ending, reader, ct_piece, tmp_path):
+    """Where the voxels are lost, the header still says what they would be."""
+    path = tmp_path / f"ct{ending}"
+    if ending.startswith(".nii"):
+        nibabel.save(nibabel.load(ct_piece), path)
+    else:
+        sitk.WriteImage(sitk.ReadImage(str(ct_piece)), str(path))
+    whole = read_volume([path], reader)
+    damaged = next((file for file in tmp_path.iterdir() if file != path), path)
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2 :] = bytes(len(content) - len(content) // 2)
+    damaged.write_bytes(content)
+    check_header_says(whole, [path], reader)
 
 
 def test_odd_files_give_a_right_answer_or_a_clear_refusal(shared_data):

@@ -16,7 +16,7 @@ from scipy.spatial.transform import Rotation
 
 from ctseg.errors import InputError
 from ctseg.files.geometry import RAS_FROM_LPS
-from ctseg.files.volume import read_volume
+from ctseg.files.volume import Volume, read_volume, read_volume_header
 
 NNUNET = {cls.__name__: cls() for cls in (SimpleITKIO, SimpleITKIOWithReorient, NibabelIO, NibabelIOWithReorient)}
 
@@ -95,6 +95,21 @@ def check_equals_nnunet(files, reader) -> None:
     np.testing.assert_array_equal(volume.voxels.astype(np.float32), expected)
     assert volume.spacing_mm == tuple(float(size) for size in properties["spacing"])
     np.testing.assert_allclose(volume.geometry.affine_ras, affine_ras_of(properties), rtol=3e-7, atol=2e-4)
+    check_header_says(volume, files, reader)
+
+
+def check_header_says(volume: Volume, files, reader) -> None:
+    """The headers alone say all that reading gave."""
+    header = read_volume_header(files, reader)
+    assert (header.channels, *header.geometry.shape) == volume.voxels.shape
+    assert header.dtype == volume.voxels.dtype
+    assert header.voxel_bytes == volume.voxels.nbytes <= header.reading_bytes
+    assert header.spacing_mm == volume.spacing_mm
+    np.testing.assert_array_equal(header.geometry.affine_ras, volume.geometry.affine_ras)
+    np.testing.assert_array_equal(header.grid.geometry.affine_ras, volume.grid.geometry.affine_ras)
+    assert header.grid.spacing_mm == volume.grid.spacing_mm
+    assert header.grid.reorientation == volume.grid.reorientation
+    assert header.grid.source.dtype == volume.grid.source.dtype
 
 
 FORMS = {
