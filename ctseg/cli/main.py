@@ -7,7 +7,7 @@ runs, so that ``ctseg --help`` stays fast and the client never loads torch.
 import sys
 from collections.abc import Sequence
 
-from ctseg.cli import deploy, predict, train
+from ctseg.cli import deploy, predict, report, train
 from ctseg.cli.console import configure_logging
 from ctseg.cli.exit_codes import INTERRUPTED, WRONG_SETUP
 from ctseg.cli.parser import Parser, worded
@@ -25,7 +25,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"ctseg {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (train, deploy, predict):
+    for module in (train, deploy, predict, report):
         module.add_commands(commands)
     return parser
 

@@ -18,6 +18,7 @@ from ctseg.files.formats import WRITE_ENDINGS
 from ctseg.model_spec import ModelSpec
 from ctseg.predict.case_work import CaseWork
 from ctseg.predict.memory import MemoryBudget, available_bytes
+from ctseg.predict.model_notes import write_model_note
 from ctseg.predict.options import BatchOptions
 from ctseg.predict.predictor import PatchPredictor
 from ctseg.predict.presence import Presence
@@ -85,16 +86,22 @@ class FolderRun:
         try:
             _check_can_be_written(cases, self._segmenter.spec, self._output)
             self._make_output()
-            with Presence(self._output) as presence:
-                work = CaseWork(self._segmenter, presence, self._output, self._options, self._budget, self._progress)
-                begin_report(self._output)
-                try:
-                    with self._progress:
-                        self._run(cases, work)
-                finally:
-                    work.write_what_is_unwritten()
-                    others = [run for run in work.ledger.others.living() if run != presence.run]
-                    fold_report(self._output, finished=not others)
+            work: CaseWork | None = None
+            try:
+                with Presence(self._output) as presence:
+                    write_model_note(self._output, self._segmenter.spec, through=presence.folder)
+                    work = CaseWork(
+                        self._segmenter, presence, self._output, self._options, self._budget, self._progress
+                    )
+                    begin_report(self._output)
+                    try:
+                        with self._progress:
+                            self._run(cases, work)
+                    finally:
+                        work.write_what_is_unwritten()
+            finally:
+                if work is not None:  # after this run has left, so that the last of several finds nobody at work
+                    fold_report(self._output, work.ledger.others)
         finally:
             self._segmenter.close()
         return Report(finished=True, written=now(), cases=tuple(work.ended[name] for name in sorted(work.ended)))

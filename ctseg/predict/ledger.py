@@ -81,7 +81,7 @@ class Ledger:
         try:
             if missing := [name for name in wanted if not (self._output / name).exists()]:
                 return f"{missing[0]} has gone"
-            if not _are_still(outcome.inputs, with_companions(case.paths)):
+            if not is_scan_of(outcome, case):
                 return "its scan is not the one that was segmented"
             if any(self._is_foreign(name, outcome) for name in wanted):
                 return None  # what stands there decides
@@ -160,5 +160,11 @@ def kept(outcome: Outcome, names: Sequence[str]) -> Outcome:
     )
 
 
-def _are_still(known: Sequence[KnownFile], paths: Sequence[Path]) -> bool:
+def is_scan_of(outcome: Outcome, case: Case) -> bool:
+    """Whether a case has the files, with the same bytes, that an outcome is of.
+
+    Raises:
+        OSError: One is there and cannot be read.
+    """
+    known, paths = outcome.inputs, with_companions(case.paths)
     return len(known) == len(paths) and all(file.is_still(path) for file, path in zip(known, paths, strict=True))

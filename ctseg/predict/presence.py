@@ -28,6 +28,7 @@ TOUCH_S = 10.0
 """Between two touches of a living run."""
 SILENT_S = 90.0
 """A run that nobody heard of for so long is silent; network file systems pass a touch on within a minute."""
+_LISTEN_S = 5.0
 _ALIVE_NAME = "alive"
 
 
@@ -114,8 +115,7 @@ class OtherRuns:
     def is_silent(self, run: str) -> bool:
         """Whether nothing was heard of a run for ``silent_s`` since the first look: dead, stopped, or cut off."""
         try:
-            with (self._folder / run / _ALIVE_NAME).open("rb") as file:  # opening asks the server of a network disk
-                touched = os.fstat(file.fileno()).st_mtime_ns
+            touched = _touched(self._folder / run)
         except FileNotFoundError:
             return True
         except OSError:
@@ -129,13 +129,21 @@ class OtherRuns:
             return now - known[1] > self._silent_s
 
     def living(self) -> list[str]:
-        """Return the runs that are not dead for certain."""
-        return [folder.name for folder in self._folders() if not self.is_dead(folder.name)]
+        """Return the runs that are neither dead for certain, nor on another kernel and silent."""
+        return [folder.name for folder in self._folders() if not self._has_ended(folder)]
+
+    def listen(self) -> list[str]:
+        """Wait until every run on another kernel was heard of, or is silent; return those that live."""
+        first = {folder.name: _sign_of(folder) for folder in self._folders() if self._on_another_kernel(folder)}
+        while waiting := [run for run in self.living() if run in first and _sign_of(self._folder / run) == first[run]]:
+            logger.info("waiting for a sign of %s", ", ".join(waiting))
+            time.sleep(min(_LISTEN_S, self._silent_s))
+        return self.living()
 
     def remove_leftovers(self) -> None:
         """Remove the folders of runs that are dead for certain, or on another kernel and silent."""
         for folder in self._folders():
-            if self.is_dead(folder.name) or (self._on_another_kernel(folder) and self.is_silent(folder.name)):
+            if self._has_ended(folder):
                 logger.info("%s: removed what a run that has ended left", folder)
                 shutil.rmtree(folder, ignore_errors=True)
 
@@ -144,11 +152,26 @@ class OtherRuns:
             return []
         return [entry for entry in self._folder.iterdir() if not entry.name.startswith(".") and entry.is_dir()]
 
+    def _has_ended(self, folder: Path) -> bool:
+        return self.is_dead(folder.name) or (self._on_another_kernel(folder) and self.is_silent(folder.name))
+
     def _on_another_kernel(self, folder: Path) -> bool:
         try:
             return (folder / _ALIVE_NAME).read_text(encoding="utf-8") not in ("", _kernel())
         except OSError:
             return False
+
+
+def _touched(folder: Path) -> int:
+    with (folder / _ALIVE_NAME).open("rb") as file:  # opening asks the server of a network disk
+        return os.fstat(file.fileno()).st_mtime_ns
+
+
+def _sign_of(folder: Path) -> int | None:
+    try:
+        return _touched(folder)
+    except OSError:
+        return None
 
 
 def _runs_of(output: Path) -> Path:

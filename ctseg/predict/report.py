@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import logging
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +12,9 @@ from typing import Any, Literal
 from ctseg.documents import Document
 from ctseg.files.atomic import write_text
 from ctseg.files.identity import KnownFile
+from ctseg.predict.model_notes import ModelNote, read_model_notes
 from ctseg.predict.outcomes import Outcome, OutcomeStore
+from ctseg.predict.presence import OtherRuns
 
 REPORT_NAME = "report.json"
 TABLE_NAME = "report.csv"
@@ -26,12 +29,14 @@ class Report(Document):
         finished: False while a run works in the folder; the outcomes of its cases are still to come.
         written: When, in UTC.
         cases: In order of their names.
+        models: Labels and channels by the digest of the spec, of every model that an outcome names.
     """
 
     schema_version: Literal[2] = 2
     finished: bool
     written: str
     cases: tuple[Outcome, ...] = ()
+    models: Mapping[str, ModelNote] = {}
 
 
 def begin_report(output: Path) -> None:
@@ -43,23 +48,24 @@ def begin_report(output: Path) -> None:
     _write(output, Report(finished=False, written=now()))
 
 
-def fold_report(output: Path, *, finished: bool = True) -> Report:
+def fold_report(output: Path, others: OtherRuns | None = None) -> Report:
     """Write ``report.json`` and ``report.csv`` from all outcomes in a folder, whoever wrote them and when.
 
     Args:
-        output: The output folder.
-        finished: Whether no run works in the folder any more.
+        output: The output folder; no run of the caller's works there any more.
+        others: Knows which runs do; a new watcher by default.
 
     Raises:
         OutputError: They cannot be written.
     """
-    store = OutcomeStore(output)
+    store, others = OutcomeStore(output), others or OtherRuns(output)
     while True:
-        before = store.written()
-        report = Report(finished=finished, written=now(), cases=_outcomes(store))
+        before, is_finished = store.written(), not others.living()
+        report = _report(output, _outcomes(store), is_finished)
         _write(output, report)
         write_text(output / TABLE_NAME, _table(report))
-        if not finished or store.written() == before:  # else another run has added to them meanwhile
+        # else a run has begun or ended meanwhile, or has added to the outcomes: it may have written before this did
+        if is_finished == (not others.living()) and (not is_finished or store.written() == before):
             return report
 
 
@@ -112,6 +118,12 @@ def _outcomes(store: OutcomeStore) -> tuple[Outcome, ...]:
     return tuple(sorted(outcomes, key=lambda outcome: outcome.case))
 
 
+def _report(output: Path, outcomes: tuple[Outcome, ...], is_finished: bool) -> Report:
+    named = {outcome.made_by.spec_digest for outcome in outcomes if outcome.made_by is not None}
+    models = {digest: note for digest, note in read_model_notes(output).items() if digest in named}
+    return Report(finished=is_finished, written=now(), cases=outcomes, models=models)
+
+
 def _write(output: Path, report: Report) -> None:
     write_text(output / REPORT_NAME, json.dumps(report.model_dump(mode="json"), indent=1))
 
@@ -120,12 +132,35 @@ def _table(report: Report) -> str:
     """Return a row for each case, and a column for the volume of each label."""
     labels = sorted({label for outcome in report.cases for label in outcome.volumes_ml})
     text = io.StringIO()
-    table = csv.writer(text)
-    table.writerow(["case", "status", *(f"{label} ml" for label in labels), "seconds", "windows", "model", "error"])
+    columns = ["case", "status", *(f"{label} ml" for label in labels), *_row(Outcome(case="", status="failed"))]
+    table = csv.DictWriter(text, columns, restval="")
+    table.writeheader()
     for outcome in report.cases:
-        volumes: list[Any] = [outcome.volumes_ml.get(label, "") for label in labels]
-        table.writerow([
-            outcome.case, outcome.status, *volumes, outcome.seconds.total, outcome.windows,
-            outcome.made_by.model if outcome.made_by else "", outcome.error.message if outcome.error else "",
-        ])  # fmt: skip
+        volumes = {f"{label} ml": volume for label, volume in outcome.volumes_ml.items()}
+        table.writerow({"case": outcome.case, "status": outcome.status, **volumes, **_row(outcome)})
     return text.getvalue()
+
+
+def _row(outcome: Outcome) -> dict[str, Any]:
+    """Return what a row says beside case, status and volumes."""
+    made_by = outcome.made_by
+    return {
+        "seconds": outcome.seconds.total,
+        "windows": outcome.windows,
+        "bytes_sent": outcome.bytes_sent,
+        "bytes_received": outcome.bytes_received,
+        "model": made_by.model if made_by else "",
+        "error": outcome.error.message if outcome.error else "",
+        "warnings": "; ".join(outcome.warnings),
+        "inputs": "; ".join(f"{file.name} {file.sha256}" for file in outcome.inputs),
+        "outputs": "; ".join(f"{file.name} {file.sha256}" for file in outcome.outputs),
+        "model_version": made_by.model_version if made_by else "",
+        "spec_digest": made_by.spec_digest if made_by else "",
+        "parity": made_by.parity if made_by else "",
+        "tile_step_size": made_by.options.tile_step_size if made_by else "",
+        "mirroring": made_by.options.mirroring if made_by else "",
+        "servers": " ".join(made_by.servers) if made_by else "",
+        "run": made_by.run if made_by else "",
+        "part": (made_by.part or "") if made_by else "",
+        "ended": outcome.ended,
+    }

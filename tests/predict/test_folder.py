@@ -230,7 +230,7 @@ def test_a_full_disk_fails_the_case_and_keeps_the_report_valid(folder):
     write_scan(folder / "large.nii.gz", shape=(96, 96, 64))
     out = folder.parent / "out"
     out.mkdir()
-    if os.system(f"mount -t tmpfs -o size=24k tmpfs {out} 2>/dev/null") != 0:
+    if os.system(f"mount -t tmpfs -o size=48k tmpfs {out} 2>/dev/null") != 0:
         pytest.skip("NO MOUNT: this machine does not let tests mount a small disk")
     try:
         report = run(folder)

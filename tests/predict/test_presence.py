@@ -101,3 +101,11 @@ def test_a_run_leaves_nothing(tmp_path: Path) -> None:
         (presence.folder / "half.nii.gz").touch()
     assert list((tmp_path / ".ctseg" / "runs").iterdir()) == []
     assert OtherRuns(tmp_path).is_dead(presence.run)
+
+
+@pytest.mark.parametrize("lives", [True, False])
+def test_a_run_on_another_kernel_is_listened_for_until_it_is_heard_or_silent(tmp_path: Path, lives: bool) -> None:
+    with Presence(tmp_path, touch_s=0.05 if lives else 600) as presence:
+        (presence.folder / "alive").write_text("another kernel")
+        others = OtherRuns(tmp_path, silent_s=600 if lives else 0.2)
+        assert others.listen() == ([presence.run] if lives else [])

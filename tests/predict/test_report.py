@@ -9,8 +9,11 @@ import pytest
 
 from ctseg.errors import InputError, OutputError
 from ctseg.files.identity import KnownFile
-from ctseg.predict.outcomes import MadeBy, Options, Outcome, OutcomeStore, error_of
+from ctseg.predict.model_notes import write_model_note
+from ctseg.predict.outcomes import MadeBy, Options, Outcome, OutcomeStore, StageSeconds, error_of
+from ctseg.predict.presence import OtherRuns, Presence
 from ctseg.predict.report import REPORT_NAME, TABLE_NAME, Report, adopt_earlier_report, begin_report, fold_report
+from tests.support.toy_models import toy_spec
 
 OPTIONS = Options(tile_step_size=0.5, mirroring=True)
 MADE_BY = MadeBy(run="r", model="m", model_version="1", spec_digest="a" * 64, options=OPTIONS)
@@ -39,6 +42,61 @@ def test_the_fold_holds_every_outcome_in_order_of_names(tmp_path, store):
     assert [(row["case"], row["liver ml"], row["error"]) for row in rows[2:]] == [
         ("c", "1.5", ""), ("d", "", "case d: empty"),
     ]  # fmt: skip
+
+
+def test_the_table_says_who_made_what_from_which_bytes(tmp_path, store):
+    scan = KnownFile(name="a_0000.nii.gz", sha256="1" * 64)
+    labels = KnownFile(name="a.nii.gz", sha256="2" * 64)
+    made_by = MADE_BY.model_copy(update={"servers": ("gpu1:8001", "gpu2:8001"), "part": "0/4"})
+    outcome = Outcome(
+        case="a", status="ok", made_by=made_by, inputs=(scan,), outputs=(labels,), volumes_ml={"liver": 1.5},
+        warnings=("odd", "very"), seconds=StageSeconds(total=2.5), windows=8, bytes_sent=10, bytes_received=20,
+        ended="2026-01-01T00:00:00+00:00",
+    )  # fmt: skip
+    store.write("a", outcome)
+    fold_report(tmp_path)
+    (row,) = csv.DictReader((tmp_path / TABLE_NAME).read_text().splitlines())
+    assert row == {
+        "case": "a", "status": "ok", "liver ml": "1.5", "seconds": "2.5", "windows": "8", "bytes_sent": "10",
+        "bytes_received": "20", "model": "m", "error": "", "warnings": "odd; very",
+        "inputs": f"a_0000.nii.gz {'1' * 64}", "outputs": f"a.nii.gz {'2' * 64}", "model_version": "1",
+        "spec_digest": "a" * 64, "parity": "untested", "tile_step_size": "0.5", "mirroring": "True",
+        "servers": "gpu1:8001 gpu2:8001", "run": "r", "part": "0/4", "ended": "2026-01-01T00:00:00+00:00",
+    }  # fmt: skip
+
+
+def test_the_report_has_the_values_of_the_labels_of_each_model_that_worked_in_the_folder(tmp_path, store):
+    spec, other = toy_spec(), toy_spec(patch_size=(6, 10, 16))
+    for each in (spec, other):
+        write_model_note(tmp_path, each)
+    made_by = MADE_BY.model_copy(update={"spec_digest": spec.digest})
+    store.write("a", Outcome(case="a", status="ok", made_by=made_by))
+    (note,) = fold_report(tmp_path).models.values()
+    assert note.labels == {"liver": (1,), "tumour": (2,)}
+    assert note.channels == ("CT", "PET")
+
+
+def test_the_last_of_several_runs_to_leave_finds_the_report_finished(tmp_path, store):
+    store.write("a", Outcome(case="a", status="ok"))
+    with Presence(tmp_path):
+        with Presence(tmp_path):
+            pass
+        assert not fold_report(tmp_path).finished
+    assert fold_report(tmp_path).finished
+
+
+@pytest.mark.parametrize("begins", [True, False])
+def test_a_run_that_begins_or_ends_while_the_report_is_folded_is_in_it(tmp_path, store, begins):
+    store.write("a", Outcome(case="a", status="ok"))
+
+    class Others(OtherRuns):
+        asked = 0
+
+        def living(self):
+            self.asked += 1
+            return ["another"] if begins == (self.asked > 1) else []
+
+    assert fold_report(tmp_path, Others(tmp_path)).finished != begins
 
 
 def test_a_run_that_begins_marks_the_report_as_unfinished(tmp_path, store):

@@ -1,0 +1,60 @@
+"""The command ``report``: what became of a folder, without a model."""
+
+import argparse
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ctseg.cli.console import add_verbosity
+from ctseg.cli.exit_codes import DONE, SOME_FAILED
+from ctseg.cli.parser import Parser
+
+if TYPE_CHECKING:
+    from ctseg.predict.report import Report
+
+
+def add_commands(commands: "argparse._SubParsersAction[Parser]") -> None:
+    """Add ``report``."""
+    report = commands.add_parser(
+        "report",
+        help="say what became of a folder of cases",
+        description="Write report.json and report.csv anew from what became of every case, whoever segmented it, and "
+        "print what is not done, a line a case. With -i, cases of the input that nobody has ended are told too. Needs "
+        "no model and no server. Exit status: 0 all done, 1 something is not, 2 the folder is none of ctseg's.",
+    )
+    report.add_argument("-o", "--output", type=Path, required=True, help="the output folder of ctseg predict")
+    report.add_argument("-i", "--input", type=Path, help="the scan or folder of scans that should be done")
+    report.add_argument(
+        "--channels", type=_channels, help="channels of a case (default: those of the model that worked there)"
+    )
+    add_verbosity(report)
+    report.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from ctseg.predict.report import REPORT_NAME
+    from ctseg.predict.review import review_folder
+
+    review = review_folder(args.output, args.input, channels=args.channels)
+    for case, why in review.left:
+        print(f"{case}: {why}")
+    for run in review.working:
+        print(f"{run} still works in {args.output}")
+    left = f", {len(review.left)} of the cases looked at not done" if review.left else ""
+    print(f"{counted(review.report)}{left}: {args.output / REPORT_NAME}")
+    return SOME_FAILED if review.left else DONE
+
+
+def counted(report: "Report") -> str:
+    """Return how many cases ended in which way, in words."""
+    counts = Counter(case.status for case in report.cases)
+    words = [f"{counts['ok']} done", *([f"{counts['skipped']} skipped"] if counts["skipped"] else [])]
+    words += [f"{counts['failed']} failed", *([f"{counts['kept']} kept"] if counts["kept"] else [])]
+    return ", ".join(words)
+
+
+def _channels(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, found {text}")
+    return value

@@ -1,0 +1,100 @@
+"""Whether a folder is done: its report folded anew, and held against the input; needs neither model nor server."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ctseg.errors import SetupError
+from ctseg.files.cases import Case, find_cases
+from ctseg.files.identity import printable
+from ctseg.predict.ledger import is_scan_of
+from ctseg.predict.model_notes import read_model_notes
+from ctseg.predict.outcomes import MEMORY_NAME, Outcome, OutcomeStore, names_of_outputs
+from ctseg.predict.presence import OtherRuns
+from ctseg.predict.report import Report, fold_report
+
+
+@dataclass(frozen=True)
+class Review:
+    """What a look at an output folder found.
+
+    Attributes:
+        report: As it stands in ``report.json``.
+        left: What is not done, by the case's name, in order: why, for people.
+        working: Runs that work in the folder.
+    """
+
+    report: Report
+    left: tuple[tuple[str, str], ...]
+    working: tuple[str, ...]
+
+
+def review_folder(output: Path, input_path: Path | None = None, *, channels: int | None = None) -> Review:
+    """Fold the report of a folder anew, and say what is not done.
+
+    Args:
+        output: The output folder.
+        input_path: A scan or a folder of scans, whose cases are looked at; None: those that have an outcome.
+        channels: Of a case; None takes what the models had that worked in the folder.
+
+    Raises:
+        SetupError: The folder has no memory, or models of several numbers of channels have worked in it.
+        InputError: The input cannot be read, or holds no scans.
+        OutputError: The report cannot be written.
+    """
+    if not (output / MEMORY_NAME).is_dir():
+        raise SetupError(f"{output}: expected a folder that ctseg has segmented into, found no {MEMORY_NAME} in it")
+    others = OtherRuns(output)
+    others.listen()
+    cases = None
+    if input_path is not None:
+        channels = channels or _channels_in(output)
+        cases = find_cases(input_path, channels=channels, passed_over=names_of_outputs(input_path))
+    report = fold_report(output, others)
+    there = frozenset(printable(path.name) for path in output.iterdir())
+    left = _left_of(report.cases, there) if cases is None else _left_of_input(cases, OutcomeStore(output), there)
+    return Review(report, tuple(left), tuple(others.living()))
+
+
+def _channels_in(output: Path) -> int:
+    """Return how many channels a case has; 1 where no model is known: only names of incomplete cases need more."""
+    numbers = sorted({len(note.channels) for note in read_model_notes(output).values()})
+    if len(numbers) > 1:
+        raise SetupError(
+            f"{output}: models of {' and '.join(map(str, numbers))} channels have worked in it: "
+            "say how many a case of this input has",
+            settings=("channels",),
+        )
+    return numbers[0] if numbers else 1
+
+
+def _left_of(outcomes: Sequence[Outcome], there: frozenset[str]) -> Iterator[tuple[str, str]]:
+    for outcome in outcomes:
+        if why := _why_not_done(outcome, there):
+            yield outcome.case, why
+
+
+def _left_of_input(cases: Sequence[Case], store: OutcomeStore, there: frozenset[str]) -> Iterator[tuple[str, str]]:
+    for case in cases:
+        outcome = store.read(case.name)
+        if outcome is None:
+            yield printable(case.name), "no outcome: not begun, or cut off"
+        elif why := _why_not_done(outcome, there):
+            yield printable(case.name), why
+        elif outcome.status == "ok" and outcome.inputs and not _is_of(outcome, case):
+            yield printable(case.name), "its scan is not the one that was segmented"
+
+
+def _why_not_done(outcome: Outcome, there: frozenset[str]) -> str | None:
+    if outcome.status == "failed":
+        return "failed" if outcome.error is None else outcome.error.message.removeprefix(f"case {outcome.case}: ")
+    if gone := [file.name for file in outcome.outputs if file.name not in there]:
+        return f"{', '.join(gone)} has gone"
+    return None
+
+
+def _is_of(outcome: Outcome, case: Case) -> bool:
+    try:
+        return is_scan_of(outcome, case)
+    except OSError:
+        return False

@@ -1,0 +1,79 @@
+"""``ctseg report``: exit codes and lines; no model, no server."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ctseg.cli.main import main as ctseg
+from ctseg.files.cases import find_cases
+from ctseg.predict.folder import segment_cases
+from ctseg.predict.options import BatchOptions
+from ctseg.predict.presence import Presence
+from tests.support.threshold import ThresholdPredictor, write_scan
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    """Scans a and b, of which a is segmented."""
+    scans, out = tmp_path / "in", tmp_path / "out"
+    scans.mkdir()
+    for name in "ab":
+        write_scan(scans / f"{name}.nii.gz")
+    segment_cases(find_cases(scans, channels=1)[:1], ThresholdPredictor(), out, BatchOptions())
+    return scans, out
+
+
+def report(*words: object) -> int:
+    return ctseg(["report", *map(str, words)])
+
+
+def test_a_case_that_nobody_began_is_named_and_exits_1(folders, capsys):
+    scans, out = folders
+    assert report("-o", out, "-i", scans) == 1
+    assert capsys.readouterr().out.splitlines() == [
+        "b: no outcome: not begun, or cut off",
+        f"1 done, 0 failed, 1 of the cases looked at not done: {out / 'report.json'}",
+    ]
+    assert report("-o", out) == 0
+    segment_cases(find_cases(scans, channels=1)[1:], ThresholdPredictor(), out, BatchOptions())
+    assert report("-o", out, "-i", scans) == 0
+
+
+def test_a_case_that_failed_is_named_and_exits_1(folders, capsys):
+    scans, out = folders
+    (scans / "b.nii.gz").write_bytes(b"")
+    segment_cases(find_cases(scans, channels=1)[1:], ThresholdPredictor(), out, BatchOptions())
+    for words in (("-o", out), ("-o", out, "-i", scans)):
+        assert report(*words) == 1
+        assert "b: b.nii.gz: " in capsys.readouterr().out
+
+
+def test_a_run_that_works_there_is_named(folders, capsys):
+    _, out = folders
+    with Presence(out) as presence:
+        report("-o", out)
+    assert f"{presence.run} still works in {out}" in capsys.readouterr().out
+
+
+def test_a_folder_that_is_none_of_ctsegs_exits_2(folders, tmp_path, capsys):
+    assert report("-o", tmp_path) == 2
+    assert "found no .ctseg in it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("channels", ["0", "x"])
+def test_channels_are_a_number(folders, channels):
+    with pytest.raises(SystemExit) as caught:
+        report("-o", folders[1], "--channels", channels)
+    assert caught.value.code == 2
+
+
+def test_it_loads_neither_kernels_nor_a_server(folders):
+    program = (
+        "import sys\nfrom ctseg.cli.main import main\n"
+        f"assert main(['report', '-o', {str(folders[1])!r}, '-i', {str(folders[0])!r}]) == 1\n"
+        "assert not {'torch', 'numba', 'tritonclient', 'grpc'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
