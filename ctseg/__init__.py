@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from ctseg.model_spec import ModelSpec
     from ctseg.predict.folder import segment_cases
     from ctseg.predict.options import BatchOptions
+    from ctseg.predict.parts import Part
+    from ctseg.predict.review import review_folder
     from ctseg.predict.segmenter import segment_volume
     from ctseg.runs.folder import segment_folder
     from ctseg.runs.model import ServedModel
@@ -35,6 +37,7 @@ __all__ = [
     "ClientOptions",
     "Geometry",
     "ModelSpec",
+    "Part",
     "ServedModel",
     "ServerOptions",
     "Volume",
@@ -42,6 +45,7 @@ __all__ = [
     "embedded_server",
     "find_cases",
     "read_volume",
+    "review_folder",
     "segment_cases",
     "segment_folder",
     "segment_volume",
@@ -55,6 +59,7 @@ _HOMES = {
     "ClientOptions": "ctseg.triton.options",
     "Geometry": "ctseg.files.geometry",
     "ModelSpec": "ctseg.model_spec",
+    "Part": "ctseg.predict.parts",
     "ServedModel": "ctseg.runs.model",
     "ServerOptions": "ctseg.serving.process",
     "Volume": "ctseg.files.volume",
@@ -62,6 +67,7 @@ _HOMES = {
     "embedded_server": "ctseg.serving.server",
     "find_cases": "ctseg.files.cases",
     "read_volume": "ctseg.files.volume",
+    "review_folder": "ctseg.predict.review",
     "segment_cases": "ctseg.predict.folder",
     "segment_folder": "ctseg.runs.folder",
     "segment_volume": "ctseg.predict.segmenter",

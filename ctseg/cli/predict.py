@@ -14,6 +14,7 @@ from ctseg.errors import SetupError
 
 if TYPE_CHECKING:
     from ctseg.model_spec import ModelSpec
+    from ctseg.predict.parts import Part
     from ctseg.predict.report import Report
     from ctseg.runs.model import ServedModel
 
@@ -74,6 +75,16 @@ def add_commands(commands: "argparse._SubParsersAction[Parser]") -> None:
         help="replace label maps that ctseg has not made, or that were changed since; without it they are kept",
     )  # fmt: skip
 
+    parts = predict.add_argument_group(
+        "parts", "several commands share a folder: every N-th case of the list from the I-th on, as nnU-Net cuts it"
+    )
+    parts.add_argument("-num_parts", "--num_parts", type=int, metavar="N", help="how many parts there are (1)")
+    parts.add_argument("-part_id", "--part_id", type=int, metavar="I", help="which part this is, from 0 to N-1 (0)")
+    parts.add_argument(
+        "--parts_from", choices=["slurm", "kubernetes"],
+        help="take the part from the variables of a Slurm job array (N too), or of a Kubernetes Indexed Job (give N)",
+    )  # fmt: skip
+
     limits = predict.add_argument_group("limits")
     limits.add_argument("--timeout_s", type=_positive, default=300.0, help="longest time without any answer (300)")
     limits.add_argument("--case_timeout_s", type=_positive, help="longest time for one case (no limit)")
@@ -96,6 +107,7 @@ def _run(args: argparse.Namespace) -> int:
         overwrite=args.overwrite,
         case_timeout_s=args.case_timeout_s,
         memory_bytes=None if args.memory_gb is None else int(args.memory_gb * (1 << 30)),
+        part=_part(args),
     )
     report = segment_folder(
         args.input,
@@ -105,6 +117,16 @@ def _run(args: argparse.Namespace) -> int:
         progress_for=lambda cases: progress_for(cases, quiet=args.quiet),
     )
     return _summarise(report, args)
+
+
+def _part(args: argparse.Namespace) -> "Part":
+    from ctseg.predict.parts import Part, part_from
+
+    if args.parts_from is None:
+        return Part(args.part_id or 0, 1 if args.num_parts is None else args.num_parts)
+    if args.part_id is not None:
+        raise SetupError(f"--part_id {args.part_id} and --parts_from {args.parts_from}: give one of the two")
+    return part_from(args.parts_from, os.environ, args.num_parts)
 
 
 def _model(args: argparse.Namespace) -> "ServedModel":

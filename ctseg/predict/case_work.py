@@ -40,6 +40,7 @@ class CaseWork:
         options: How they are segmented.
         budget: Memory that they share.
         progress: Told of each.
+        list_digest: See :class:`MadeBy`.
     """
 
     def __init__(
@@ -50,6 +51,8 @@ class CaseWork:
         options: BatchOptions,
         budget: MemoryBudget,
         progress: Progress,
+        *,
+        list_digest: str | None = None,
     ) -> None:
         self.stopped = threading.Event()
         self.ledger = Ledger(output, presence, overwrite=options.overwrite)
@@ -59,7 +62,7 @@ class CaseWork:
         self._options = options
         self._budget = budget
         self._progress = progress
-        self._made_by = _made_by(segmenter, presence.run, options)
+        self._made_by = _made_by(segmenter, presence.run, options, list_digest)
         self._unwritten: dict[str, Outcome] = {}
         self._lock = threading.Lock()
 
@@ -230,7 +233,7 @@ def _probabilities_name(case: Case) -> str:
     return f"{case.name}.npz"
 
 
-def _made_by(segmenter: CaseSegmenter, run: str, options: BatchOptions) -> MadeBy:
+def _made_by(segmenter: CaseSegmenter, run: str, options: BatchOptions, list_digest: str | None) -> MadeBy:
     identity = segmenter.identity
     return MadeBy(
         run=run,
@@ -241,6 +244,8 @@ def _made_by(segmenter: CaseSegmenter, run: str, options: BatchOptions) -> MadeB
         servers=tuple(identity.servers),
         transport=identity.transport,
         options=Options(tile_step_size=options.tile_step_size, mirroring=options.mirroring),
+        part=None if options.part.num_parts == 1 else str(options.part),
+        list_digest=list_digest,
     )
 
 

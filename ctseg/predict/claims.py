@@ -186,6 +186,12 @@ class Claims:
                 lock.release()
 
 
+def being_put(output: Path) -> frozenset[str]:
+    """Return the names of the files that runs are putting into a folder, or were when they were killed."""
+    notes = (_read(path) for path in (output / MEMORY_NAME / "claims").glob("*.json"))
+    return frozenset(name for note in notes if note is not None for name in note.putting)
+
+
 def _read(path: Path) -> ClaimNote | None:
     """Return what a claim says; None where there is none, or a killed run has left it empty."""
     try:

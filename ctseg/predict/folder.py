@@ -20,6 +20,7 @@ from ctseg.predict.case_work import CaseWork
 from ctseg.predict.memory import MemoryBudget, available_bytes
 from ctseg.predict.model_notes import write_model_note
 from ctseg.predict.options import BatchOptions
+from ctseg.predict.parts import digest_of_list, note_part
 from ctseg.predict.predictor import PatchPredictor
 from ctseg.predict.presence import Presence
 from ctseg.predict.progress import Progress
@@ -43,7 +44,8 @@ def segment_cases(
     """Segment cases into a folder, by windows that are cut here.
 
     Args:
-        cases: What to segment; a case with a ``problem`` is reported as failed.
+        cases: What to segment, in order; a case with a ``problem`` is reported as failed. Of them
+            ``options.part`` is done.
         predictor: Runs the network; mirroring in the client is added here.
         output: Folder for ``<case><file_ending>`` and ``report.json``; made if missing.
         options: See :class:`BatchOptions`.
@@ -91,12 +93,14 @@ class FolderRun:
                 with Presence(self._output) as presence:
                     write_model_note(self._output, self._segmenter.spec, through=presence.folder)
                     work = CaseWork(
-                        self._segmenter, presence, self._output, self._options, self._budget, self._progress
-                    )
+                        self._segmenter, presence, self._output, self._options, self._budget, self._progress,
+                        list_digest=digest_of_list(cases),
+                    )  # fmt: skip
+                    note_part(self._output, presence, self._options.part, cases)
                     begin_report(self._output)
                     try:
                         with self._progress:
-                            self._run(cases, work)
+                            self._run(self._options.part.of(cases), work)
                     finally:
                         work.write_what_is_unwritten()
             finally:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from ctseg.predict.parts import Part
 from ctseg.predict.segment import WindowOptions
 
 
@@ -17,6 +18,7 @@ class BatchOptions:
         overwrite: Replace label maps that ctseg has not made, or that were changed since.
         case_timeout_s: Longest time from when a case's first window is sent to when its last is back; None: no limit.
         memory_bytes: What the cases in flight may take together; None: half of what is available.
+        part: Which cases of the list are done; all by default.
     """
 
     tile_step_size: float = 0.5
@@ -26,6 +28,7 @@ class BatchOptions:
     overwrite: bool = False
     case_timeout_s: float | None = None
     memory_bytes: int | None = None
+    part: Part = Part()  # noqa: RUF009 (frozen)
 
     @property
     def window_options(self) -> WindowOptions:

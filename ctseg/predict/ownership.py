@@ -4,13 +4,15 @@ A file is ctseg's while its bytes are those that an outcome or a claim says it w
 corrected, or another program has put there, is not.
 """
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
+from functools import cached_property
 from pathlib import Path
 
 from ctseg.errors import OutputError
 from ctseg.files.digests import sha256_of_file
 from ctseg.files.identity import printable
-from ctseg.predict.outcomes import Outcome
+from ctseg.predict.claims import being_put
+from ctseg.predict.outcomes import Outcome, names_of_outputs
 
 
 def is_foreign(path: Path, outcome: Outcome | None, left: Mapping[str, str]) -> bool:
@@ -32,3 +34,25 @@ def is_foreign(path: Path, outcome: Outcome | None, left: Mapping[str, str]) -> 
         return False
     except OSError as error:
         raise OutputError(f"{path}: stands in the way and cannot be read: {error.strerror or error}") from error
+
+
+class OwnFiles(Container[str]):
+    """Names of the files that ctseg has put into a folder, or is putting there: they are no scans.
+
+    They are looked up when first asked for: whoever lists the folder before then takes no label map for a scan that
+    another run puts there meanwhile.
+
+    Args:
+        folder: Of scans and, perhaps, of label maps.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    @cached_property
+    def _names(self) -> frozenset[str]:
+        putting = being_put(self._folder)  # first: a claim ends once the outcome is written
+        return putting | names_of_outputs(self._folder)

@@ -9,7 +9,9 @@ from ctseg.files.cases import Case, find_cases
 from ctseg.files.identity import printable
 from ctseg.predict.ledger import is_scan_of
 from ctseg.predict.model_notes import read_model_notes
-from ctseg.predict.outcomes import MEMORY_NAME, Outcome, OutcomeStore, names_of_outputs
+from ctseg.predict.outcomes import MEMORY_NAME, Outcome, OutcomeStore
+from ctseg.predict.ownership import OwnFiles
+from ctseg.predict.parts import different_lists
 from ctseg.predict.presence import OtherRuns
 from ctseg.predict.report import Report, fold_report
 
@@ -22,11 +24,13 @@ class Review:
         report: As it stands in ``report.json``.
         left: What is not done, by the case's name, in order: why, for people.
         working: Runs that work in the folder.
+        different_lists: A sentence, where parts of the folder saw different lists of cases.
     """
 
     report: Report
     left: tuple[tuple[str, str], ...]
     working: tuple[str, ...]
+    different_lists: str | None
 
 
 def review_folder(output: Path, input_path: Path | None = None, *, channels: int | None = None) -> Review:
@@ -49,11 +53,11 @@ def review_folder(output: Path, input_path: Path | None = None, *, channels: int
     cases = None
     if input_path is not None:
         channels = channels or _channels_in(output)
-        cases = find_cases(input_path, channels=channels, passed_over=names_of_outputs(input_path))
+        cases = find_cases(input_path, channels=channels, passed_over=OwnFiles(input_path))
     report = fold_report(output, others)
     there = frozenset(printable(path.name) for path in output.iterdir())
     left = _left_of(report.cases, there) if cases is None else _left_of_input(cases, OutcomeStore(output), there)
-    return Review(report, tuple(left), tuple(others.living()))
+    return Review(report, tuple(left), tuple(others.living()), different_lists(output))
 
 
 def _channels_in(output: Path) -> int:

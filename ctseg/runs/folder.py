@@ -9,7 +9,7 @@ from ctseg.files.cases import find_cases
 from ctseg.model_spec import ModelSpec
 from ctseg.predict.folder import segment_cases
 from ctseg.predict.options import BatchOptions
-from ctseg.predict.outcomes import names_of_outputs
+from ctseg.predict.ownership import OwnFiles
 from ctseg.predict.progress import Progress
 from ctseg.predict.report import Report
 from ctseg.runs.model import ServedModel, opened
@@ -33,7 +33,7 @@ def segment_folder(
         output: Folder for label maps and ``report.json``; made if missing.
         model: Which model, and who serves it.
         options: How cases are segmented.
-        progress_for: Returns what a person sees, for so many cases.
+        progress_for: Returns what a person sees, for so many cases: those of the part.
 
     Returns:
         The report; failed cases are in it.
@@ -48,8 +48,8 @@ def segment_folder(
                 "%s is %s: nobody has shown that it gives the labels of its checkpoint (see ctseg build)",
                 model.name, predictor.spec.parity.state,
             )  # fmt: skip
-        cases = find_cases(input_path, channels=len(predictor.spec.channels), passed_over=names_of_outputs(input_path))
-        return segment_cases(cases, predictor, output, options, progress=progress_for(len(cases)))
+        cases = find_cases(input_path, channels=len(predictor.spec.channels), passed_over=OwnFiles(input_path))
+        return segment_cases(cases, predictor, output, options, progress=progress_for(len(options.part.of(cases))))
 
 
 def _check_mirroring(spec: ModelSpec, options: BatchOptions) -> None:

@@ -1,5 +1,6 @@
 """The command line: exit codes, messages, and what is not loaded."""
 
+import re
 import shutil
 import signal
 import subprocess
@@ -54,6 +55,30 @@ def test_help_loads_nothing_heavy(arguments):
 def test_wrong_setup_exits_2_and_says_what_to_do(tmp_path, capsys, extra, told):
     assert ctseg(words("predict", "-i", tmp_path, "-o", tmp_path / "out", "-m", "m", *extra)) == 2
     assert told in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("extra", "told"),
+    [
+        (["-num_parts", "2", "-part_id", "2"], "there is no part 2 of 2: .*see --num_parts, --part_id"),
+        (["-num_parts", "0"], "there is no part 0 of 0"),
+        (["--num-parts", "2", "--part-id", "-1"], "there is no part -1 of 2"),
+        (["-part_id", "1"], "there is no part 1 of 1"),
+        (["--parts_from", "slurm"], "SLURM_ARRAY_TASK_ID, which is not set"),
+        (["--parts_from", "kubernetes"], "give the Job's number of completions .see --num_parts"),
+        (["--parts_from", "kubernetes", "-num_parts", "3"], "JOB_COMPLETION_INDEX, which is not set"),
+        (["--parts_from", "slurm", "-part_id", "1"], "give one of the two"),
+    ],
+)
+def test_a_part_that_cannot_be_exits_2_before_any_work(tmp_path, capsys, monkeypatch, extra, told):
+    for name in ("SLURM_ARRAY_TASK_ID", "JOB_COMPLETION_INDEX"):
+        monkeypatch.delenv(name, raising=False)
+    assert (
+        ctseg(words("predict", "-i", tmp_path, "-o", tmp_path / "out", "-m", "m", "--url", "localhost:1", *extra)) == 2
+    )
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(told, line)
     assert not (tmp_path / "out").exists()
 
 
