@@ -3,13 +3,13 @@
 import argparse
 import os
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ctseg.cli.console import add_verbosity
-from ctseg.cli.exit_codes import DONE, SOME_FAILED
+from ctseg.cli.exit_codes import DONE, SOME_FAILED, WENT_AWAY
 from ctseg.cli.parser import Parser, flags_worded
+from ctseg.cli.report import counted
 from ctseg.errors import SetupError
 
 if TYPE_CHECKING:
@@ -156,17 +156,22 @@ def _model(args: argparse.Namespace) -> "ServedModel":
 
 def _summarise(report: "Report", args: argparse.Namespace) -> int:
     """Print the sum of a run; return the exit status."""
-    counts = Counter(case.status for case in report.cases)
-    told = f"{counts['ok']} done, {counts['skipped']} skipped, {counts['failed']} failed"
-    told += f", {counts['kept']} kept" if counts["kept"] else ""
-    print(f"{told}: {args.output / 'report.json'}")
-    if failed := [case.case for case in report.cases if case.status == "failed"]:  # why has been logged
-        more = f" and {len(failed) - _NAMES_TOLD} more" if len(failed) > _NAMES_TOLD else ""
-        print(f"failed: {', '.join(failed[:_NAMES_TOLD])}{more}", file=sys.stderr)
-        settings = [setting for case in report.cases if case.error is not None for setting in case.error.settings]
-        if flags := flags_worded(settings, args.parser):
-            print(flags, file=sys.stderr)
+    print(f"{counted(report, skipped=True)}: {args.output / 'report.json'}")
+    failed = [case.case for case in report.cases if case.status == "failed"]
+    _name("failed", failed)  # why has been logged
+    _name("not done", [case.case for case in report.not_done])
+    settings = [setting for case in report.cases if case.error is not None for setting in case.error.settings]
+    if flags := flags_worded(settings, args.parser):
+        print(flags, file=sys.stderr)
+    if report.went_away:
+        return WENT_AWAY
     return SOME_FAILED if failed else DONE
+
+
+def _name(what: str, cases: list[str]) -> None:
+    if cases:
+        more = f" and {len(cases) - _NAMES_TOLD} more" if len(cases) > _NAMES_TOLD else ""
+        print(f"{what}: {', '.join(cases[:_NAMES_TOLD])}{more}", file=sys.stderr)
 
 
 def _read_spec(path: Path | None) -> "ModelSpec | None":

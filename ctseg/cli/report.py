@@ -47,11 +47,13 @@ def _run(args: argparse.Namespace) -> int:
     return SOME_FAILED if review.left or review.different_lists else DONE
 
 
-def counted(report: "Report") -> str:
-    """Return how many cases ended in which way, in words."""
+def counted(report: "Report", *, skipped: bool = False) -> str:
+    """Return how many cases ended in which way, in words; a run has skipped some, a folder has none of these."""
     counts = Counter(case.status for case in report.cases)
-    words = [f"{counts['ok']} done", *([f"{counts['skipped']} skipped"] if counts["skipped"] else [])]
+    words = [f"{counts['ok']} done", *([f"{counts['skipped']} skipped"] if skipped else [])]
     words += [f"{counts['failed']} failed", *([f"{counts['kept']} kept"] if counts["kept"] else [])]
+    left = Counter(case.reason for case in report.not_done)
+    words += [f"{count} not done ({reason})" for reason, count in sorted(left.items())]
     return ", ".join(words)
 
 

@@ -3,6 +3,7 @@
 import logging
 import threading
 from collections.abc import Iterator, Mapping
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ctseg.compiled.parallel import run_parallel
-from ctseg.errors import CtsegError, InputError, OutputError
+from ctseg.errors import CtsegError, InputError, OutputError, ServerAwayError, ServerError
 from ctseg.files.cases import Case
 from ctseg.files.formats import with_companions
 from ctseg.files.identity import known, printable, stamp_of
@@ -32,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 class CaseWork:
     """Does the cases of one run, on any number of threads; once ``stopped`` is set, no more outcomes are written.
+
+    Once ``went_away`` is set, no server will answer any more: cases that need none still end, the others are left.
 
     Args:
         segmenter: Segments them.
@@ -55,6 +58,7 @@ class CaseWork:
         list_digest: str | None = None,
     ) -> None:
         self.stopped = threading.Event()
+        self.went_away = threading.Event()
         self.ledger = Ledger(output, presence, overwrite=options.overwrite)
         self.ended: dict[str, Outcome] = {}
         self._segmenter = segmenter
@@ -91,6 +95,12 @@ class CaseWork:
             self.ended[case.name] = outcome
         self._progress.case_done(outcome)
         return True
+
+    def has_ended(self, case: Case) -> bool:
+        """Whether a case has an outcome, by this run or by another since it began."""
+        if case.name not in self.ended and (outcome := self.ledger.ended_since(case.name)) is not None:
+            self.ended[case.name] = outcome
+        return case.name in self.ended
 
     def write_what_is_unwritten(self) -> None:
         """Write the outcomes that could not be written when their cases ended.
@@ -131,7 +141,7 @@ class CaseWork:
         """Segment a case that is this run's, and put it in place; a failure is an outcome too.
 
         Returns:
-            None where the run was stopped meanwhile: what fails then is no failure of the case.
+            None where the run was stopped or the server went away: what fails then is no failure of the case.
         """
         names = (self._label_name(case), _probabilities_name(case))
         scratch = [self._scratch / name for name in names]
@@ -139,22 +149,39 @@ class CaseWork:
             if foreign := self.ledger.foreign(claim, self._wanted(case)):
                 return self.ledger.put(claim, Staged(kept(self._blank(case), foreign)), stale=())
             staged = self._try(case, index)
-            if self.stopped.is_set():
+            if staged is None or self.stopped.is_set():
                 return None
             return self.ledger.put(claim, staged, stale=names)
         finally:
             for path in scratch:
                 path.unlink(missing_ok=True)
 
-    def _try(self, case: Case, index: int) -> Staged:
-        """Segment a case into the run's own folder; whatever goes wrong, the outcome names it."""
+    def _try(self, case: Case, index: int) -> Staged | None:
+        """Segment a case into the run's own folder; whatever goes wrong, the outcome names it.
+
+        Returns:
+            None where the server went away for good.
+        """
         try:
             return self._segment(case, index)
+        except (ServerError, CancelledError) as error:
+            if isinstance(error, ServerAwayError):
+                self._give_up(error)
+            return None if self.went_away.is_set() else Staged(self._failed(case, error))
         except CtsegError as error:
             return Staged(self._failed(case, error))
         except Exception as error:
             logger.debug("%s failed", printable(case.name), exc_info=True)
             return Staged(self._failed(case, error))
+
+    def _give_up(self, error: ServerAwayError) -> None:
+        """End what waits for the server, and let no case begin."""
+        with self._lock:
+            if self.went_away.is_set():
+                return
+            self.went_away.set()
+        logger.error("%s: %s", type(error).__name__, error)
+        self._segmenter.abort()
 
     def _segment(self, case: Case, index: int) -> Staged:
         """Read, segment and write one case into the run's own folder."""

@@ -7,7 +7,7 @@ restored. numba's kernels, gRPC and file access leave Python's lock alone, so th
 no worker process can be killed silently.
 """
 
-import time
+import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,8 +15,10 @@ from pathlib import Path
 from ctseg.errors import OutputError, SetupError, SpecError
 from ctseg.files.cases import Case
 from ctseg.files.formats import WRITE_ENDINGS
+from ctseg.files.identity import printable
 from ctseg.model_spec import ModelSpec
 from ctseg.predict.case_work import CaseWork
+from ctseg.predict.left import NotDone, Reason, take_over_left, write_left
 from ctseg.predict.memory import MemoryBudget, available_bytes
 from ctseg.predict.model_notes import write_model_note
 from ctseg.predict.options import BatchOptions
@@ -26,6 +28,8 @@ from ctseg.predict.presence import Presence
 from ctseg.predict.progress import Progress
 from ctseg.predict.report import Report, begin_report, fold_report, now
 from ctseg.predict.segmenter import CaseSegmenter, WindowSegmenter
+
+logger = logging.getLogger(__name__)
 
 _POLL_S = 1.0
 """Between two looks at cases that other runs work on."""
@@ -52,7 +56,8 @@ def segment_cases(
         progress: What a person sees.
 
     Returns:
-        The report, as it stands in ``report.json``; failed cases are in it.
+        The report, as it stands in ``report.json``; failed cases are in it. Where every server went away for
+        longer than the client waits, the run stops, and the cases that are left are its ``not_done``.
 
     Raises:
         OutputError: The folder cannot be made, or the report cannot be written; the cases that could
@@ -97,18 +102,35 @@ class FolderRun:
                         list_digest=digest_of_list(cases),
                     )  # fmt: skip
                     note_part(self._output, presence, self._options.part, cases)
+                    mine = self._options.part.of(cases)
+                    take_over_left(self._output, mine, work.ledger.before)
                     begin_report(self._output)
                     try:
                         with self._progress:
-                            self._run(self._options.part.of(cases), work)
+                            self._run(mine, work)
                     finally:
                         work.write_what_is_unwritten()
+                        not_done = self._leave(mine, work, presence.run)
             finally:
                 if work is not None:  # after this run has left, so that the last of several finds nobody at work
                     fold_report(self._output, work.ledger.others)
         finally:
             self._segmenter.close()
-        return Report(finished=True, written=now(), cases=tuple(work.ended[name] for name in sorted(work.ended)))
+        ended = tuple(work.ended[name] for name in sorted(work.ended))
+        return Report(finished=True, written=now(), cases=ended, not_done=not_done)
+
+    def _leave(self, cases: Sequence[Case], work: CaseWork, run: str) -> tuple[NotDone, ...]:
+        """Write down which cases this run leaves, where it was stopped or the server went away."""
+        reason: Reason = "server away" if work.went_away.is_set() else "stopped"
+        left = [case for case in cases if not work.has_ended(case)]
+        if not left:
+            return ()
+        logger.warning("%d of %d cases are not done: %s", len(left), len(cases), reason)
+        try:
+            write_left(self._output, run, left, reason, work.ledger.before)
+        except OutputError as error:
+            logger.error("%s", error)
+        return tuple(NotDone(case=printable(case.name), reason=reason) for case in left)
 
     def _make_output(self) -> None:
         try:
@@ -119,16 +141,16 @@ class FolderRun:
     def _run(self, cases: Sequence[Case], work: "CaseWork") -> None:
         """Segment cases on threads; then wait for those that other runs work on."""
         pending = list(enumerate(cases))
-        while pending:
+        while pending and not work.went_away.is_set():
             pending = self._pass_over(pending, work)
             if pending:
-                time.sleep(_POLL_S)
+                work.went_away.wait(_POLL_S)
 
     def _pass_over(self, pending: Sequence[tuple[int, Case]], work: "CaseWork") -> list[tuple[int, Case]]:
         """Take each case that is free; return those that another run works on."""
 
         def one(index: int, case: Case) -> bool:
-            return work.stopped.is_set() or work.end(case, index)
+            return work.stopped.is_set() or work.went_away.is_set() or work.end(case, index)
 
         with ThreadPoolExecutor(CASES_IN_FLIGHT, thread_name_prefix="case") as pool:
             try:

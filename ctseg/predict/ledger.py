@@ -39,6 +39,11 @@ class Ledger:
         output: The folder, which exists.
         presence: The run.
         overwrite: Whether files that are not ctseg's may be replaced.
+
+    Attributes:
+        others: The other runs of the folder.
+        claims: Who works on which case.
+        before: The outcomes when the run began, see :meth:`OutcomeStore.written`.
     """
 
     def __init__(self, output: Path, presence: Presence, *, overwrite: bool) -> None:
@@ -53,13 +58,13 @@ class Ledger:
             raise OutputError(f"{self._store.folder}: cannot be made: {error.strerror or error}") from error
         adopt_earlier_report(output, self._store)
         self.claims = Claims(output, presence, self.others)
-        self._before = self._store.written()
+        self.before = self._store.written()
 
     def ended_since(self, case: str) -> Outcome | None:
         """Return the outcome of a case that was written since this run began."""
         key = key_of(case)
         written = self._store.stamp(key)
-        if written is None or written == self._before.get(key):
+        if written is None or written == self.before.get(key):
             return None
         return self._store.read(case)
 

@@ -45,7 +45,7 @@ class Part:
     def __post_init__(self) -> None:
         if self.num_parts < 1 or not 0 <= self.part_id < self.num_parts:
             raise SetupError(
-                f"there is no part {self.part_id} of {self.num_parts}: the first is 0, the last {self.num_parts - 1}",
+                f"there is no part {self.part_id} of {self.num_parts}: N parts have the numbers 0 to N - 1",
                 settings=("num_parts", "part_id"),
             )
 

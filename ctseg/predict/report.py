@@ -12,6 +12,7 @@ from typing import Any, Literal
 from ctseg.documents import Document
 from ctseg.files.atomic import write_text
 from ctseg.files.identity import KnownFile
+from ctseg.predict.left import NotDone, read_left
 from ctseg.predict.model_notes import ModelNote, read_model_notes
 from ctseg.predict.outcomes import Outcome, OutcomeStore
 from ctseg.predict.presence import OtherRuns
@@ -30,6 +31,7 @@ class Report(Document):
         written: When, in UTC.
         cases: In order of their names.
         models: Labels and channels by the digest of the spec, of every model that an outcome names.
+        not_done: Cases that runs have left, and nobody has done since; worth trying again.
     """
 
     schema_version: Literal[2] = 2
@@ -37,6 +39,12 @@ class Report(Document):
     written: str
     cases: tuple[Outcome, ...] = ()
     models: Mapping[str, ModelNote] = {}
+    not_done: tuple[NotDone, ...] = ()
+
+    @property
+    def went_away(self) -> bool:
+        """Whether cases are left because a server or the output's disk went away."""
+        return any(case.reason != "stopped" for case in self.not_done)
 
 
 def begin_report(output: Path) -> None:
@@ -61,7 +69,7 @@ def fold_report(output: Path, others: OtherRuns | None = None) -> Report:
     store, others = OutcomeStore(output), others or OtherRuns(output)
     while True:
         before, is_finished = store.written(), not others.living()
-        report = _report(output, _outcomes(store), is_finished)
+        report = _report(output, _outcomes(store), before, is_finished)
         _write(output, report)
         write_text(output / TABLE_NAME, _table(report))
         # else a run has begun or ended meanwhile, or has added to the outcomes: it may have written before this did
@@ -118,10 +126,13 @@ def _outcomes(store: OutcomeStore) -> tuple[Outcome, ...]:
     return tuple(sorted(outcomes, key=lambda outcome: outcome.case))
 
 
-def _report(output: Path, outcomes: tuple[Outcome, ...], is_finished: bool) -> Report:
+def _report(
+    output: Path, outcomes: tuple[Outcome, ...], written: Mapping[str, tuple[int, int]], is_finished: bool
+) -> Report:
     named = {outcome.made_by.spec_digest for outcome in outcomes if outcome.made_by is not None}
     models = {digest: note for digest, note in read_model_notes(output).items() if digest in named}
-    return Report(finished=is_finished, written=now(), cases=outcomes, models=models)
+    not_done = read_left(output, written)
+    return Report(finished=is_finished, written=now(), cases=outcomes, models=models, not_done=not_done)
 
 
 def _write(output: Path, report: Report) -> None:
@@ -138,6 +149,7 @@ def _table(report: Report) -> str:
     for outcome in report.cases:
         volumes = {f"{label} ml": volume for label, volume in outcome.volumes_ml.items()}
         table.writerow({"case": outcome.case, "status": outcome.status, **volumes, **_row(outcome)})
+    table.writerows({"case": left.case, "status": "not done", "error": left.reason} for left in report.not_done)
     return text.getvalue()
 
 

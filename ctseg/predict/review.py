@@ -56,7 +56,7 @@ def review_folder(output: Path, input_path: Path | None = None, *, channels: int
         cases = find_cases(input_path, channels=channels, passed_over=OwnFiles(input_path))
     report = fold_report(output, others)
     there = frozenset(printable(path.name) for path in output.iterdir())
-    left = _left_of(report.cases, there) if cases is None else _left_of_input(cases, OutcomeStore(output), there)
+    left = _left_of(report, there) if cases is None else _left_of_input(cases, output, report, there)
     return Review(report, tuple(left), tuple(others.living()), different_lists(output))
 
 
@@ -72,21 +72,27 @@ def _channels_in(output: Path) -> int:
     return numbers[0] if numbers else 1
 
 
-def _left_of(outcomes: Sequence[Outcome], there: frozenset[str]) -> Iterator[tuple[str, str]]:
-    for outcome in outcomes:
-        if why := _why_not_done(outcome, there):
-            yield outcome.case, why
+def _left_of(report: Report, there: frozenset[str]) -> Iterator[tuple[str, str]]:
+    left = {case.case: f"not done: {case.reason}" for case in report.not_done}
+    failed = {outcome.case: why for outcome in report.cases if (why := _why_not_done(outcome, there))}
+    yield from sorted({**failed, **left}.items())
 
 
-def _left_of_input(cases: Sequence[Case], store: OutcomeStore, there: frozenset[str]) -> Iterator[tuple[str, str]]:
+def _left_of_input(
+    cases: Sequence[Case], output: Path, report: Report, there: frozenset[str]
+) -> Iterator[tuple[str, str]]:
+    store = OutcomeStore(output)
+    left = {case.case: f"not done: {case.reason}" for case in report.not_done}
     for case in cases:
-        outcome = store.read(case.name)
-        if outcome is None:
-            yield printable(case.name), "no outcome: not begun, or cut off"
+        name, outcome = printable(case.name), store.read(case.name)
+        if name in left:
+            yield name, left[name]
+        elif outcome is None:
+            yield name, "no outcome: not begun, or cut off"
         elif why := _why_not_done(outcome, there):
-            yield printable(case.name), why
+            yield name, why
         elif outcome.status == "ok" and outcome.inputs and not _is_of(outcome, case):
-            yield printable(case.name), "its scan is not the one that was segmented"
+            yield name, "its scan is not the one that was segmented"
 
 
 def _why_not_done(outcome: Outcome, there: frozenset[str]) -> str | None:
