@@ -4,14 +4,18 @@ Each module here adds its own commands (``add_commands``) and imports heavy libr
 runs, so that ``ctseg --help`` stays fast and the client never loads torch.
 """
 
+import errno
 import sys
 from collections.abc import Sequence
 
 from ctseg.cli import deploy, predict, report, train
 from ctseg.cli.console import configure_logging
-from ctseg.cli.exit_codes import INTERRUPTED, WRONG_SETUP
+from ctseg.cli.exit_codes import INTERRUPTED, WENT_AWAY, WRONG_SETUP
 from ctseg.cli.parser import Parser, worded
-from ctseg.errors import CtsegError
+from ctseg.errors import CtsegError, OutputError, ServerAwayError
+
+_AWAY = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ENOTCONN})
+"""A disk that is full or lost; what is forbidden or read-only from the start is wrong setup."""
 
 
 def build_parser() -> Parser:
@@ -45,7 +49,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(args.run(args))
     except CtsegError as error:
         print(worded(error, args.parser), file=sys.stderr)
-        return WRONG_SETUP
+        return WENT_AWAY if _went_away(error) else WRONG_SETUP
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def _went_away(error: CtsegError) -> bool:
+    """Whether the same command is worth trying again."""
+    if isinstance(error, OutputError):
+        return isinstance(error.__cause__, OSError) and error.__cause__.errno in _AWAY
+    return isinstance(error, ServerAwayError)

@@ -42,8 +42,9 @@ def _run(args: argparse.Namespace) -> int:
         print(f"{run} still works in {args.output}")
     if review.different_lists is not None:
         print(review.different_lists)
-    left = f", {len(review.left)} of the cases looked at not done" if review.left else ""
-    print(f"{counted(review.report)}{left}: {args.output / REPORT_NAME}")
+    if review.left:
+        print(f"{len(review.left)} of {review.cases} cases are not done")
+    print(f"{counted(review.report)}: {args.output / REPORT_NAME}")
     return SOME_FAILED if review.left or review.different_lists else DONE
 
 

@@ -22,12 +22,14 @@ class Review:
 
     Attributes:
         report: As it stands in ``report.json``.
-        left: What is not done, by the case's name, in order: why, for people.
+        cases: How many were looked at.
+        left: What of them is not done, by the case's name, in order: why, for people.
         working: Runs that work in the folder.
         different_lists: A sentence, where parts of the folder saw different lists of cases.
     """
 
     report: Report
+    cases: int
     left: tuple[tuple[str, str], ...]
     working: tuple[str, ...]
     different_lists: str | None
@@ -56,8 +58,12 @@ def review_folder(output: Path, input_path: Path | None = None, *, channels: int
         cases = find_cases(input_path, channels=channels, passed_over=OwnFiles(input_path))
     report = fold_report(output, others)
     there = frozenset(printable(path.name) for path in output.iterdir())
-    left = _left_of(report, there) if cases is None else _left_of_input(cases, output, report, there)
-    return Review(report, tuple(left), tuple(others.living()), different_lists(output))
+    if cases is None:
+        known = {case.case for case in report.cases} | {case.case for case in report.not_done}
+        looked_at, left = len(known), _left_of(report, there)
+    else:
+        looked_at, left = len(cases), _left_of_input(cases, output, report, there)
+    return Review(report, looked_at, tuple(left), tuple(others.living()), different_lists(output))
 
 
 def _channels_in(output: Path) -> int:

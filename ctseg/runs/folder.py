@@ -1,19 +1,22 @@
 """A folder of scans, segmented by a model: from names and addresses to finished files."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from ctseg.errors import SetupError
+from ctseg.errors import ServerAwayError, ServerUnavailableError, SetupError
 from ctseg.files.cases import find_cases
 from ctseg.model_spec import ModelSpec
 from ctseg.predict.folder import segment_cases
+from ctseg.predict.model_notes import read_model_notes
 from ctseg.predict.options import BatchOptions
 from ctseg.predict.ownership import OwnFiles
 from ctseg.predict.progress import Progress
 from ctseg.predict.report import Report
 from ctseg.runs.model import ServedModel, opened
 from ctseg.serving.signals import signals_as_exit
+from ctseg.triton.predictor import TritonPredictor
 
 logger = logging.getLogger(__name__)
 
@@ -39,9 +42,10 @@ def segment_folder(
         The report; failed cases are in it.
 
     Raises:
+        ServerAwayError: No server answers, though servers have answered for this output folder before.
         CtsegError: Nothing could be segmented; its children say why.
     """
-    with signals_as_exit(), opened(model) as predictor:
+    with signals_as_exit(), _opened_for(output, model) as predictor:
         _check_mirroring(predictor.spec, options)
         if predictor.spec.parity.state != "proven":
             logger.warning(
@@ -50,6 +54,22 @@ def segment_folder(
             )  # fmt: skip
         cases = find_cases(input_path, channels=len(predictor.spec.channels), passed_over=OwnFiles(input_path))
         return segment_cases(cases, predictor, output, options, progress=progress_for(len(options.part.of(cases))))
+
+
+@contextmanager
+def _opened_for(output: Path, model: ServedModel) -> Iterator[TritonPredictor]:
+    """Connect to a model; that no server answers is no wrong address where one has answered before."""
+    with ExitStack() as stack:
+        try:
+            predictor = stack.enter_context(opened(model))
+        except ServerUnavailableError as error:
+            if not read_model_notes(output):
+                raise
+            raise ServerAwayError(
+                f"{error}: what is not done in {output} is left, start it again when a server answers",
+                settings=error.settings,
+            ) from error
+        yield predictor
 
 
 def _check_mirroring(spec: ModelSpec, options: BatchOptions) -> None:

@@ -11,7 +11,14 @@ from ctseg.cli.parser import Parser, snake_case_flags, worded
 from ctseg.errors import ServerTimeoutError, SetupError
 
 NNUNETS = {"-i", "-o", "-m", "-d", "-c", "-f", "-p", "-tr", "-chk", "-pl", "-np", "-h", "-step_size", "-device"}
-NNUNETS |= {"-pretrained_weights", "--nnUNet_raw", "--nnUNet_preprocessed", "--nnUNet_results"}
+NNUNETS |= {
+    "-pretrained_weights",
+    "-num_parts",
+    "-part_id",
+    "--nnUNet_raw",
+    "--nnUNet_preprocessed",
+    "--nnUNet_results",
+}
 
 
 def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:

@@ -1,5 +1,6 @@
 """The command line: exit codes, messages, and what is not loaded."""
 
+import errno
 import re
 import shutil
 import signal
@@ -14,11 +15,20 @@ import psutil
 import pytest
 
 from ctseg.cli.main import main as ctseg
+from ctseg.errors import OutputError
+from ctseg.predict.model_notes import write_model_note
 from ctseg.predict.report import Report
+from tests.support.toy_models import toy_spec
 
 ROOT = Path(__file__).parents[2]
 REPOSITORY = ROOT / "model_repository"
 MODEL = "sarcoma"
+
+
+@pytest.fixture
+def remembered(tmp_path: Path) -> Path:
+    (tmp_path / "out" / ".ctseg").mkdir(parents=True)
+    return tmp_path / "out"
 
 
 def words(*parts: object) -> list[str]:
@@ -95,6 +105,27 @@ def test_no_server_there_is_told_as_unavailable(tmp_path, ct_piece, capsys):
     told = capsys.readouterr().err
     assert "ServerUnavailableError" in told
     assert "127.0.0.1:9" in told
+
+
+def test_no_server_there_is_worth_trying_again_where_one_has_answered_before(tmp_path, ct_piece, capsys):
+    write_model_note(tmp_path, toy_spec())
+    arguments = words("predict", "-i", ct_piece, "-o", tmp_path, "-m", "m", "--url", "127.0.0.1:9", "--timeout_s", 1)
+    assert ctseg(arguments) == 3
+    told = capsys.readouterr().err
+    assert "ServerAwayError" in told
+    assert f"what is not done in {tmp_path} is left" in told
+
+
+@pytest.mark.parametrize(
+    ("cause", "status"),
+    [(OSError(errno.ENOSPC, "No space left"), 3), (OSError(errno.EACCES, "Permission denied"), 2), (None, 2)],
+)
+def test_a_full_disk_is_worth_trying_again_and_a_forbidden_folder_is_not(remembered, monkeypatch, cause, status):
+    def refuse(*_: object) -> None:
+        raise OutputError("out/report.json: cannot be written") from cause
+
+    monkeypatch.setattr("ctseg.predict.review.fold_report", refuse)
+    assert ctseg(words("report", "-o", remembered)) == status
 
 
 @pytest.mark.live

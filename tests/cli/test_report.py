@@ -34,7 +34,8 @@ def test_a_case_that_nobody_began_is_named_and_exits_1(folders, capsys):
     assert report("-o", out, "-i", scans) == 1
     assert capsys.readouterr().out.splitlines() == [
         "b: no outcome: not begun, or cut off",
-        f"1 done, 0 failed, 1 of the cases looked at not done: {out / 'report.json'}",
+        "1 of 2 cases are not done",
+        f"1 done, 0 failed: {out / 'report.json'}",
     ]
     assert report("-o", out) == 0
     segment_cases(find_cases(scans, channels=1)[1:], ThresholdPredictor(), out, BatchOptions())
