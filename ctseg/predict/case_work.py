@@ -70,18 +70,19 @@ class CaseWork:
         self._unwritten: dict[str, Outcome] = {}
         self._lock = threading.Lock()
 
-    def end(self, case: Case, index: int) -> bool:
+    def end(self, case: Case, index: int, *, failed: CtsegError | None = None) -> bool:
         """Bring a case to its end, unless another run works on it.
 
         Args:
             case: The case.
             index: Of the case among all; smaller goes first on the network.
+            failed: Why it is not tried: it has failed elsewhere, and that becomes its outcome.
 
         Returns:
             Whether it has ended.
         """
         try:
-            outcome = self._outcome(case, index)
+            outcome = self._outcome(case, index, failed)
         except ClaimLostError as error:
             logger.warning("%s", error)
             return False
@@ -111,7 +112,7 @@ class CaseWork:
         for name, outcome in self._unwritten.items():
             self.ledger.write_late(name, outcome)
 
-    def _outcome(self, case: Case, index: int) -> Outcome | None:
+    def _outcome(self, case: Case, index: int, failed: CtsegError | None) -> Outcome | None:
         if (outcome := self._ended_elsewhere(case)) is not None:
             return outcome
         claim = self.ledger.claims.take(case.name)
@@ -121,7 +122,7 @@ class CaseWork:
             self.ledger.claims.drop(claim)
             return outcome
         try:
-            return self._segmented(case, index, claim)
+            return self._segmented(case, index, claim, failed)
         finally:
             self.ledger.claims.drop(claim)
 
@@ -137,7 +138,7 @@ class CaseWork:
             return None
         return None if found is None else found.model_copy(update={"status": "skipped"})
 
-    def _segmented(self, case: Case, index: int, claim: Claim) -> Outcome | None:
+    def _segmented(self, case: Case, index: int, claim: Claim, failed: CtsegError | None) -> Outcome | None:
         """Segment a case that is this run's, and put it in place; a failure is an outcome too.
 
         Returns:
@@ -148,7 +149,7 @@ class CaseWork:
         try:
             if foreign := self.ledger.foreign(claim, self._wanted(case)):
                 return self.ledger.put(claim, Staged(kept(self._blank(case), foreign)), stale=())
-            staged = self._try(case, index)
+            staged = self._try(case, index) if failed is None else Staged(self._failed(case, failed))
             if staged is None or self.stopped.is_set():
                 return None
             return self.ledger.put(claim, staged, stale=names)
