@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from ctseg.predict.parts import Part
     from ctseg.predict.review import review_folder
     from ctseg.predict.segmenter import segment_volume
-    from ctseg.runs.dask import DaskScheduler, segment_folder_on_dask
     from ctseg.runs.folder import segment_folder
     from ctseg.runs.model import ServedModel
     from ctseg.serving.process import ServerOptions
@@ -36,7 +35,6 @@ __all__ = [
     "BatchOptions",
     "Case",
     "ClientOptions",
-    "DaskScheduler",
     "Geometry",
     "ModelSpec",
     "Part",
@@ -50,7 +48,6 @@ __all__ = [
     "review_folder",
     "segment_cases",
     "segment_folder",
-    "segment_folder_on_dask",
     "segment_volume",
     "volume_from_array",
     "write_label_map",
@@ -60,7 +57,6 @@ _HOMES = {
     "BatchOptions": "ctseg.predict.options",
     "Case": "ctseg.files.cases",
     "ClientOptions": "ctseg.triton.options",
-    "DaskScheduler": "ctseg.runs.dask",
     "Geometry": "ctseg.files.geometry",
     "ModelSpec": "ctseg.model_spec",
     "Part": "ctseg.predict.parts",
@@ -74,7 +70,6 @@ _HOMES = {
     "review_folder": "ctseg.predict.review",
     "segment_cases": "ctseg.predict.folder",
     "segment_folder": "ctseg.runs.folder",
-    "segment_folder_on_dask": "ctseg.runs.dask",
     "segment_volume": "ctseg.predict.segmenter",
     "volume_from_array": "ctseg.files.volume",
     "write_label_map": "ctseg.files.volume",

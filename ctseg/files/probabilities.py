@@ -1,5 +1,6 @@
 """Probabilities of every label, written piece by piece: they need not fit into memory."""
 
+import contextlib
 import math
 import os
 import zipfile
@@ -82,4 +83,5 @@ class ProbabilityFile:
     def close(self) -> None:
         """Remove what is not the finished file."""
         self._array = None
-        self._array_path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a disk that is away
+            self._array_path.unlink(missing_ok=True)

@@ -4,7 +4,8 @@ import logging
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import CancelledError
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from enum import Enum
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,14 @@ from ctseg.predict.segment import CaseContext
 from ctseg.predict.segmenter import CaseSegmenter
 
 logger = logging.getLogger(__name__)
+
+
+class Turn(Enum):
+    """Which cases are taken."""
+
+    FREE = "those that nobody works on"
+    AGAIN = "those that could not be written, once more"
+    SUSPECTS = "those in flight when a run was killed"
 
 
 class CaseWork:
@@ -67,35 +76,40 @@ class CaseWork:
         self._budget = budget
         self._progress = progress
         self._made_by = _made_by(segmenter, presence.run, options, list_digest)
-        self._unwritten: dict[str, Outcome] = {}
+        self._put_off: set[str] = set()
+        self._unwritten: dict[str, tuple[Case, Outcome]] = {}
         self._lock = threading.Lock()
 
-    def end(self, case: Case, index: int, *, failed: CtsegError | None = None) -> bool:
-        """Bring a case to its end, unless another run works on it.
+    def end(self, case: Case, index: int, turn: Turn = Turn.FREE) -> None:
+        """Bring a case to its end, unless another run works on it, or it is another turn's.
 
         Args:
             case: The case.
             index: Of the case among all; smaller goes first on the network.
-            failed: Why it is not tried: it has failed elsewhere, and that becomes its outcome.
-
-        Returns:
-            Whether it has ended.
+            turn: Whose turn it is.
         """
+        if turn is Turn.FREE and case.name in self._put_off:
+            return
         try:
-            outcome = self._outcome(case, index, failed)
+            outcome = self._outcome(case, index, turn)
         except ClaimLostError as error:
             logger.warning("%s", error)
-            return False
-        except OutputError as error:  # the folder's memory cannot be written: what is known is kept for the end
+            return
+        except (OutputError, OSError) as error:
+            if self.stopped.is_set():
+                return
+            if turn is Turn.FREE:
+                logger.warning("%s: tried again at the end of the run: %s", printable(case.name), error)
+                with self._lock:
+                    self._put_off.add(case.name)
+                return
             outcome = self._failed(case, error)
             with self._lock:
-                self._unwritten[case.name] = outcome
-        if outcome is None:
-            return False
-        with self._lock:
-            self.ended[case.name] = outcome
-        self._progress.case_done(outcome)
-        return True
+                self._unwritten[case.name] = (case, outcome)
+        if outcome is not None:
+            with self._lock:
+                self.ended[case.name] = outcome
+            self._progress.case_done(outcome)
 
     def has_ended(self, case: Case) -> bool:
         """Whether a case has an outcome, by this run or by another since it began."""
@@ -103,28 +117,46 @@ class CaseWork:
             self.ended[case.name] = outcome
         return case.name in self.ended
 
-    def write_what_is_unwritten(self) -> None:
-        """Write the outcomes that could not be written when their cases ended.
+    def is_put_off(self, case: Case) -> bool:
+        """Whether a case could not be written: it is tried once more, when no other is left."""
+        return case.name in self._put_off
 
-        Raises:
-            OutputError: They cannot be written now either.
-        """
-        for name, outcome in self._unwritten.items():
-            self.ledger.write_late(name, outcome)
+    def close(self) -> None:
+        """Write and give back what could not be when its case ended; what cannot be now either is told."""
+        for case, outcome in self._unwritten.values():
+            try:
+                self._write_late(case, outcome)
+            except (OutputError, OSError) as error:
+                logger.error("%d outcomes could not be written: %s", len(self._unwritten), error)
+                break
+        self.ledger.claims.close()
 
-    def _outcome(self, case: Case, index: int, failed: CtsegError | None) -> Outcome | None:
+    def _write_late(self, case: Case, outcome: Outcome) -> None:
+        claim = self.ledger.claims.take(case.name, suspects=True)
+        if claim is None:  # another run has it, and will write what becomes of it
+            return
+        theirs = None
+        try:
+            theirs = self.ledger.ended_since(case.name)
+            if theirs is None:
+                self.ledger.put(claim, Staged(outcome), stale=self._names(case))
+            else:
+                self.ended[case.name] = theirs
+        finally:
+            self.ledger.claims.drop(claim, is_done=theirs is not None)
+
+    def _outcome(self, case: Case, index: int, turn: Turn) -> Outcome | None:
         if (outcome := self._ended_elsewhere(case)) is not None:
             return outcome
-        claim = self.ledger.claims.take(case.name)
+        claim = self.ledger.claims.take(case.name, suspects=turn is Turn.SUSPECTS)
         if claim is None:
             return None
-        if (outcome := self._ended_elsewhere(case)) is not None:  # between the look and the claim
-            self.ledger.claims.drop(claim)
-            return outcome
+        outcome = None
         try:
-            return self._segmented(case, index, claim, failed)
+            outcome = self._ended_elsewhere(case)  # between the look and the claim
+            return outcome or self._segmented(case, index, claim, turn)
         finally:
-            self.ledger.claims.drop(claim)
+            self.ledger.claims.drop(claim, is_done=outcome is not None)
 
     def _ended_elsewhere(self, case: Case) -> Outcome | None:
         """Return the outcome of a case that another run ended since this one began, or that is done already."""
@@ -136,32 +168,39 @@ class CaseWork:
         if isinstance(found, str):
             logger.warning("%s: done again: %s", printable(case.name), found)
             return None
-        return None if found is None else found.model_copy(update={"status": "skipped"})
+        if found is None:
+            return None
+        self.ledger.claims.forget(case.name)
+        return found.model_copy(update={"status": "skipped"})
 
-    def _segmented(self, case: Case, index: int, claim: Claim, failed: CtsegError | None) -> Outcome | None:
+    def _segmented(self, case: Case, index: int, claim: Claim, turn: Turn) -> Outcome | None:
         """Segment a case that is this run's, and put it in place; a failure is an outcome too.
 
         Returns:
             None where the run was stopped or the server went away: what fails then is no failure of the case.
         """
-        names = (self._label_name(case), _probabilities_name(case))
+        names = self._names(case)
         scratch = [self._scratch / name for name in names]
         try:
             if foreign := self.ledger.foreign(claim, self._wanted(case)):
                 return self.ledger.put(claim, Staged(kept(self._blank(case), foreign)), stale=())
-            staged = self._try(case, index) if failed is None else Staged(self._failed(case, failed))
+            staged = self._try(case, index, turn)
             if staged is None or self.stopped.is_set():
                 return None
             return self.ledger.put(claim, staged, stale=names)
         finally:
             for path in scratch:
-                path.unlink(missing_ok=True)
+                with suppress(OSError):
+                    path.unlink(missing_ok=True)
 
-    def _try(self, case: Case, index: int) -> Staged | None:
+    def _try(self, case: Case, index: int, turn: Turn) -> Staged | None:
         """Segment a case into the run's own folder; whatever goes wrong, the outcome names it.
 
         Returns:
             None where the server went away for good.
+
+        Raises:
+            OutputError: It could not be written, and there will be another turn for that.
         """
         try:
             return self._segment(case, index)
@@ -170,6 +209,8 @@ class CaseWork:
                 self._give_up(error)
             return None if self.went_away.is_set() else Staged(self._failed(case, error))
         except CtsegError as error:
+            if isinstance(error, OutputError) and turn is Turn.FREE:
+                raise
             return Staged(self._failed(case, error))
         except Exception as error:
             logger.debug("%s failed", printable(case.name), exc_info=True)
@@ -198,13 +239,17 @@ class CaseWork:
                 inputs = tuple(known(path, since=stamp) for path, stamp in stamps.items())
         label_name = self._label_name(case)
         files = {label_name: self._scratch / label_name}
-        with self._budget.reserved(estimated_bytes(volume, spec)), self._probabilities(case) as probabilities:
+        probabilities_path = self._scratch / _probabilities_name(case)
+        with (
+            self._budget.reserved(estimated_bytes(volume, spec)),
+            _probability_file(probabilities_path, wanted=self._options.save_probabilities) as probabilities,
+        ):
             result = self._segmenter.segment(volume, CaseContext(index, clock, probabilities))
             with clock.stage("write"):
                 write_label_map(files[label_name], result.labels, volume)
                 if probabilities is not None:
                     probabilities.commit()
-                    files[_probabilities_name(case)] = self._scratch / _probabilities_name(case)
+                    files[probabilities_path.name] = probabilities_path
         outcome = Outcome(
             case=printable(case.name),
             status="ok",
@@ -222,31 +267,39 @@ class CaseWork:
         return Outcome(case=printable(case.name), status="failed", made_by=self._made_by)
 
     def _failed(self, case: Case, error: BaseException) -> Outcome:
-        """Return the outcome of a case that failed, its name in front of the message."""
-        told = error_of(error)
-        prefix = f"case {printable(case.name)}: "
-        if not told.message.startswith(prefix):
-            told = CaseError(type=told.type, message=prefix + told.message, settings=told.settings)
-        return self._blank(case).model_copy(update={"error": told})
+        return self._blank(case).model_copy(update={"error": _told_of(case, error)})
 
     def _wanted(self, case: Case) -> tuple[str, ...]:
         more = (_probabilities_name(case),) if self._options.save_probabilities else ()
         return (self._label_name(case), *more)
 
+    def _names(self, case: Case) -> tuple[str, str]:
+        return self._label_name(case), _probabilities_name(case)
+
     def _label_name(self, case: Case) -> str:
         return f"{case.name}{self._segmenter.spec.file_ending}"
 
-    @contextmanager
-    def _probabilities(self, case: Case) -> Iterator[ProbabilityFile | None]:
-        """Give the file for the case's probabilities, if they are wanted; what is not finished is removed."""
-        if not self._options.save_probabilities:
-            yield None
-            return
-        file = ProbabilityFile(self._scratch / _probabilities_name(case))
-        try:
-            yield file
-        finally:
-            file.close()
+
+def _told_of(case: Case, error: BaseException) -> CaseError:
+    """Return the outcome's form of an error, the case's name in front of the message."""
+    told = error_of(error)
+    prefix = f"case {printable(case.name)}: "
+    if told.message.startswith(prefix):
+        return told
+    return CaseError(type=told.type, message=prefix + told.message, settings=told.settings)
+
+
+@contextmanager
+def _probability_file(path: Path, *, wanted: bool) -> Iterator[ProbabilityFile | None]:
+    """Give the file for a case's probabilities, if they are wanted; what is not finished is removed."""
+    if not wanted:
+        yield None
+        return
+    file = ProbabilityFile(path)
+    try:
+        yield file
+    finally:
+        file.close()
 
 
 @contextmanager

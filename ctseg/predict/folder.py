@@ -15,9 +15,10 @@ from pathlib import Path
 from ctseg.errors import OutputError, SetupError, SpecError
 from ctseg.files.cases import Case
 from ctseg.files.formats import WRITE_ENDINGS
+from ctseg.files.identity import printable
 from ctseg.model_spec import ModelSpec
-from ctseg.predict.case_work import CaseWork
-from ctseg.predict.left import NotDone, Reason, leave, take_over_left
+from ctseg.predict.case_work import CaseWork, Turn
+from ctseg.predict.left import NotDone, Reason, take_over_left, write_left
 from ctseg.predict.memory import MemoryBudget, available_bytes
 from ctseg.predict.model_notes import write_model_note
 from ctseg.predict.options import BatchOptions
@@ -55,12 +56,12 @@ def segment_cases(
         progress: What a person sees.
 
     Returns:
-        The report, as it stands in ``report.json``; failed cases are in it. Where every server went away for
-        longer than the client waits, the run stops, and the cases that are left are its ``not_done``.
+        What became of each case, by whichever run; ``finished`` is False where ``report.json`` could not be written.
+        Where every server went away for longer than the client waits, the run stops, and the cases that are left are
+        its ``not_done``.
 
     Raises:
-        OutputError: The folder cannot be made, or the report cannot be written; the cases that could
-            be segmented were.
+        OutputError: The folder cannot be made or written at the begin.
         SpecError: The model cannot be run by this client.
         SetupError: A label map would overwrite a scan.
     """
@@ -90,9 +91,10 @@ class FolderRun:
     def segment(self, cases: Sequence[Case]) -> Report:
         """Segment the cases; see :func:`segment_cases`."""
         try:
-            check_can_be_written(cases, self._segmenter.spec, self._output)
+            _check_can_be_written(cases, self._segmenter.spec, self._output)
             self._make_output()
             work: CaseWork | None = None
+            is_folded = False
             try:
                 with Presence(self._output) as presence:
                     write_model_note(self._output, self._segmenter.spec, through=presence.folder)
@@ -108,21 +110,36 @@ class FolderRun:
                         with self._progress:
                             self._run(mine, work)
                     finally:
-                        work.write_what_is_unwritten()
+                        work.close()
                         not_done = self._leave(mine, work, presence.run)
             finally:
                 if work is not None:  # after this run has left, so that the last of several finds nobody at work
-                    fold_report(self._output, work.ledger.others)
+                    is_folded = self._fold(work)
         finally:
             self._segmenter.close()
         ended = tuple(work.ended[name] for name in sorted(work.ended))
-        return Report(finished=True, written=now(), cases=ended, not_done=not_done)
+        return Report(finished=is_folded, written=now(), cases=ended, not_done=not_done)
+
+    def _fold(self, work: CaseWork) -> bool:
+        try:
+            fold_report(self._output, work.ledger.others)
+        except (OutputError, OSError) as error:  # the cases have their files and outcomes all the same
+            logger.error("the report is not up to date, and can be folded anew from the outcomes: %s", error)
+            return False
+        return True
 
     def _leave(self, cases: Sequence[Case], work: CaseWork, run: str) -> tuple[NotDone, ...]:
         """Write down which cases this run leaves, where it was stopped or the server went away."""
         reason: Reason = "server away" if work.went_away.is_set() else "stopped"
         left = [case for case in cases if not work.has_ended(case)]
-        return leave(self._output, run, left, reason, work.ledger.before, of=len(cases))
+        if not left:
+            return ()
+        logger.warning("%d of %d cases are not done: %s", len(left), len(cases), reason)
+        try:
+            write_left(self._output, run, left, reason, work.ledger.before)
+        except OutputError as error:
+            logger.error("%s", error)
+        return tuple(NotDone(case=printable(case.name), reason=reason) for case in left)
 
     def _make_output(self) -> None:
         try:
@@ -130,24 +147,29 @@ class FolderRun:
         except OSError as error:
             raise OutputError(f"{self._output}: the output folder cannot be made: {error.strerror or error}") from error
 
-    def _run(self, cases: Sequence[Case], work: "CaseWork") -> None:
-        """Segment cases on threads; then wait for those that other runs work on."""
-        pending = list(enumerate(cases))
-        while pending and not work.went_away.is_set():
-            pending = self._pass_over(pending, work)
-            if pending:
+    def _run(self, cases: Sequence[Case], work: CaseWork) -> None:
+        """Segment cases on threads; those in flight at a kill last and alone; wait for those of other runs."""
+        suspects: set[str] = set()
+        while pending := [item for item in enumerate(cases) if item[1].name not in work.ended]:
+            self._pass_over(pending, work, Turn.FREE)
+            self._pass_over([item for item in pending if work.is_put_off(item[1])], work, Turn.AGAIN)
+            self._pass_over(_next_suspect(pending, work, suspects), work, Turn.SUSPECTS)
+            if work.went_away.is_set():
+                return
+            if all(case.name not in work.ended for _, case in pending):
                 work.went_away.wait(_POLL_S)
 
-    def _pass_over(self, pending: Sequence[tuple[int, Case]], work: "CaseWork") -> list[tuple[int, Case]]:
-        """Take each case that is free; return those that another run works on."""
+    def _pass_over(self, pending: Sequence[tuple[int, Case]], work: CaseWork, turn: Turn) -> None:
+        """Bring each case to its end that can be taken now."""
 
-        def one(index: int, case: Case) -> bool:
-            return work.stopped.is_set() or work.went_away.is_set() or work.end(case, index)
+        def one(index: int, case: Case) -> None:
+            if not (work.stopped.is_set() or work.went_away.is_set() or case.name in work.ended):
+                work.end(case, index, turn)
 
         with ThreadPoolExecutor(CASES_IN_FLIGHT, thread_name_prefix="case") as pool:
             try:
-                ended = [pool.submit(one, index, case) for index, case in pending]
-                return [item for item, future in zip(pending, ended, strict=True) if not future.result()]
+                for future in [pool.submit(one, index, case) for index, case in pending]:
+                    future.result()
             except BaseException:  # above all Ctrl-C: what is finished stays, what is half-done is dropped
                 work.stopped.set()
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -155,7 +177,27 @@ class FolderRun:
                 raise
 
 
-def check_can_be_written(cases: Sequence[Case], spec: ModelSpec, output: Path) -> None:
+def _next_suspect(pending: Sequence[tuple[int, Case]], work: CaseWork, known: set[str]) -> Sequence[tuple[int, Case]]:
+    """Return the case that may have killed the fewest runs, of those that may have killed one; tell the new ones.
+
+    Args:
+        pending: What has not ended.
+        work: Knows what was in flight when a run was killed.
+        known: Names that were told; those that are told now are added.
+    """
+    found = {index: work.ledger.claims.suspicion(case.name) for index, case in pending if case.name not in work.ended}
+    suspects = sorted((kills, index) for index, kills in found.items() if kills)
+    cases = dict(pending)
+    if new := [cases[index].name for _, index in suspects if cases[index].name not in known]:
+        known.update(new)
+        logger.warning(
+            "%s: in flight when a run was killed, or fell silent: done last, one at a time",
+            ", ".join(map(printable, new)),
+        )
+    return [(index, cases[index]) for _, index in suspects[:1]]
+
+
+def _check_can_be_written(cases: Sequence[Case], spec: ModelSpec, output: Path) -> None:
     """Refuse before any work what could not be written at its end.
 
     Raises:

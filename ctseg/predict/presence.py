@@ -63,6 +63,10 @@ class Presence:
             self._file.flush()
             made.rename(self.folder)  # nobody sees it before it is locked
         except OSError as error:
+            if self._file is not None:
+                with contextlib.suppress(OSError):
+                    self._file.close()
+            shutil.rmtree(made, ignore_errors=True)
             raise OutputError(f"{self.folder}: cannot be written: {error.strerror or error}") from error
         self._thread.start()
         return self
@@ -146,6 +150,16 @@ class OtherRuns:
             if self._has_ended(folder):
                 logger.info("%s: removed what a run that has ended left", folder)
                 shutil.rmtree(folder, ignore_errors=True)
+        for folder in self._never_seen():
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _never_seen(self) -> list[Path]:
+        """Return folders that runs were killed in the making of: long before another was made, by the disk's clock."""
+        with contextlib.suppress(OSError):
+            made = {entry: entry.stat().st_mtime for entry in self._folder.iterdir()}
+            last = max(made.values(), default=0.0)
+            return [entry for entry, when in made.items() if entry.name.startswith(".") and when < last - SILENT_S]
+        return []
 
     def _folders(self) -> list[Path]:
         if not self._folder.is_dir():

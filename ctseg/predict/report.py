@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ctseg.documents import Document
+from ctseg.errors import OutputError
 from ctseg.files.atomic import write_text
 from ctseg.files.identity import KnownFile
 from ctseg.predict.left import NotDone, read_left
@@ -43,8 +44,17 @@ class Report(Document):
 
     @property
     def went_away(self) -> bool:
-        """Whether cases are left because a server or the output's disk went away."""
-        return any(case.reason != "stopped" for case in self.not_done)
+        """Whether a run left cases because a server went away, or because the output's disk is full or read-only.
+
+        Of what :func:`ctseg.predict.folder.segment_cases` returns, where ``finished`` says that the report was written.
+        """
+        left = any(case.reason != "stopped" for case in self.not_done)
+        return left or self._no_case_was_written or not self.finished
+
+    @property
+    def _no_case_was_written(self) -> bool:
+        tried = [case.error for case in self.cases if case.status != "skipped"]
+        return bool(tried) and all(error is not None and error.type == OutputError.__name__ for error in tried)
 
 
 def begin_report(output: Path) -> None:

@@ -19,6 +19,7 @@ from ctseg.predict.folder import segment_cases
 from ctseg.predict.options import BatchOptions
 from ctseg.predict.outcomes import OutcomeStore, names_of_outputs
 from ctseg.predict.report import Report
+from tests.support.label_maps import labels_of
 from tests.support.threshold import ThresholdPredictor, write_scan
 
 
@@ -44,10 +45,6 @@ def folded(out: Path) -> dict[str, str]:
     report = Report.model_validate_json((out / "report.json").read_bytes())
     assert report.finished
     return {case.case: case.status for case in report.cases}
-
-
-def labels_of(path: Path) -> np.ndarray:
-    return np.asarray(nib.load(path).dataobj)
 
 
 def test_outcomes_of_cases_that_a_run_does_not_touch_stay(scans: Path, out: Path) -> None:

@@ -109,3 +109,13 @@ def test_a_run_on_another_kernel_is_listened_for_until_it_is_heard_or_silent(tmp
         (presence.folder / "alive").write_text("another kernel")
         others = OtherRuns(tmp_path, silent_s=600 if lives else 0.2)
         assert others.listen() == ([presence.run] if lives else [])
+
+
+def test_a_folder_that_a_run_was_killed_in_the_making_of_goes_once_it_is_old(tmp_path: Path) -> None:
+    runs = tmp_path / ".ctseg" / "runs"
+    for name in (".killed", ".begins"):
+        (runs / name).mkdir(parents=True)
+    last = (runs / ".begins").stat().st_mtime
+    os.utime(runs / ".killed", (last - 1000, last - 1000))
+    OtherRuns(tmp_path).remove_leftovers()
+    assert [path.name for path in runs.iterdir()] == [".begins"]

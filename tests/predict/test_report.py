@@ -168,3 +168,16 @@ def test_report_can_be_read_by_whom_the_umask_lets(tmp_path):
 def test_errors_not_raised_on_purpose_are_told_as_unexpected():
     assert error_of(InputError("case x: empty")).message == "case x: empty"
     assert error_of(KeyError("k")).message == "unexpected: KeyError('k')"
+
+
+def test_a_disk_that_every_case_finds_full_went_away_and_one_that_took_a_case_did_not():
+    full = Outcome(case="a", status="failed", error=error_of(OutputError("case a: No space left")))
+    other = Outcome(case="b", status="failed", error=error_of(InputError("case b: empty")))
+    skipped = Outcome(case="c", status="skipped")
+    done = Outcome(case="d", status="ok")
+    for cases, away in [
+        ((full,), True), ((full, skipped), True), ((full, done), False), ((full, other), False), ((skipped,), False),
+        ((), False),
+    ]:  # fmt: skip
+        assert Report(finished=True, written="", cases=cases).went_away == away
+    assert Report(finished=False, written="", cases=(done,)).went_away, "the report could not be written"
