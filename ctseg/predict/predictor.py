@@ -59,10 +59,12 @@ class PatchPredictor(Protocol):
             patches: (batch, channels, *patch_size), float32, C-contiguous; not kept, not changed.
 
         Returns:
-            (batch, heads, *patch_size), float32, perhaps read-only. It may lie in memory that the
+            (batch, heads, *patch_size), float32, finite, perhaps read-only. It may lie in memory that the
             predictor uses again once the array and all its views are gone: drop it when done.
 
         Raises:
+            ServerAwayError: Every server has been away for as long as the predictor waits.
+            InferenceFailedError: Among other reasons: a logit is NaN or infinite.
             ServerError: One of its children says what happened, with model and server.
         """
         ...

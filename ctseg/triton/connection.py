@@ -14,6 +14,8 @@ from ctseg.triton.addresses import Address
 from ctseg.triton.client import TritonClient
 from ctseg.triton.errors import (
     ALREADY_EXISTS,
+    AWAY,
+    DEADLINE,
     INTERNAL,
     NO_ANSWER,
     UNAVAILABLE,
@@ -62,10 +64,11 @@ class ServerConnection:
         is_local: Whether it is plainly on this host.
         shares_memory: Whether requests may go by shared memory.
         outstanding: Requests that were given to it and are not done; kept by the predictor.
-        last_answer: When it answered last, by the monotonic clock; kept by the transports.
-        is_trusted: False after a failure, until :meth:`check` has passed.
+        last_answer: When it computed something last, by the monotonic clock; kept by the predictor.
+        is_trusted: False after a failure, until it has been checked; set again by the rota.
         refusal: Why it is not asked again at all; None while it may be.
-        is_being_checked: Whether a thread is checking it; kept by the predictor.
+        has_to_prove: Whether it has to answer the probe before it is trusted again; set by the rota.
+        probing: Held by who sends it the probe.
         try_again_at: When it may be checked, by the monotonic clock.
         last_problem: Why it is not trusted.
     """
@@ -78,7 +81,8 @@ class ServerConnection:
         self.last_answer = -math.inf
         self.is_trusted = True
         self.refusal: SpecError | ModelNotFoundError | None = None
-        self.is_being_checked = False
+        self.has_to_prove = False
+        self.probing = threading.Lock()
         self.try_again_at = 0.0
         self.last_problem = CallError(UNAVAILABLE, "not connected", url=self.url)
         self._client = client
@@ -121,34 +125,54 @@ class ServerConnection:
         One that did not answer in time is not even asked until it has answered: a hung model's server is ready.
         """
         with self._lock:
+            if self.is_trusted:
+                self._failures += 1
             self.is_trusted = False
-            if problem.status == NO_ANSWER and self._pending:
-                self.try_again_at = math.inf
-            self.last_problem = problem
             self._registered.clear()
+        self._postpone(problem)
+
+    def still_fails(self, problem: CallError) -> None:
+        """Note that a check has failed: the next one comes later."""
+        self._failures += 1
+        self._postpone(problem)
+
+    def _postpone(self, problem: CallError) -> None:
+        delay_s = random.uniform(0.5, 1.0) * min(_LONGEST_BACKOFF_S, _FIRST_BACKOFF_S * 2**self._failures)
+        with self._lock:
+            is_hung = problem.status == NO_ANSWER and self._pending
+            self.try_again_at = math.inf if is_hung else time.monotonic() + delay_s
+            self.last_problem = problem
+
+    def is_alive(self) -> bool:
+        """Whether the server says anything at all, whatever its models do."""
+        try:
+            self._client.ask("is_server_live", timeout_s=_RECHECK_TIMEOUT_S)
+        except CallError as error:
+            return error.status not in (*AWAY, DEADLINE)
+        return True
 
     def check(self) -> None:
         """Check a server that failed: is it ready, and does it still serve the same spec?
 
         Raises:
-            CallError: It is not ready; it is asked again after a while.
+            CallError: It is not ready.
             SpecError, ModelNotFoundError: It serves something else; it is not asked again.
         """
         try:
             self._check_still_same(_RECHECK_TIMEOUT_S)
-        except CallError as error:
-            error.url = self.url
-            self._failures += 1
-            delay_s = min(_LONGEST_BACKOFF_S, _FIRST_BACKOFF_S * 2**self._failures)
-            self.try_again_at = time.monotonic() + random.uniform(0.5, 1.0) * delay_s
-            self.last_problem = error
-            raise
         except (SpecError, ModelNotFoundError) as error:
             self.refusal = error
             raise
-        self._failures = 0
+
+    def forget_failure(self) -> None:
+        """Note that what failed is over; that the server computes is told by :meth:`answered`."""
+        self.has_to_prove = False
         self._unregister_abandoned()
-        self.is_trusted = True
+
+    def answered(self) -> None:
+        """Note that the server computed something."""
+        self._failures = 0
+        self.last_answer = time.monotonic()
 
     def _check_still_same(self, timeout_s: float) -> None:
         model, version, digest = self._wanted.name, self.version, self.spec.digest

@@ -28,6 +28,10 @@ WRONG = "wrong answer"
 """Not of gRPC: what came back is not what the spec says."""
 RESTRICTED = "restricted"
 """Not of gRPC: the server asks for a key."""
+AWAY = (UNAVAILABLE, CANCELLED, NO_ANSWER, NOT_FOUND)
+"""A server that had the model is away: gone, starting, stopping, overloaded, hung, or loading the model again."""
+HICCUPS = (INTERNAL, WRONG, DEADLINE, "StatusCode.UNKNOWN", "StatusCode.DATA_LOSS")
+"""What a server may do better the second time; anything else that is not AWAY is a refusal."""
 SHARED_MEMORY_REFUSALS = ("StatusCode.INVALID_ARGUMENT", "StatusCode.UNIMPLEMENTED", NOT_FOUND, RESTRICTED)
 """How a server says that it does not take tensors by shared memory."""
 

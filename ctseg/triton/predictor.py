@@ -1,4 +1,4 @@
-"""PatchPredictor over Triton's gRPC protocol: which server gets a request, and when it is sent again.
+"""PatchPredictor over Triton's gRPC protocol.
 
 A predictor must be used in the process that made it: gRPC does not survive ``fork``. Make it in the
 worker, or start workers by ``spawn``.
@@ -6,41 +6,29 @@ worker, or start workers by ``spawn``.
 
 import logging
 import os
-import random
 import threading
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import cast
 
 import numpy as np
-import tenacity
 
 from ctseg.arrays import Logits, Patches
-from ctseg.errors import CtsegError, ModelNotFoundError, ServerError, SpecError
+from ctseg.errors import ServerAwayError, ServerError, SpecError
 from ctseg.model_spec import ModelSpec
+from ctseg.numerics.finite import all_finite
 from ctseg.predict.predictor import Identity
 from ctseg.triton.addresses import address_of
 from ctseg.triton.connection import ServerConnection, connect_server
-from ctseg.triton.errors import (
-    CANCELLED,
-    DEADLINE,
-    INTERNAL,
-    NO_ANSWER,
-    NOT_FOUND,
-    UNAVAILABLE,
-    CallError,
-    SharedMemoryRefusedError,
-    server_error_of,
-)
+from ctseg.triton.course import Course
+from ctseg.triton.errors import WRONG, CallError, SharedMemoryRefusedError, server_error_of
 from ctseg.triton.options import ClientOptions
+from ctseg.triton.rota import NobodyAnswersError, Rota
 from ctseg.triton.served_version import WantedModel
 from ctseg.triton.transport import Call, MessageTransport, Traffic, batch_limit, share_memory_with
 
 log = logging.getLogger(__name__)
 
-_FIRST_BACKOFF_S = 0.1
-_LONGEST_BACKOFF_S = 5.0
 _DRAIN_TIMEOUT_S = 10.0
 
 
@@ -105,7 +93,6 @@ class TritonPredictor:
     """
 
     def __init__(self, servers: Sequence[ServerConnection], options: ClientOptions) -> None:
-        self._servers = list(servers)
         self._timeout_s = options.timeout_s
         self._spec = servers[0].spec
         self._process = os.getpid()
@@ -118,7 +105,8 @@ class TritonPredictor:
         )
         self._traffic = Traffic()
         self._messages = MessageTransport(self._spec, options.timeout_s, self._closing, self._traffic)
-        self._shared_memory = share_memory_with(self._servers, self._messages, options)
+        self._shared_memory = share_memory_with(servers, self._messages, options)
+        self._rota = Rota(servers, self._ask, options.timeout_s)
 
     @property
     def spec(self) -> ModelSpec:
@@ -128,10 +116,10 @@ class TritonPredictor:
     @property
     def identity(self) -> Identity:
         """The model, the version that the first server runs, and all servers."""
-        kinds = {"shared memory" if server.shares_memory else "grpc" for server in self._servers}
+        kinds = {"shared memory" if server.shares_memory else "grpc" for server in self._rota.servers}
         return Identity(
             model=self._spec.name,
-            version=self._servers[0].version,
+            version=self._rota.servers[0].version,
             digest=self._spec.digest,
             servers=self.urls,
             transport=" and ".join(sorted(kinds, reverse=True)),
@@ -140,7 +128,7 @@ class TritonPredictor:
     @property
     def urls(self) -> tuple[str, ...]:
         """The servers' addresses."""
-        return tuple(server.url for server in self._servers)
+        return tuple(server.url for server in self._rota.servers)
 
     @property
     def max_batch_size(self) -> int:
@@ -171,48 +159,24 @@ class TritonPredictor:
     def predict(self, patches: Patches) -> Logits:
         """See :meth:`ctseg.predict.predictor.PatchPredictor.predict`.
 
-        A request that found no server, or whose server went away, is sent again until nothing has
-        been answered for ``timeout_s``.
+        A request that found no server, or whose server went away, is sent again until nothing has been computed for
+        ``timeout_s``. One that a server fails is tried once more, by another server where there is one.
 
         Raises:
             ValueError: The patches have another shape, dtype or layout than the spec says, or there are
                 too many; or the predictor was made in another process.
-            ServerError: One of its children.
+            ServerAwayError: Every server has been away for ``timeout_s``.
+            ServerError: Another of its children: the patches themselves could not be computed.
             SpecError: The model was replaced by another one under way.
         """
         self._check(patches)
-        started = time.monotonic()
-        once: set[str] = set()
-
-        def deadline() -> float:
-            return max(started, *(server.last_answer for server in self._servers)) + self._timeout_s
-
-        def is_worth_repeating(error: BaseException) -> bool:
-            if not isinstance(error, CallError) or self._closing.is_set():
-                return False
-            if error.status in (UNAVAILABLE, CANCELLED, NO_ANSWER):
-                return True
-            if error.status in (DEADLINE, INTERNAL, NOT_FOUND) and error.status not in once:
-                once.add(error.status)
-                return True
-            return False
-
-        def count(_: tenacity.RetryCallState) -> None:
-            with self._lock:
-                self._retries += 1
-
-        attempts = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(is_worth_repeating),
-            wait=self._backoff_s,
-            stop=lambda _: time.monotonic() >= deadline(),
-            sleep=self._sleep,
-            before_sleep=count,
-            reraise=True,
-        )
+        course = Course(self._rota, self._ask, patches, self._count_retry)
         try:
-            return attempts(self._try, patches)
+            return course.run()
         except CallError as error:
-            raise self._error_of(error, patches.shape, time.monotonic() - started) from error.__cause__
+            raise self._error_of(error, patches.shape, course.seconds) from error.__cause__
+        except NobodyAnswersError as error:
+            raise self._away_error(course) from error
 
     def close(self) -> None:
         """Stop waiting, release the shared memory, and close the connections; may be called twice.
@@ -221,11 +185,12 @@ class TritonPredictor:
         do not survive.
         """
         self._closing.set()
-        for server in self._servers:
+        self._rota.close()
+        for server in self._rota.servers:
             server.wait_until_idle(_DRAIN_TIMEOUT_S)
         if self._shared_memory is not None:
-            self._shared_memory.close(self._servers)
-        for server in self._servers:
+            self._shared_memory.close(self._rota.servers)
+        for server in self._rota.servers:
             server.close()
 
     def __enter__(self) -> "TritonPredictor":
@@ -250,69 +215,34 @@ class TritonPredictor:
 
     # --- one request
 
-    def _try(self, patches: Patches) -> Logits:
-        server = self._pick()
+    def _count_retry(self) -> None:
+        with self._lock:
+            self._retries += 1
+
+    def _ask(self, server: ServerConnection, patches: Patches) -> Logits:
+        """Send patches to one server and return finite logits.
+
+        Raises:
+            CallError: No answer, or a wrong one.
+        """
         started = time.monotonic()
 
         def deadline() -> float:
             return max(started, server.last_answer) + self._timeout_s
 
         try:
-            return self._exchange(Call(server, patches, deadline))
+            logits = self._exchange(Call(server, patches, deadline))
+            if not all_finite(logits):
+                raise CallError(
+                    WRONG,
+                    "expected finite logits, found NaN or infinity: serve the network with a higher precision (fp32), "
+                    "or check the scan's intensities",
+                )
         except CallError as error:
             error.url = server.url
-            if error.status in (UNAVAILABLE, CANCELLED, NO_ANSWER, NOT_FOUND):
-                server.suspect(error)
             raise
-        finally:
-            with self._lock:
-                server.outstanding -= 1
-
-    def _pick(self) -> ServerConnection:
-        """Choose the least-loaded server; its ``outstanding`` is one higher after it.
-
-        A server that failed is checked before it is used again, by one thread while others work.
-        """
-        while True:
-            if self._closing.is_set():
-                raise CallError(CANCELLED, "the predictor was closed")
-            with self._lock:
-                usable = [server for server in self._servers if server.refusal is None]
-                if not usable:
-                    raise cast(CtsegError, self._servers[0].refusal)
-                now = time.monotonic()
-                due = [s for s in usable if not s.is_trusted and s.try_again_at <= now and not s.is_being_checked]
-                trusted = [server for server in usable if server.is_trusted]
-                if not due and not trusted:
-                    problem = max(usable, key=lambda server: server.try_again_at).last_problem
-                    is_open = any(server.is_being_checked for server in usable)
-                    raise CallError(UNAVAILABLE if is_open else problem.status, problem.text, url=problem.url)
-                server = due[0] if due else min(trusted, key=lambda s: (s.outstanding, random.random()))
-                server.outstanding += 1
-                server.is_being_checked = bool(due)
-            if server.is_trusted:
-                return server
-            try:
-                server.check()
-                log.info("%s answers again", server.url)
-                return server
-            except (CallError, SpecError, ModelNotFoundError) as error:
-                log.info("%s is left aside: %s", server.url, error)
-                with self._lock:
-                    server.outstanding -= 1
-            finally:
-                with self._lock:
-                    server.is_being_checked = False
-
-    def _sleep(self, seconds: float) -> None:
-        self._closing.wait(seconds)
-
-    def _backoff_s(self, state: tenacity.RetryCallState) -> float:
-        """Try every other server at once; then wait longer and longer, at random."""
-        rounds = state.attempt_number // len(self._servers)
-        if rounds == 0:
-            return 0.0
-        return random.uniform(0.0, min(_LONGEST_BACKOFF_S, _FIRST_BACKOFF_S * 2**rounds))
+        server.answered()
+        return logits
 
     def _exchange(self, call: Call) -> Logits:
         if self._shared_memory is not None and call.server.shares_memory:
@@ -327,3 +257,12 @@ class TritonPredictor:
         at = error.url or ", ".join(self.urls)
         what = f"{self._spec.name} version {self.identity.version} at {at} gave no logits for {shape} patches"
         return server_error_of(error, f"{what} within {waited_s:.1f} s")
+
+    def _away_error(self, course: Course) -> ServerError:
+        if hang := course.hang():
+            return self._error_of(hang, course.patches.shape, course.seconds)
+        return ServerAwayError(
+            f"{self._spec.name}: no server has computed anything for {self._timeout_s:g} s: {self._rota.problems()}: "
+            "what is not done is left, start the folder again when a server answers",
+            settings=("timeout_s",),
+        )

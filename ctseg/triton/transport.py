@@ -154,7 +154,6 @@ class MessageTransport:
         result, error = box
         if error is not None:
             raise call_error_of(error) from error
-        call.server.last_answer = time.monotonic()
         return result
 
     def content_of(self, result: Any, batch: int) -> npt.NDArray[Any]:

@@ -11,7 +11,7 @@ from ctseg.model_spec import ModelSpec
 from ctseg.triton.addresses import Address
 from ctseg.triton.configuration import ModelConfig, spec_parameter
 from ctseg.triton.connection import ServerConnection
-from ctseg.triton.errors import CallError
+from ctseg.triton.errors import INTERNAL, CallError
 from ctseg.triton.served_version import WantedModel, served_version
 from tests.support.toy_models import toy_spec
 
@@ -37,6 +37,12 @@ class FakeClient:
         """By method, ``infer`` too, what the next calls of it end with."""
         self.gone: CallError | None = None
         """What every call ends with, where the server is gone."""
+        self.broken: CallError | None = None
+        """What every request ends with, where the server is ready and its model is not well."""
+        self.poison: float | None = None
+        """A request with this first value breaks the model."""
+        self.received: list[float] = []
+        """The first value of each request."""
         self.is_closed = False
         self.requests = 0
         self._is_holding = False
@@ -72,6 +78,12 @@ class FakeClient:
         self.requests += 1
         if self.gone is not None:
             raise CallError(self.gone.status, self.gone.text)
+        first = float(np.frombuffer(inputs[0]._get_content(), np.float32, 1)[0]) if inputs[0]._get_content() else 0.0
+        self.received.append(first)
+        if first == self.poison:
+            self.broken = CallError(INTERNAL, "the model's process is dead")
+        if self.broken is not None:
+            raise CallError(self.broken.status, self.broken.text)
         if self.failures.get("infer"):
             raise self.failures["infer"].pop(0)
         batch = inputs[0].shape()[0]

@@ -35,14 +35,15 @@ def test_a_server_that_is_not_there_is_named_with_the_model() -> None:
     assert caught.value.__cause__ is not None
 
 
-def test_a_server_that_failed_is_trusted_again_after_a_check() -> None:
+def test_a_server_that_failed_is_checked_by_what_it_serves() -> None:
     client = FakeClient()
     server = fake_connection(client)
     server.suspect(CallError(UNAVAILABLE, "lost"))
     assert not server.is_trusted
     assert server.last_problem.text == "lost"
     server.check()
-    assert server.is_trusted
+    server.forget_failure()
+    assert client.asked[-2:] == ["get_model_metadata", "get_model_config"]
 
 
 def test_a_server_that_fails_its_check_is_asked_again_later() -> None:
@@ -52,13 +53,15 @@ def test_a_server_that_fails_its_check_is_asked_again_later() -> None:
     client.gone = CallError(UNAVAILABLE, "still starting")
     with pytest.raises(CallError, match="still starting") as caught:
         server.check()
-    assert caught.value.url == server.url
-    assert 0 < server.try_again_at < math.inf
+    before = server.try_again_at
+    for _ in range(4):
+        server.still_fails(caught.value)
+    assert before < server.try_again_at < math.inf
+    assert server.last_problem.text == "still starting"
     assert not server.is_trusted
     assert server.refusal is None
     client.gone = None
     server.check()
-    assert server.is_trusted
 
 
 def test_a_hung_server_is_not_even_asked_until_it_has_answered() -> None:
@@ -150,3 +153,6 @@ class FakeInput:
 
     def shape(self) -> list[int]:
         return [1, 2, 6, 10, 14]
+
+    def _get_content(self) -> bytes:
+        return b""

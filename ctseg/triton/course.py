@@ -1,0 +1,111 @@
+"""The course of one request: to which servers it goes, until one has computed it or it has failed."""
+
+import contextlib
+import time
+from collections.abc import Callable
+
+from ctseg.arrays import Logits, Patches
+from ctseg.triton.connection import ServerConnection
+from ctseg.triton.errors import AWAY, HICCUPS, NO_ANSWER, CallError
+from ctseg.triton.rota import Rota
+
+_FAILURES_OF_A_REQUEST = 2
+
+
+class Course:
+    """One request until it is computed.
+
+    A server that is away is the server's misfortune: the request waits, or goes to another. A failure is the request's
+    own if a second server fails it too, or if the server that fails it still computes what was computed before; it is
+    the server's if another server computes it, or if the server fails what was computed before.
+
+    Args:
+        rota: Chooses the servers.
+        ask: Sends patches to a server; raises :class:`CallError`.
+        patches: What is sent.
+        on_retry: Called each time that it is sent again.
+
+    Attributes:
+        patches: What is sent.
+        problem: How it failed last.
+    """
+
+    def __init__(
+        self,
+        rota: Rota,
+        ask: Callable[[ServerConnection, Patches], Logits],
+        patches: Patches,
+        on_retry: Callable[[], None],
+    ) -> None:
+        self.patches = patches
+        self._on_retry = on_retry
+        self.problem: CallError | None = None
+        self._rota = rota
+        self._ask = ask
+        self._started = time.monotonic()
+        self._failures: dict[ServerConnection, CallError] = {}
+        self._silent: ServerConnection | None = None
+        self._has_seen_collapse = False
+
+    @property
+    def seconds(self) -> float:
+        """How long it has taken so far."""
+        return time.monotonic() - self._started
+
+    def hang(self) -> CallError | None:
+        """Return how the request failed where the server that it went to is there, and does not answer it."""
+        return self.problem if self._silent is not None and self._silent.is_alive() else None
+
+    def run(self) -> Logits:
+        """Send the request until it is computed.
+
+        Raises:
+            CallError: It cannot be computed.
+            NobodyAnswersError: Every server has been away for too long.
+            SpecError, ModelNotFoundError: No server serves the model any more.
+        """
+        while True:
+            # a request may be what makes servers fail: those that saw one fail go one by one, so that it is known which
+            with self._rota.alone if self._has_seen_collapse else contextlib.nullcontext():
+                logits = self._try()
+            if logits is not None:
+                return logits
+            self._on_retry()
+
+    def _try(self) -> Logits | None:
+        """Send the request once; return None where it is to be sent again."""
+        server = self._rota.take(self._failures, self._started)
+        try:
+            logits = self._ask(server, self.patches)
+        except CallError as error:
+            self.problem = error
+            self._silent = server if error.status == NO_ANSWER else None
+            if self._rota.is_closed:
+                raise
+            if error.status in AWAY:
+                self._rota.away(server, error)
+            elif self._is_at_fault(server, error):
+                raise
+            return None
+        finally:
+            self._rota.give_back(server)
+        for failed, problem in self._failures.items():
+            if failed is not server:
+                self._rota.outdone(failed, problem, self.patches)
+        self._rota.answered(self.patches)
+        return logits
+
+    def _is_at_fault(self, server: ServerConnection, error: CallError) -> bool:
+        """Whether the request fails by its own fault, now that a server has failed it."""
+        is_second_time = server in self._failures
+        self._failures[server] = error
+        if len(self._failures) < _FAILURES_OF_A_REQUEST:
+            if self._rota.others_are_well(self._failures):
+                return False
+            if error.status in HICCUPS and not is_second_time:
+                return False
+        if self._has_seen_collapse or any(self._rota.is_well(failed) for failed in reversed(list(self._failures))):
+            return True
+        self._failures.clear()
+        self._has_seen_collapse = True
+        return False

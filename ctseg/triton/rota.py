@@ -1,0 +1,236 @@
+"""Which server gets a request: the least loaded of those that are well. The others are looked after meanwhile.
+
+A server is *away* when it refuses, is silent, starts or stops, or has lost the model: it is asked again, on a thread
+of its own, until it answers. One that fails what another has computed, or what it computed itself before, is *left
+aside*: before it gets work again it has to answer a request that was answered before, the probe.
+"""
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Collection, Sequence
+
+from ctseg.arrays import Logits, Patches
+from ctseg.errors import ModelNotFoundError, SpecError
+from ctseg.triton.connection import ServerConnection
+from ctseg.triton.errors import AWAY, CANCELLED, CallError
+
+log = logging.getLogger(__name__)
+
+_LOOK_AGAIN_S = 1.0
+_TOLD_CHARACTERS = 300
+
+
+class NobodyAnswersError(Exception):
+    """No server that may be asked has answered anything for as long as the caller waits."""
+
+
+class Rota:
+    """The servers of a predictor, used from any number of threads.
+
+    Args:
+        servers: At least one; all with the same spec.
+        ask: Sends patches to one server, whatever its state; raises :class:`CallError`.
+        timeout_s: How long the servers may be away before :meth:`take` gives up, in seconds.
+
+    Attributes:
+        alone: Held by a request that is to be the only one of its kind on its way.
+    """
+
+    def __init__(
+        self,
+        servers: Sequence[ServerConnection],
+        ask: Callable[[ServerConnection, Patches], Logits],
+        timeout_s: float,
+    ) -> None:
+        self._servers = list(servers)
+        self._ask = ask
+        self._timeout_s = timeout_s
+        self.alone = threading.Lock()
+        self._probe: Patches | None = None
+        self._watched: set[ServerConnection] = set()
+        self._is_closed = False
+        self._changed = threading.Condition()
+
+    @property
+    def servers(self) -> tuple[ServerConnection, ...]:
+        """All servers, those too that get no work now."""
+        with self._changed:
+            return tuple(self._servers)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nobody is to wait any longer."""
+        return self._is_closed
+
+    def add(self, server: ServerConnection) -> bool:
+        """Let a server have work from now on; return False where the rota is closed."""
+        with self._changed:
+            if not self._is_closed:
+                self._servers.append(server)
+                self._changed.notify_all()
+            return not self._is_closed
+
+    def close(self) -> None:
+        """Let nobody wait any longer."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+
+    # --- requests
+
+    def take(self, avoided: Collection[ServerConnection], since: float) -> ServerConnection:
+        """Choose the least-loaded server that is well; its ``outstanding`` is one higher after it.
+
+        Waits for one as long as the servers may be away.
+
+        Args:
+            avoided: Servers that are chosen only where no other is well.
+            since: When the caller began to wait, by the monotonic clock.
+
+        Raises:
+            NobodyAnswersError: No server is well, and nothing was answered for too long.
+            CallError: The rota is closed.
+            SpecError, ModelNotFoundError: No server serves the model any more.
+        """
+        with self._changed:
+            while True:
+                if self._is_closed:
+                    raise CallError(CANCELLED, "the predictor was closed")
+                self._check_refusals()
+                well = self._well()
+                if candidates := [server for server in well if server not in avoided] or well:
+                    server = min(candidates, key=lambda s: (s.outstanding, random.random()))
+                    server.outstanding += 1
+                    return server
+                left_s = self.deadline(since) - time.monotonic()
+                if left_s <= 0:
+                    raise NobodyAnswersError
+                self._changed.wait(min(left_s, _LOOK_AGAIN_S))
+
+    def give_back(self, server: ServerConnection) -> None:
+        """Note that a request to a server is done, however it ended."""
+        with self._changed:
+            server.outstanding -= 1
+
+    def deadline(self, since: float) -> float:
+        """Return until when to wait: later and later while any server answers, by the monotonic clock."""
+        with self._changed:
+            return max(since, *(server.last_answer for server in self._servers)) + self._timeout_s
+
+    def others_are_well(self, avoided: Collection[ServerConnection]) -> bool:
+        """Whether there is a server to ask besides these."""
+        with self._changed:
+            return any(server not in avoided for server in self._well())
+
+    def problems(self) -> str:
+        """Say what is wrong with the servers that get no work."""
+        with self._changed:
+            return "; ".join(
+                f"{s.url}: {_line(s.refusal or s.last_problem)}" for s in self._servers if not s.is_trusted
+            )
+
+    def _well(self) -> list[ServerConnection]:
+        return [server for server in self._servers if server.refusal is None and server.is_trusted]
+
+    def _check_refusals(self) -> None:
+        refusals = [server.refusal for server in self._servers]
+        if refusals[0] is not None and None not in refusals:
+            raise refusals[0]
+
+    # --- what came of them
+
+    def answered(self, patches: Patches) -> None:
+        """Note what was computed; the first patches are kept as the probe."""
+        if self._probe is None:
+            self._probe = patches[:1].copy()
+
+    def away(self, server: ServerConnection, problem: CallError) -> None:
+        """Note that a server is away: it gets no request until it answers again."""
+        server.suspect(problem)
+        self._watch(server)
+
+    def outdone(self, server: ServerConnection, problem: CallError, patches: Patches) -> None:
+        """Note that a server failed what another has computed: it is left aside until it computes that, too."""
+        self._probe = patches.copy()
+        self._leave_aside(server, problem, "another server computed")
+
+    def is_well(self, server: ServerConnection) -> bool:
+        """Ask a server that failed for what was computed before; leave it aside if it fails that, too.
+
+        True where nothing was computed yet: nothing is known against it.
+        """
+        with server.probing:  # others wait for the result
+            if not server.is_trusted:
+                return False
+            if self._probe is None:
+                return True
+            try:
+                self._ask(server, self._probe)
+            except CallError as error:
+                if error.status in AWAY:
+                    self.away(server, error)
+                else:
+                    self._leave_aside(server, error, "was computed before")
+                return False
+            return True
+
+    def _leave_aside(self, server: ServerConnection, problem: CallError, what: str) -> None:
+        with self._changed:
+            is_new = not server.has_to_prove
+            server.has_to_prove = True
+        if is_new:
+            log.warning(
+                "%s is left aside: it fails what %s (%s): look at its log, or start it again; it is asked again until "
+                "it answers", server.url, what, _line(problem),
+            )  # fmt: skip
+        self.away(server, problem)
+
+    # --- servers that come back
+
+    def _watch(self, server: ServerConnection) -> None:
+        with self._changed:
+            if server in self._watched:
+                return
+            self._watched.add(server)
+        threading.Thread(target=self._bring_back, args=(server,), name=f"watch-{server.url}", daemon=True).start()
+
+    def _bring_back(self, server: ServerConnection) -> None:
+        """Check a server again and again, until it is well or serves something else."""
+        is_told = server.has_to_prove
+        while self._wait_until_due(server):
+            try:
+                server.check()
+                if server.has_to_prove and self._probe is not None:
+                    self._ask(server, self._probe)
+            except CallError as error:
+                server.still_fails(error)
+                if not is_told:
+                    log.warning("%s is away: %s: it is asked again until it answers", server.url, _line(error))
+                is_told = True
+                continue
+            except (SpecError, ModelNotFoundError) as error:
+                log.warning("%s is not asked again: %s", server.url, _line(error))
+            else:
+                server.forget_failure()
+                if is_told:
+                    log.info("%s answers again", server.url)
+            with self._changed:
+                self._watched.discard(server)
+                if server.refusal is None:
+                    server.is_trusted = True
+                self._changed.notify_all()
+            return
+
+    def _wait_until_due(self, server: ServerConnection) -> bool:
+        """Wait until a server may be asked again; return False where the rota is closed."""
+        with self._changed:
+            while not self._is_closed and (left_s := server.try_again_at - time.monotonic()) > 0:
+                self._changed.wait(min(left_s, _LOOK_AGAIN_S))
+            return not self._is_closed
+
+
+def _line(problem: Exception) -> str:
+    """Return the first line of what is wrong: servers answer with whole tracebacks."""
+    return str(problem).strip().split("\n", 1)[0][:_TOLD_CHARACTERS]
