@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ctseg.predict.parts import Part
     from ctseg.predict.review import review_folder
     from ctseg.predict.segmenter import segment_volume
+    from ctseg.runs.dask import DaskScheduler, segment_folder_on_dask
     from ctseg.runs.folder import segment_folder
     from ctseg.runs.model import ServedModel
     from ctseg.serving.process import ServerOptions
@@ -35,6 +36,7 @@ __all__ = [
     "BatchOptions",
     "Case",
     "ClientOptions",
+    "DaskScheduler",
     "Geometry",
     "ModelSpec",
     "Part",
@@ -48,6 +50,7 @@ __all__ = [
     "review_folder",
     "segment_cases",
     "segment_folder",
+    "segment_folder_on_dask",
     "segment_volume",
     "volume_from_array",
     "write_label_map",
@@ -57,6 +60,7 @@ _HOMES = {
     "BatchOptions": "ctseg.predict.options",
     "Case": "ctseg.files.cases",
     "ClientOptions": "ctseg.triton.options",
+    "DaskScheduler": "ctseg.runs.dask",
     "Geometry": "ctseg.files.geometry",
     "ModelSpec": "ctseg.model_spec",
     "Part": "ctseg.predict.parts",
@@ -70,6 +74,7 @@ _HOMES = {
     "review_folder": "ctseg.predict.review",
     "segment_cases": "ctseg.predict.folder",
     "segment_folder": "ctseg.runs.folder",
+    "segment_folder_on_dask": "ctseg.runs.dask",
     "segment_volume": "ctseg.predict.segmenter",
     "volume_from_array": "ctseg.files.volume",
     "write_label_map": "ctseg.files.volume",

@@ -116,7 +116,7 @@ def test_a_run_of_the_client_loads_nothing_heavy_and_neither_deploy_nor_train(ct
         "with contextlib.redirect_stdout(io.StringIO()):\n"
         f"    assert main({[str(word) for word in words]} + ['--disable_tta']) == 0\n"
     )
-    heavy = [*BELOW_DEPLOY["forbidden_modules"], "ctseg.deploy", "ctseg.train", "benchmarks"]
+    heavy = [*BELOW_DEPLOY["forbidden_modules"], "ctseg.deploy", "ctseg.train", "benchmarks", "dask", "distributed"]
     assert loaded_after(program, heavy) == []
     assert (tmp_path / "piece.nii.gz").is_file()
 

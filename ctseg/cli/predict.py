@@ -3,6 +3,8 @@
 import argparse
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,6 +87,19 @@ def add_commands(commands: "argparse._SubParsersAction[Parser]") -> None:
         help="take the part from the variables of a Slurm job array (N too), or of a Kubernetes Indexed Job (give N)",
     )  # fmt: skip
 
+    dask = predict.add_argument_group("Dask", "hand the cases to the workers of a Dask cluster; needs --url")
+    dask.add_argument("--dask", metavar="ADDRESS", help="the scheduler: tls://HOST:PORT, or tcp://HOST:PORT")
+    dask.add_argument(
+        "--dask_insecure", dest="insecure", action="store_true",
+        help="take tcp:// beyond this machine too: whoever reaches the scheduler runs code on its workers",
+    )  # fmt: skip
+    dask.add_argument(
+        "--dask_tls_ca", dest="tls_ca", type=Path,
+        help="PEM file of the authority that the cluster trusts (default, as of the next two: Dask's configuration)",
+    )  # fmt: skip
+    dask.add_argument("--dask_tls_certificate", dest="tls_certificate", type=Path, help="PEM file of this client's")
+    dask.add_argument("--dask_tls_key", dest="tls_key", type=Path, help="PEM file of its private key")
+
     limits = predict.add_argument_group("limits")
     limits.add_argument("--timeout_s", type=_positive, default=300.0, help="longest time without any answer (300)")
     limits.add_argument("--case_timeout_s", type=_positive, help="longest time for one case (no limit)")
@@ -97,7 +112,6 @@ def add_commands(commands: "argparse._SubParsersAction[Parser]") -> None:
 def _run(args: argparse.Namespace) -> int:
     from ctseg.predict.options import BatchOptions
     from ctseg.predict.progress import progress_for
-    from ctseg.runs.folder import segment_folder
 
     options = BatchOptions(
         tile_step_size=args.step_size,
@@ -109,12 +123,8 @@ def _run(args: argparse.Namespace) -> int:
         memory_bytes=None if args.memory_gb is None else int(args.memory_gb * (1 << 30)),
         part=_part(args),
     )
-    report = segment_folder(
-        args.input,
-        args.output,
-        _model(args),
-        options,
-        progress_for=lambda cases: progress_for(cases, quiet=args.quiet),
+    report = _runner(args)(
+        args.input, args.output, _model(args), options, progress_for=lambda cases: progress_for(cases, quiet=args.quiet)
     )
     return _summarise(report, args)
 
@@ -129,6 +139,18 @@ def _part(args: argparse.Namespace) -> "Part":
     return part_from(args.parts_from, os.environ, args.num_parts)
 
 
+def _runner(args: argparse.Namespace) -> "Callable[..., Report]":
+    """Return what segments a folder: this process, or a Dask cluster."""
+    if args.dask is None:
+        from ctseg.runs.folder import segment_folder
+
+        return segment_folder
+    from ctseg.runs.dask import DaskScheduler, segment_folder_on_dask
+
+    scheduler = DaskScheduler(args.dask, args.insecure, args.tls_ca, args.tls_certificate, args.tls_key)
+    return partial(segment_folder_on_dask, scheduler=scheduler, header_variables=_header_variables(args.headers))
+
+
 def _model(args: argparse.Namespace) -> "ServedModel":
     from ctseg.runs.model import ServedModel
     from ctseg.triton.options import ClientOptions
@@ -141,7 +163,7 @@ def _model(args: argparse.Namespace) -> "ServedModel":
         root_certificates=args.root_certificates,
         client_certificate=args.client_certificate,
         client_key=args.client_key,
-        headers=_headers(args.headers),
+        headers={} if args.dask else _headers(args.headers),
         shared_memory=args.shared_memory,
     )
     return ServedModel(
@@ -186,13 +208,19 @@ def _read_spec(path: Path | None) -> "ModelSpec | None":
 
 
 def _headers(words: list[str]) -> dict[str, str]:
-    headers = {}
-    for word in words:
-        name, _, variable = word.partition("=")
+    variables = _header_variables(words)
+    for name, variable in variables.items():
         if variable not in os.environ:
-            raise SetupError(f"--header_env {word}: expected NAME=VARIABLE with a variable that is set")
-        headers[name.lower()] = os.environ[variable]
-    return headers
+            raise SetupError(f"--header_env {name}={variable}: expected NAME=VARIABLE with a variable that is set")
+    return {name: os.environ[variable] for name, variable in variables.items()}
+
+
+def _header_variables(words: list[str]) -> dict[str, str]:
+    pairs = [word.partition("=") for word in words]
+    for name, _, variable in pairs:
+        if not name or not variable:
+            raise SetupError(f"--header_env {name}: expected NAME=VARIABLE")
+    return {name.lower(): variable for name, _, variable in pairs}
 
 
 def _step_size(text: str) -> float:

@@ -80,36 +80,42 @@ class CaseWork:
         self._unwritten: dict[str, tuple[Case, Outcome]] = {}
         self._lock = threading.Lock()
 
-    def end(self, case: Case, index: int, turn: Turn = Turn.FREE) -> None:
+    def end(self, case: Case, index: int, turn: Turn = Turn.FREE, *, failed: CtsegError | None = None) -> bool:
         """Bring a case to its end, unless another run works on it, or it is another turn's.
 
         Args:
             case: The case.
             index: Of the case among all; smaller goes first on the network.
             turn: Whose turn it is.
+            failed: Why it is not tried: it has failed elsewhere, and that becomes its outcome.
+
+        Returns:
+            Whether it has ended.
         """
         if turn is Turn.FREE and case.name in self._put_off:
-            return
+            return False
         try:
-            outcome = self._outcome(case, index, turn)
+            outcome = self._outcome(case, index, turn, failed)
         except ClaimLostError as error:
             logger.warning("%s", error)
-            return
+            return False
         except (OutputError, OSError) as error:
             if self.stopped.is_set():
-                return
+                return False
             if turn is Turn.FREE:
                 logger.warning("%s: tried again at the end of the run: %s", printable(case.name), error)
                 with self._lock:
                     self._put_off.add(case.name)
-                return
+                return False
             outcome = self._failed(case, error)
             with self._lock:
                 self._unwritten[case.name] = (case, outcome)
-        if outcome is not None:
-            with self._lock:
-                self.ended[case.name] = outcome
-            self._progress.case_done(outcome)
+        if outcome is None:
+            return False
+        with self._lock:
+            self.ended[case.name] = outcome
+        self._progress.case_done(outcome)
+        return True
 
     def has_ended(self, case: Case) -> bool:
         """Whether a case has an outcome, by this run or by another since it began."""
@@ -145,7 +151,7 @@ class CaseWork:
         finally:
             self.ledger.claims.drop(claim, is_done=theirs is not None)
 
-    def _outcome(self, case: Case, index: int, turn: Turn) -> Outcome | None:
+    def _outcome(self, case: Case, index: int, turn: Turn, failed: CtsegError | None) -> Outcome | None:
         if (outcome := self._ended_elsewhere(case)) is not None:
             return outcome
         claim = self.ledger.claims.take(case.name, suspects=turn is Turn.SUSPECTS)
@@ -154,7 +160,7 @@ class CaseWork:
         outcome = None
         try:
             outcome = self._ended_elsewhere(case)  # between the look and the claim
-            return outcome or self._segmented(case, index, claim, turn)
+            return outcome or self._segmented(case, index, claim, turn, failed)
         finally:
             self.ledger.claims.drop(claim, is_done=outcome is not None)
 
@@ -173,7 +179,7 @@ class CaseWork:
         self.ledger.claims.forget(case.name)
         return found.model_copy(update={"status": "skipped"})
 
-    def _segmented(self, case: Case, index: int, claim: Claim, turn: Turn) -> Outcome | None:
+    def _segmented(self, case: Case, index: int, claim: Claim, turn: Turn, failed: CtsegError | None) -> Outcome | None:
         """Segment a case that is this run's, and put it in place; a failure is an outcome too.
 
         Returns:
@@ -184,7 +190,7 @@ class CaseWork:
         try:
             if foreign := self.ledger.foreign(claim, self._wanted(case)):
                 return self.ledger.put(claim, Staged(kept(self._blank(case), foreign)), stale=())
-            staged = self._try(case, index, turn)
+            staged = self._try(case, index, turn) if failed is None else Staged(self._failed(case, failed))
             if staged is None or self.stopped.is_set():
                 return None
             return self.ledger.put(claim, staged, stale=names)

@@ -18,7 +18,7 @@ from ctseg.files.formats import WRITE_ENDINGS
 from ctseg.files.identity import printable
 from ctseg.model_spec import ModelSpec
 from ctseg.predict.case_work import CaseWork, Turn
-from ctseg.predict.left import NotDone, Reason, take_over_left, write_left
+from ctseg.predict.left import NotDone, Reason, leave, take_over_left
 from ctseg.predict.memory import MemoryBudget, available_bytes
 from ctseg.predict.model_notes import write_model_note
 from ctseg.predict.options import BatchOptions
@@ -91,7 +91,7 @@ class FolderRun:
     def segment(self, cases: Sequence[Case]) -> Report:
         """Segment the cases; see :func:`segment_cases`."""
         try:
-            _check_can_be_written(cases, self._segmenter.spec, self._output)
+            check_can_be_written(cases, self._segmenter.spec, self._output)
             self._make_output()
             work: CaseWork | None = None
             is_folded = False
@@ -132,14 +132,7 @@ class FolderRun:
         """Write down which cases this run leaves, where it was stopped or the server went away."""
         reason: Reason = "server away" if work.went_away.is_set() else "stopped"
         left = [case for case in cases if not work.has_ended(case)]
-        if not left:
-            return ()
-        logger.warning("%d of %d cases are not done: %s", len(left), len(cases), reason)
-        try:
-            write_left(self._output, run, left, reason, work.ledger.before)
-        except OutputError as error:
-            logger.error("%s", error)
-        return tuple(NotDone(case=printable(case.name), reason=reason) for case in left)
+        return leave(self._output, run, left, reason, work.ledger.before, of=len(cases))
 
     def _make_output(self) -> None:
         try:
@@ -197,7 +190,7 @@ def _next_suspect(pending: Sequence[tuple[int, Case]], work: CaseWork, known: se
     return [(index, cases[index]) for _, index in suspects[:1]]
 
 
-def _check_can_be_written(cases: Sequence[Case], spec: ModelSpec, output: Path) -> None:
+def check_can_be_written(cases: Sequence[Case], spec: ModelSpec, output: Path) -> None:
     """Refuse before any work what could not be written at its end.
 
     Raises:

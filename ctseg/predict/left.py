@@ -4,6 +4,7 @@
 """
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -17,7 +18,9 @@ from ctseg.files.cases import Case
 from ctseg.files.identity import printable
 from ctseg.predict.outcomes import MEMORY_NAME, key_of
 
-Reason = Literal["server away", "output disk away", "stopped"]
+logger = logging.getLogger(__name__)
+
+Reason = Literal["server away", "workers away", "output disk away", "stopped"]
 """Why a run ended before its work did; each is worth trying again."""
 Stamp = tuple[int, int]
 """Inode and time of an outcome's file, see :meth:`ctseg.predict.outcomes.OutcomeStore.written`."""
@@ -44,6 +47,20 @@ class _LeftCase(Document):
 class _LeftWork(Document):
     reason: Reason
     cases: tuple[_LeftCase, ...]
+
+
+def leave(
+    output: Path, run: str, cases: Sequence[Case], reason: Reason, before: Mapping[str, Stamp], *, of: int
+) -> tuple[NotDone, ...]:
+    """Tell and write down which cases ``of`` so many a run leaves, and return them; see :func:`write_left`."""
+    if not cases:
+        return ()
+    logger.warning("%d of %d cases are not done: %s", len(cases), of, reason)
+    try:
+        write_left(output, run, cases, reason, before)
+    except OutputError as error:
+        logger.error("%s", error)
+    return tuple(NotDone(case=printable(case.name), reason=reason) for case in cases)
 
 
 def write_left(output: Path, run: str, cases: Sequence[Case], reason: Reason, before: Mapping[str, Stamp]) -> None:

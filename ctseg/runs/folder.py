@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from ctseg.errors import ServerAwayError, ServerUnavailableError, SetupError
-from ctseg.files.cases import find_cases
+from ctseg.files.cases import Case, find_cases
 from ctseg.model_spec import ModelSpec
 from ctseg.predict.folder import segment_cases
 from ctseg.predict.model_notes import read_model_notes
@@ -46,14 +46,29 @@ def segment_folder(
         CtsegError: Nothing could be segmented; its children say why.
     """
     with signals_as_exit(), _opened_for(output, model) as predictor:
-        _check_mirroring(predictor.spec, options)
-        if predictor.spec.parity.state != "proven":
-            logger.warning(
-                "%s is %s: nobody has shown that it gives the labels of its checkpoint (see ctseg build)",
-                model.name, predictor.spec.parity.state,
-            )  # fmt: skip
-        cases = find_cases(input_path, channels=len(predictor.spec.channels), passed_over=OwnFiles(input_path))
+        cases = cases_for(input_path, predictor.spec, options)
         return segment_cases(cases, predictor, output, options, progress=progress_for(len(options.part.of(cases))))
+
+
+def cases_for(input_path: Path, spec: ModelSpec, options: BatchOptions) -> list[Case]:
+    """Find the cases of a run, those of the other parts too.
+
+    Args:
+        input_path: A scan, or a folder of scans.
+        spec: The model's; a warning tells if nobody has proven it.
+        options: How cases are segmented.
+
+    Raises:
+        SetupError: The model cannot be used with the options.
+        InputError: There are no scans.
+    """
+    _check_mirroring(spec, options)
+    if spec.parity.state != "proven":
+        logger.warning(
+            "%s is %s: nobody has shown that it gives the labels of its checkpoint (see ctseg build)",
+            spec.name, spec.parity.state,
+        )  # fmt: skip
+    return find_cases(input_path, channels=len(spec.channels), passed_over=OwnFiles(input_path))
 
 
 @contextmanager
