@@ -19,8 +19,8 @@ from ctseg.files.cases import find_cases
 from ctseg.files.volume import read_volume
 from ctseg.numerics.prepare import prepare
 from ctseg.numerics.windows import cut_patches, plan_windows
+from ctseg.predict.predictor import PatchPredictor
 from ctseg.runs.model import ServedModel, opened
-from ctseg.triton.predictor import TritonPredictor
 
 MAX_POOL_BYTES = 2 << 30
 """Windows kept in memory; of larger folders some are sent several times."""
@@ -67,7 +67,7 @@ def main() -> int:
     return 0
 
 
-def _windows(folder: Path, predictor: TritonPredictor) -> tuple[npt.NDArray[np.float32], int]:
+def _windows(folder: Path, predictor: PatchPredictor) -> tuple[npt.NDArray[np.float32], int]:
     """Cut the windows of all scans; return those that fit into memory, and how many there are."""
     spec = predictor.spec
     parts: list[npt.NDArray[np.float32]] = []
@@ -85,7 +85,7 @@ def _windows(folder: Path, predictor: TritonPredictor) -> tuple[npt.NDArray[np.f
     return np.concatenate(parts), count
 
 
-def _send(predictor: TritonPredictor, pool: npt.NDArray[np.float32], count: int, concurrency: int, batch: int) -> float:
+def _send(predictor: PatchPredictor, pool: npt.NDArray[np.float32], count: int, concurrency: int, batch: int) -> float:
     """Send so many windows and drop the answers; return the wall seconds."""
     bounds: Iterator[int] = iter(range(0, count, batch))
     lock = threading.Lock()

@@ -8,7 +8,7 @@ import errno
 import sys
 from collections.abc import Sequence
 
-from ctseg.cli import deploy, predict, report, train
+from ctseg.cli import deploy, own_process, predict, report, train
 from ctseg.cli.console import configure_logging
 from ctseg.cli.exit_codes import INTERRUPTED, WENT_AWAY, WRONG_SETUP
 from ctseg.cli.parser import Parser, worded
@@ -43,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status, see :mod:`ctseg.cli.exit_codes`.
     """
+    if argv is None:
+        own_process.prepare()
     args = build_parser().parse_args(sys.argv[1:] if argv is None else argv)
     configure_logging(quiet=getattr(args, "quiet", False), verbose=getattr(args, "verbose", False))
     try:

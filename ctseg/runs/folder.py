@@ -12,11 +12,11 @@ from ctseg.predict.folder import segment_cases
 from ctseg.predict.model_notes import read_model_notes
 from ctseg.predict.options import BatchOptions
 from ctseg.predict.ownership import OwnFiles
+from ctseg.predict.predictor import PatchPredictor
 from ctseg.predict.progress import Progress
 from ctseg.predict.report import Report
 from ctseg.runs.model import ServedModel, opened
 from ctseg.serving.signals import signals_as_exit
-from ctseg.triton.predictor import TritonPredictor
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ def cases_for(input_path: Path, spec: ModelSpec, options: BatchOptions) -> list[
 
 
 @contextmanager
-def _opened_for(output: Path, model: ServedModel) -> Iterator[TritonPredictor]:
+def _opened_for(output: Path, model: ServedModel) -> Iterator[PatchPredictor]:
     """Connect to a model; that no server answers is no wrong address where one has answered before."""
     with ExitStack() as stack:
         try:

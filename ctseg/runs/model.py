@@ -1,17 +1,24 @@
 """Where a model runs: on servers that are there, or on one that is started for the time of a run."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ctseg.arrays import Logits, Patches
 from ctseg.compiled.loading import load_kernels_ahead
-from ctseg.errors import SetupError
+from ctseg.errors import ServerAwayError, ServerError, SetupError
 from ctseg.model_spec import ModelSpec
 from ctseg.numerics import KERNEL_MODULES
+from ctseg.predict.predictor import Identity
+from ctseg.serving.process import RunningServer, ServerOptions
 from ctseg.serving.server import embedded_server
 from ctseg.triton.options import ClientOptions
 from ctseg.triton.predictor import TritonPredictor, connect
+
+_log = logging.getLogger(__name__)
+_KEPT_RUNNING = ServerOptions(restarts=3)
 
 
 @dataclass(frozen=True)
@@ -46,8 +53,11 @@ class ServedModel:
 
 
 @contextmanager
-def opened(model: ServedModel) -> Iterator[TritonPredictor]:
+def opened(model: ServedModel) -> "Iterator[TritonPredictor | PredictorOfServer]":
     """Connect to a model, starting a server for the time of the context where none is named.
+
+    Such a server is started again, on its port, where it or a process of its model has died; what was on its way is
+    sent again. Where that does not help, :class:`ServerAwayError` ends what waits for it, at once.
 
     Raises:
         SetupError: There is no such repository, no server can be started here, or an address cannot be used.
@@ -65,10 +75,80 @@ def opened(model: ServedModel) -> Iterator[TritonPredictor]:
         )
     load_kernels_ahead(KERNEL_MODULES)
     with (
-        embedded_server(model.repository, [model.name]) as server,
+        embedded_server(model.repository, [model.name], _KEPT_RUNNING) as server,
         _connected(model, (server.url,), server.client_options(model.client)) as predictor,
     ):
-        yield predictor
+        yield PredictorOfServer(predictor, server)
+
+
+class PredictorOfServer:
+    """A predictor that waits for its own server as long as there is one: nobody else will start another.
+
+    Args:
+        predictor: Connected to the server and to no other.
+        server: Started by this process.
+    """
+
+    def __init__(self, predictor: TritonPredictor, server: RunningServer) -> None:
+        self._predictor = predictor
+        self._server = server
+        server.life.at_end(self._end)
+
+    @property
+    def identity(self) -> Identity:
+        """The predictor's."""
+        return self._predictor.identity
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The predictor's."""
+        return self._predictor.spec
+
+    @property
+    def max_batch_size(self) -> int:
+        """The predictor's."""
+        return self._predictor.max_batch_size
+
+    @property
+    def max_in_flight(self) -> int:
+        """The predictor's."""
+        return self._predictor.max_in_flight
+
+    @property
+    def bytes_sent(self) -> int:
+        """The predictor's."""
+        return self._predictor.bytes_sent
+
+    @property
+    def bytes_received(self) -> int:
+        """The predictor's."""
+        return self._predictor.bytes_received
+
+    @property
+    def retries(self) -> int:
+        """The predictor's."""
+        return self._predictor.retries
+
+    def predict(self, patches: Patches) -> Logits:
+        """See :meth:`ctseg.triton.predictor.TritonPredictor.predict`.
+
+        Raises:
+            ServerAwayError: The server has ended by itself, for good.
+            ServerError: See its other children.
+        """
+        try:
+            return self._predictor.predict(patches)
+        except ServerError as error:
+            life = self._server.life
+            if not life.reason:
+                raise
+            raise ServerAwayError(
+                f"{self.spec.name}: the server that was started for this run has ended: {life.reason}"
+            ) from error
+
+    def _end(self) -> None:
+        _log.error("the end of tritonserver's log:\n%s", self._server.end_of_log)
+        self._predictor.close()
 
 
 def _connected(model: ServedModel, urls: tuple[str, ...], client: ClientOptions) -> TritonPredictor:

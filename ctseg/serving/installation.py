@@ -11,12 +11,12 @@ import stat
 import subprocess
 import sys
 import sysconfig
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from ctseg.errors import SetupError
 from ctseg.serving.cuda_libraries import cuda_library_folders
+from ctseg.serving.isolation import empty_folder, isolated_environment
 from ctseg.serving.triton_flags import flags_in_help
 
 _INSTALL = "install nvidia-pytriton (Linux x86-64) as docs/install.md shows, or put tritonserver on the PATH"
@@ -50,6 +50,12 @@ class Installation:
             copy.chmod(stat.S_IRWXU)
         return copy
 
+    @property
+    def bytes_copied(self) -> int:
+        """What :meth:`runnable_binary` and :meth:`complete_backends` put into a folder, at most."""
+        files = [] if os.access(self.binary, os.X_OK) else [self.binary]
+        return sum(path.stat().st_size for path in [*files, *filter(None, [self.stub])])
+
     def complete_backends(self, folder: Path) -> Path | None:
         """Put the python backend together in the folder: the wheel keeps its stubs apart, one for each Python.
 
@@ -71,12 +77,13 @@ class Installation:
 
     def environment(self) -> dict[str, str]:
         """Return the server's environment; the python backend takes its packages from the PATH's first python3."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "LD_PRELOAD"))}
-        folders = [str(path) for path in self.library_path if str(path)]
-        if old := kept.get("LD_LIBRARY_PATH"):
-            folders.append(old)
-        kept["LD_LIBRARY_PATH"] = ":".join(folders)
-        kept["PATH"] = f"{Path(sys.executable).parent}:{kept.get('PATH', '/usr/bin:/bin')}"
+        isolated = isolated_environment()
+        kept = {name: value for name, value in isolated.items() if not name.startswith(("PYTHON", "LD_PRELOAD"))}
+        kept.update({name: isolated[name] for name in ("PYTHONPATH", "PYTHONSAFEPATH") if name in isolated})
+        folders = [str(path) for path in self.library_path if path.is_absolute()]
+        if folders:
+            kept["LD_LIBRARY_PATH"] = ":".join([*folders, *filter(None, [kept.get("LD_LIBRARY_PATH")])])
+        kept["PATH"] = f"{Path(sys.executable).parent}:{kept['PATH']}"
         kept["PYTHONDONTWRITEBYTECODE"] = "1"
         kept["PYTHONNOUSERSITE"] = "1"
         return kept
@@ -87,12 +94,13 @@ class Installation:
         Raises:
             SetupError: The program does not start.
         """
-        with tempfile.TemporaryDirectory(prefix="ctseg-help-") as folder:
-            binary = self.runnable_binary(Path(folder))
+        with empty_folder("ctseg-help-") as folder:
+            binary = self.runnable_binary(folder)
             try:
                 result = subprocess.run(
                     [str(binary), "--help"],
                     env=self.environment(),
+                    cwd=folder,
                     capture_output=True,
                     text=True,
                     timeout=60,
@@ -118,14 +126,14 @@ def find_server() -> Installation:
             f"the embedded server runs on Linux only, this is {platform.system()}: segment through a server elsewhere",
             settings=("urls",),
         )
-    if on_path := shutil.which("tritonserver"):
+    if on_path := shutil.which("tritonserver", path=isolated_environment()["PATH"]):
         return Installation(binary=Path(on_path).resolve(), source=on_path)
     try:
         distribution = importlib.metadata.distribution("nvidia-pytriton")
     except importlib.metadata.PackageNotFoundError as error:
         raise SetupError(f"no tritonserver on this machine: {_INSTALL}", settings=("urls",)) from error
-    root = Path(str(distribution.locate_file("pytriton"))) / "tritonserver"
-    libraries = Path(str(distribution.locate_file("nvidia_pytriton.libs")))
+    root = Path(str(distribution.locate_file("pytriton"))).absolute() / "tritonserver"
+    libraries = Path(str(distribution.locate_file("nvidia_pytriton.libs"))).absolute()
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     binary = root / "bin" / "tritonserver"
     stub = root / "python_backend_stubs" / python / "triton_python_backend_stub"

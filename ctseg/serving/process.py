@@ -1,7 +1,9 @@
 """A ``tritonserver`` process on loopback: started under a supervisor, awaited, stopped."""
 
+import contextlib
 import dataclasses
 import json
+import logging
 import secrets
 import socket
 import subprocess
@@ -13,14 +15,18 @@ from pathlib import Path
 
 from ctseg.errors import SetupError
 from ctseg.serving.installation import Installation
+from ctseg.serving.isolation import isolated_environment
+from ctseg.serving.life import SHM_PREFIX, ServerLife
 from ctseg.serving.triton_flags import LOOPBACK, Restriction, TritonFlags
 from ctseg.triton import shared_memory
 from ctseg.triton.client import is_ready
 from ctseg.triton.options import ClientOptions
 
-SHM_PREFIX = "ctseg-server-"
-"""Begin of the names of the server's shared memory (between the server and its python backend)."""
-_SUPERVISOR = Path(__file__).parent / "supervisor.py"
+_SUPERVISOR = Path(__file__).absolute().parent / "supervisor.py"
+_WORK = "work"
+"""Empty folder below the private one, in which the server runs."""
+_TELL_AFTER_S = 30.0
+_log = logging.getLogger(__name__)
 _STOP_TIMEOUT_S = 20.0
 _EXIT_TIMEOUT_S = 10
 _ATTEMPTS_ON_PORTS = 4
@@ -41,8 +47,10 @@ class ServerOptions:
         grpc_port: A fixed port; None or 0 takes a free one.
         metrics_port: Serve metrics on this loopback port; None serves none.
         start_timeout_s: Longest time until the server is ready, in seconds.
-        extra_arguments: Further arguments of tritonserver.
+        extra_arguments: Further arguments of tritonserver; paths in them are absolute, it runs in an empty folder.
         client: How to reach the server, where ``extra_arguments`` made it ask for TLS.
+        restarts: How often within ten minutes it is started again, on its port, when it has ended by itself or has
+            lost a process of a model; 0: never, and lost processes are not looked for.
         prove: Run each model once before it is used, and check that the answer is there and finite.
     """
 
@@ -53,6 +61,7 @@ class ServerOptions:
     start_timeout_s: float = 300.0
     extra_arguments: tuple[str, ...] = ()
     client: ClientOptions = field(default_factory=ClientOptions)
+    restarts: int = 0
     prove: bool = True
 
 
@@ -66,10 +75,11 @@ class RunningServer:
     Attributes:
         url: ``host:port`` of its gRPC endpoint.
         headers: What a client must send; keep them secret. Empty for an open server.
-        pid: Of the tritonserver process.
+        pid: Of the tritonserver process that was started first.
         log: Its log file; gone with the server.
         models: What it serves.
         metrics_url: Where its metrics are, None without them.
+        life: Says when it has ended by itself, for good.
     """
 
     url: str
@@ -78,6 +88,7 @@ class RunningServer:
     models: tuple[str, ...]
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     metrics_url: str | None = None
+    life: ServerLife = field(default_factory=ServerLife, repr=False, compare=False)
 
     @property
     def end_of_log(self) -> str:
@@ -131,6 +142,7 @@ class Launch:
         known_flags = self.installation.supported_flags()
         binary = self.installation.runnable_binary(self.folder)
         backends = self.installation.complete_backends(self.folder)
+        (self.folder / _WORK).mkdir()
         key = secrets.token_hex(16)
         for attempt in range(_ATTEMPTS_ON_PORTS):
             port = self.options.grpc_port or free_port()
@@ -196,9 +208,12 @@ class Launch:
             "shm_prefix": f"{SHM_PREFIX}{shared_memory.owner_tag().split('-')[0]}-",
             # a private server has no work but ours, which is done; others may have some in flight
             "stop_timeout_s": 0.0 if self.options.is_private else _STOP_TIMEOUT_S,
+            "restarts": self.options.restarts,
         }
         process = subprocess.Popen(
             [sys.executable, "-I", "-S", str(_SUPERVISOR)],
+            cwd=self.folder / _WORK,
+            env=isolated_environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -212,6 +227,10 @@ class Launch:
             started = json.loads(process.stdout.readline() or "{}")
             server = dataclasses.replace(server, pid=int(started.get("pid", 0)))
             if self._wait_until_ready(server, process, deadline):
+                with contextlib.suppress(BrokenPipeError):  # killed just now, which is heard in a moment
+                    process.stdin.write("ready\n")
+                    process.stdin.flush()
+                server.life.begin(process, started["shm_prefix"])
                 return server, process
         except BaseException:
             stop(process)
@@ -220,9 +239,14 @@ class Launch:
         return server, None
 
     def _wait_until_ready(self, server: RunningServer, process: "subprocess.Popen[str]", deadline: float) -> bool:
+        tell_at = time.monotonic() + _TELL_AFTER_S
         while process.poll() is None:
             if is_ready(server.url, server.client_options(self.options.client)):
                 return True
+            if time.monotonic() > tell_at:
+                tell_at = time.monotonic() + _TELL_AFTER_S
+                last = server.end_of_log.rpartition("\n")[2]
+                _log.info("tritonserver is not ready yet; the last it said: %s", last)
             if time.monotonic() > deadline:
                 raise SetupError(
                     f"tritonserver ({self.installation.source}) was not ready in time; the end of its log:\n"
@@ -236,7 +260,8 @@ def stop(process: "subprocess.Popen[str]") -> None:
     """Ask the supervisor to stop its server, and wait."""
     assert process.stdin is not None  # noqa: S101 - a pipe was asked for
     assert process.stdout is not None  # noqa: S101 - a pipe was asked for
-    process.stdin.close()
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.close()
     try:
         process.wait(_STOP_TIMEOUT_S + 15)
     except subprocess.TimeoutExpired:

@@ -7,16 +7,15 @@ key that only this process knows.
 
 import contextlib
 import logging
-import shutil
-import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from ctseg.errors import CtsegError, SetupError
+from ctseg.errors import CtsegError, ServerAwayError, SetupError
 from ctseg.serving.entries import CONFIG_NAME, list_models, read_config
 from ctseg.serving.installation import find_server
-from ctseg.serving.process import DEFAULT_OPTIONS, SHM_PREFIX, Launch, RunningServer, ServerOptions, stop
+from ctseg.serving.life import SHM_PREFIX
+from ctseg.serving.private_folder import private_folder, sweep_private_folders
+from ctseg.serving.process import DEFAULT_OPTIONS, Launch, RunningServer, ServerOptions, stop
 from ctseg.serving.proof import random_patches
 from ctseg.serving.signals import signals_as_exit
 from ctseg.triton import shared_memory
@@ -56,15 +55,17 @@ def embedded_server(
                 f"model repository {repository} has no model {name!r}, only {', '.join(list_models(repository))}"
             )
     shared_memory.sweep(SHM_PREFIX)
+    sweep_private_folders()
     with signals_as_exit(), contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(_private_folder()))
-        served = (
-            repository.resolve()
-            if options.watch
-            else _linked_repository(repository, names, folder, newest_only=options.is_private)
-        )
+        folder = stack.enter_context(private_folder(installation.bytes_copied))
+        served = folder / "models"  # links: the repository's own path may hold what Triton does not bear
+        if options.watch:
+            served.symlink_to(repository.resolve())
+        else:
+            _link_models(repository, names, served, newest_only=options.is_private)
         server, process = Launch(installation, folder, served, names, options).start()
         stack.callback(stop, process)
+        stack.callback(server.life.stopped)
         _log.info("tritonserver (%s) serves %s on %s", installation.source, ", ".join(names), server.url)
         if options.prove:
             _prove(server, repository, options)
@@ -80,14 +81,16 @@ def run_server(repository: Path, options: ServerOptions, on_ready: Callable[[Run
         on_ready: Called once, when it is ready.
 
     Raises:
-        SetupError: See :func:`embedded_server`; or the server ended by itself.
+        SetupError: See :func:`embedded_server`.
+        ServerAwayError: The server has ended by itself, for good.
     """
     with contextlib.suppress(KeyboardInterrupt, SystemExit), embedded_server(repository, options=options) as server:
         on_ready(server)
-        while True:
-            time.sleep(0.5)
-            if not Path(f"/proc/{server.pid}").exists():
-                raise SetupError(f"tritonserver ended by itself; the end of its log:\n{server.end_of_log}")
+        while not server.life.wait_for_end(0.5):  # a signal that another thread gets does not end a wait without limit
+            pass
+        raise ServerAwayError(
+            f"tritonserver on {server.url} has ended ({server.life.reason}); the end of its log:\n{server.end_of_log}"
+        )
 
 
 def _prove(server: RunningServer, repository: Path, options: ServerOptions) -> None:
@@ -106,18 +109,8 @@ def _prove(server: RunningServer, repository: Path, options: ServerOptions) -> N
             ) from error
 
 
-@contextlib.contextmanager
-def _private_folder() -> Iterator[str]:
-    folder = tempfile.mkdtemp(prefix="ctseg-server-")
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _linked_repository(repository: Path, names: Sequence[str], folder: Path, *, newest_only: bool) -> Path:
+def _link_models(repository: Path, names: Sequence[str], linked: Path, *, newest_only: bool) -> None:
     """Make a repository of links to the chosen models, so that the server looks at nothing else."""
-    linked = folder / "models"
     linked.mkdir()
     for name in names:
         model = (repository / name).resolve()
@@ -127,4 +120,3 @@ def _linked_repository(repository: Path, names: Sequence[str], folder: Path, *, 
         (linked / name).mkdir()
         for path in (model / CONFIG_NAME, *versions):
             (linked / name / path.name).symlink_to(path)
-    return linked

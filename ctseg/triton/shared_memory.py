@@ -44,16 +44,18 @@ def sweep(prefix: str) -> list[str]:
     """
     if not is_available():
         return []
-    namespace = Path("/proc/self/ns/pid").stat().st_ino
-    removed = []
-    for path in FOLDER.glob(f"{prefix}*"):
-        owner = _OWNER.search(path.name)
-        if owner is None or int(owner["namespace"]) != namespace:
-            continue
-        if _start_time(int(owner["pid"])) != int(owner["started"]):
-            path.unlink(missing_ok=True)
-            removed.append(path.name)
-    return removed
+    left = [path for path in FOLDER.glob(f"{prefix}*") if is_left_behind(path.name)]
+    for path in left:
+        path.unlink(missing_ok=True)
+    return [path.name for path in left]
+
+
+def is_left_behind(name: str) -> bool:
+    """Whether a name ends with an owner, see :func:`owner_tag`, that can be judged and is no longer alive."""
+    owner = _OWNER.search(name)
+    if owner is None or int(owner["namespace"]) != Path("/proc/self/ns/pid").stat().st_ino:
+        return False
+    return _start_time(int(owner["pid"])) != int(owner["started"])
 
 
 def _start_time(pid: int) -> int:

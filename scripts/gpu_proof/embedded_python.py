@@ -16,7 +16,7 @@ from pathlib import Path
 from ctseg.documents import Document
 from ctseg.errors import SetupError
 from ctseg.serving.installation import Installation
-from ctseg.serving.process import SHM_PREFIX
+from ctseg.serving.life import SHM_PREFIX
 
 MODULES = (
     *("math", "zlib", "select", "fcntl", "_struct", "_socket", "_posixsubprocess", "mmap", "ctypes", "ssl", "bz2"),

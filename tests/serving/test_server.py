@@ -17,15 +17,18 @@ import pytest
 
 from ctseg.errors import CtsegError, InferenceFailedError, RequestRejectedError, SetupError
 from ctseg.serving.installation import Installation, find_server
-from ctseg.serving.process import SHM_PREFIX, RunningServer, ServerOptions, free_port
+from ctseg.serving.life import SHM_PREFIX
+from ctseg.serving.process import RunningServer, ServerOptions, free_port
 from ctseg.serving.server import embedded_server
 from ctseg.triton import shared_memory
 from ctseg.triton.client import is_ready
 from ctseg.triton.options import ClientOptions
 from ctseg.triton.predictor import connect
 from ctseg.triton.transport import SEGMENT_PREFIX
+from tests.support.planted import plant_modules, plant_programs, what_ran
 from tests.support.toy_models import toy_logits, toy_patches, toy_spec, write_foreign_entry, write_toy_entry
 
+ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.live, pytest.mark.skipif(sys.platform != "linux", reason="the embedded server is for Linux")]
 
 
@@ -153,14 +156,111 @@ def test_everything_is_gone_after_a_signal(root: Path, temporary: Path, number: 
     )
 
 
-def test_a_killed_supervisor_takes_the_server_with_it_and_the_next_start_sweeps(root: Path, temporary: Path) -> None:
+def test_a_killed_supervisor_is_told_and_takes_the_server_its_stubs_and_their_memory_with_it(
+    root: Path, temporary: Path
+) -> None:
     with embedded_server(root) as server:
         segments = [name for name in segments_of(os.getpid()) if name.startswith(SHM_PREFIX)]
+        assert segments
         psutil.Process(server.pid).parent().kill()
-        wait_until(lambda: not psutil.pid_exists(server.pid), "the server outlived its supervisor")
-        wait_until(lambda: not processes_of(temporary), "a stub outlived its server")
+        assert server.life.wait_for_end(120)
+        assert server.life.reason == "its supervisor was killed"
+        wait_until(lambda: not processes_of(temporary), "a server or a stub outlived its supervisor")
+        assert not any((shared_memory.FOLDER / name).exists() for name in segments)
+
+
+def test_what_is_left_when_supervisor_and_client_are_killed_at_once_goes_with_the_next_start(
+    root: Path, temporary: Path
+) -> None:
+    process = start_script(root, temporary)
+    segments = [name for name in segments_of(process.pid) if name.startswith(SHM_PREFIX)]
+    supervisor = psutil.Process(process.pid).children()[0]
+    process.send_signal(signal.SIGSTOP)  # it must not see its supervisor die
+    supervisor.kill()
+    process.kill()
+    process.communicate(timeout=120)
+    wait_until(lambda: not processes_of(temporary), "a stub outlived its server")
+    assert list(temporary.iterdir())
     with embedded_server(root):
         assert not any((shared_memory.FOLDER / name).exists() for name in segments)
+        assert len(list(temporary.iterdir())) == 1  # its own folder
+    assert not list(temporary.iterdir())
+
+
+def stubs_of(server: int) -> list[psutil.Process]:
+    return [child for child in psutil.Process(server).children() if child.name().startswith("triton_python")]
+
+
+def successor_of(server: int, supervisor: psutil.Process) -> int:
+    """Wait for the server that takes the place of one that died."""
+    found: list[int] = []
+
+    def is_there() -> bool:
+        found[:] = [c.pid for c in supervisor.children() if c.pid != server and c.name() == "tritonserver"]
+        return bool(found)
+
+    wait_until(is_there, "no server was started again")
+    return found[0]
+
+
+@pytest.mark.parametrize("victim", ["stub", "server"])
+def test_a_killed_server_or_stub_is_replaced_on_the_same_port_and_told(
+    root: Path, victim: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    patches = toy_patches(2)
+    with embedded_server(root, options=ServerOptions(restarts=1)) as server:
+        supervisor = psutil.Process(server.pid).parent()
+        (stubs_of(server.pid)[0] if victim == "stub" else psutil.Process(server.pid)).kill()
+        again = successor_of(server.pid, supervisor)
+        options = server.client_options(ClientOptions(connect_timeout_s=240))
+        with connect([server.url], "toy", options=options) as predictor:
+            np.testing.assert_allclose(predictor.predict(patches), toy_logits(patches), rtol=1e-6, atol=1e-6)
+        wait_until(lambda: "started again" in caplog.text, "nobody was told")
+        assert ("a process of a model" if victim == "stub" else "tritonserver was ended by SIGKILL") in caplog.text
+        assert not server.life.wait_for_end(0)
+        psutil.Process(again).kill()  # once too often
+        assert server.life.wait_for_end(240)
+        assert server.life.reason == "tritonserver was ended by SIGKILL (9)"
+
+
+def test_a_stub_that_the_server_ends_itself_is_no_reason_to_start_again(root: Path) -> None:
+    options = ServerOptions(is_private=False, watch=True, restarts=1)
+    with embedded_server(root, options=options) as server:
+        first = stubs_of(server.pid)
+        write_toy_entry(root, version=2)
+        wait_until(lambda: not any(stub.is_running() for stub in first), "version 1 stays")
+        with connect([server.url], "toy", version=2, options=ClientOptions(connect_timeout_s=240)) as predictor:
+            predictor.predict(toy_patches(1))
+        assert psutil.pid_exists(server.pid)
+        assert not server.life.wait_for_end(0)
+
+
+@pytest.mark.parametrize("command", ["predict", "serve"])
+def test_nothing_that_lies_in_the_current_folder_is_run(command: str, tmp_path: Path, ct_piece: Path) -> None:
+    record = plant_modules(tmp_path)
+    plant_programs(tmp_path)
+    repository = ROOT / "model_repository"
+    words = ["predict", "-i", ct_piece, "-o", "out", "-m", "sarcoma", "--disable_tta", "--repository", repository]
+    if command == "serve":
+        words = ["serve", "--repository", repository, "--grpc_port", "0"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    for name in ("PATH", "LD_LIBRARY_PATH"):
+        environment[name] = f":{environment.get(name, '/usr/bin:/bin')}:."
+    program = f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom ctseg.cli.main import main\nsys.exit(main())"
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-c", program, *words],  # as the command `ctseg` does: it adds no current folder
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    if command == "serve":
+        assert process.stdout.readline().startswith("serving")
+        process.terminate()
+    process.communicate(timeout=240)
+    assert process.returncode == 0
+    assert not what_ran(record)
 
 
 def listening(server: RunningServer) -> set[str]:
