@@ -27,11 +27,21 @@ class Address:
         return self.target
 
     @property
+    def host(self) -> str | None:
+        """The host without brackets; None in gRPC's own forms."""
+        return None if self.target.startswith(_GRPC_NAMES) else self.target.rpartition(":")[0].strip("[]")
+
+    @property
+    def port(self) -> int | None:
+        """The port; None in gRPC's own forms."""
+        return None if self.host is None else int(self.target.rpartition(":")[2])
+
+    @property
     def is_local(self) -> bool:
         """Whether it is plainly of this host."""
         if self.target.startswith("unix:"):
             return True
-        host = self.target.rpartition(":")[0].strip("[]").lower()
+        host = (self.host or "").lower()
         return host in ("localhost", "::1", socket.gethostname().lower()) or host.startswith("127.")
 
 
@@ -71,6 +81,9 @@ def _checked(text: str, url: str) -> str:
         host, _, port = text.rpartition(":")
         example = f"[{host}]:{port}" if port.isdigit() else f"[{text}]:{_GRPC_PORT}"
         raise _refusal(url, f"an IPv6 address stands in brackets: write {example}")
+    if text.startswith("[") and "]:" not in text:
+        inside = text[1:].partition("]")[0] or "::1"
+        raise _refusal(url, f"expected [address]:port: write [{inside}]:{_GRPC_PORT}, if that is its port")
     host, colon, port = text.rpartition(":")
     if not colon or not host or "/" in text or any(c.isspace() for c in text):
         host = (text if not colon else host or text).split("/")[0].strip() or "gpu1"

@@ -12,6 +12,7 @@ from ctseg.errors import ModelNotFoundError, SpecError
 from ctseg.model_spec import ModelSpec
 from ctseg.triton.addresses import Address
 from ctseg.triton.client import TritonClient
+from ctseg.triton.diagnosis import look_at, proxy_hint
 from ctseg.triton.errors import (
     ALREADY_EXISTS,
     AWAY,
@@ -40,15 +41,17 @@ def connect_server(address: Address, wanted: WantedModel, options: ClientOptions
     """Connect to one server and find the version to use.
 
     Raises:
-        SetupError: A certificate file cannot be used, or contradicts the address.
+        SetupError: A certificate file cannot be used, or contradicts the address; or what listens there is not what
+            the address says.
         SpecError: The server has no spec for the model, or one that cannot be used.
         ServerError: See its children; ``ServerUnavailableError`` after ``connect_timeout_s``.
     """
     client = TritonClient(address, options)
     try:
-        served = choose_version(client, wanted, options.connect_timeout_s)
+        served = choose_version(client, wanted, options.connect_timeout_s, lambda: look_at(address, options))
     except CallError as error:
         client.close()
+        error.text += proxy_hint(address) if error.status in (*AWAY, DEADLINE) else ""
         raise server_error_of(error, f"{wanted.name} at {address}: cannot be used") from error.__cause__
     except BaseException:
         client.close()

@@ -58,10 +58,13 @@ class CallError(Exception):
     """
 
     def __init__(self, status: str, message: str, *, url: str = "") -> None:
-        super().__init__(f"{status.removeprefix('StatusCode.')}: {message}")
+        super().__init__(status, message)
         self.status = status
         self.text = message
         self.url = url
+
+    def __str__(self) -> str:
+        return f"{self.status.removeprefix('StatusCode.')}: {self.text}"
 
 
 class SharedMemoryRefusedError(Exception):

@@ -1,5 +1,7 @@
 """How to talk to Triton: time limits, encryption, shared memory."""
 
+import re
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +12,11 @@ from ctseg.triton.addresses import Address
 
 MAX_MESSAGE_BYTES = 2**31 - 1
 """gRPC's and Triton's own limit of one message."""
+
+MOST_IN_FLIGHT = 256
+"""Most requests at once."""
+_HEADER_NAME = re.compile(r"[0-9a-z_.-]+")
+_HEADER_VALUE = re.compile(r"[\x20-\x7e]*")
 
 
 @dataclass(frozen=True)
@@ -46,17 +53,43 @@ class ClientOptions:
     max_shared_memory_bytes: int = 4 << 30
 
     def __post_init__(self) -> None:
-        if self.timeout_s <= 0 or self.connect_timeout_s <= 0:
+        if not (self.timeout_s > 0 and self.connect_timeout_s > 0):
             raise ValueError(f"timeouts must be positive, found {self.timeout_s} s and {self.connect_timeout_s} s")
-        if self.max_in_flight is not None and self.max_in_flight < 1:
-            raise ValueError(f"max_in_flight must be at least 1, found {self.max_in_flight}")
+        if self.max_in_flight is not None and not 1 <= self.max_in_flight <= MOST_IN_FLIGHT:
+            raise SetupError(
+                f"requests at once: expected 1 to {MOST_IN_FLIGHT}, found {self.max_in_flight}: each is a thread and "
+                "the memory of an answer; a few for each server keep it busy",
+                settings=("max_in_flight",),
+            )
         if not 1 <= self.max_message_bytes <= MAX_MESSAGE_BYTES:
             raise ValueError(f"max_message_bytes must be 1 to {MAX_MESSAGE_BYTES}, found {self.max_message_bytes}")
+        for name, value in self.headers.items():
+            _check_header(name, value)
 
     @property
     def uses_tls(self) -> bool:
         """Whether the connection is encrypted."""
         return self.tls or any((self.root_certificates, self.client_certificate, self.client_key))
+
+
+def _check_header(name: str, value: str) -> None:
+    """Check what gRPC takes as a header; the value is never shown.
+
+    Raises:
+        SetupError: It would refuse every request for it.
+    """
+    if not _HEADER_NAME.fullmatch(name) or name.startswith("grpc-") or name.endswith("-bin"):
+        raise SetupError(
+            f"header {name!r}: expected a name of small letters, digits, '-', '_' and '.', without 'grpc-' at its "
+            "begin and '-bin' at its end",
+            settings=("headers",),
+        )
+    if not _HEADER_VALUE.fullmatch(value):
+        raise SetupError(
+            f"header {name!r}: its value has a line break or another character that no header may have: take it out "
+            "(a file's last line break, perhaps)",
+            settings=("headers",),
+        )
 
 
 def credentials_of(options: ClientOptions, address: Address) -> Any:
@@ -80,6 +113,8 @@ def credentials_of(options: ClientOptions, address: Address) -> Any:
             "mutual TLS needs both a client certificate and a client key; only one was given",
             settings=("client_certificate", "client_key"),
         )
+    if options.client_certificate is not None and options.client_key is not None:
+        _check_pair(options.client_certificate, options.client_key)
     return grpc.ssl_channel_credentials(
         root_certificates=_pem(options.root_certificates, "root certificates"),
         private_key=_pem(options.client_key, "client key"),
@@ -98,3 +133,16 @@ def _pem(path: Path | None, what: str) -> bytes | None:
     if b"-----BEGIN " not in content:
         raise SetupError(f"TLS {what} {path} is not a PEM file (no -----BEGIN line)", settings=(setting,))
     return content
+
+
+def _check_pair(certificate: Path, key: Path) -> None:
+    _pem(certificate, "client certificate")
+    _pem(key, "client key")
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(certificate, key, password="")
+    except ssl.SSLError as error:
+        why = "they do not belong together" if error.reason == "KEY_VALUES_MISMATCH" else str(error.reason or error)
+        raise SetupError(
+            f"TLS client certificate {certificate} and key {key} cannot be used: {why}",
+            settings=("client_certificate", "client_key"),
+        ) from error

@@ -1,6 +1,7 @@
 """What a server promises about a version of a model: its spec, checked against the server's own tensors."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +11,11 @@ from ctseg.errors import SpecError
 from ctseg.model_spec import ModelSpec
 from ctseg.triton.client import TritonClient
 from ctseg.triton.configuration import spec_parameter, spec_parameters
-from ctseg.triton.errors import NOT_FOUND, UNAVAILABLE, CallError
+from ctseg.triton.errors import CANCELLED, DEADLINE, NOT_FOUND, UNAVAILABLE, CallError
 
 _FIRST_BACKOFF_S = 0.1
 _LONGEST_BACKOFF_S = 1.0
+_FIRST_ANSWER_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -48,33 +50,59 @@ class ServedVersion:
     instances: int
 
 
-def choose_version(client: TritonClient, wanted: WantedModel, timeout_s: float) -> ServedVersion:
+def choose_version(
+    client: TritonClient, wanted: WantedModel, timeout_s: float, on_failure: Callable[[], None] = lambda: None
+) -> ServedVersion:
     """Find the version to use, waiting for a server that is not ready yet.
 
     Args:
         client: The server.
         wanted: What is asked for.
         timeout_s: How long to wait for the server, and for each of its answers.
+        on_failure: Called when the server did not answer the first time; may raise what makes waiting useless.
 
     Raises:
         CallError: The server does not answer in time, or has no such model.
         SpecError: See :func:`served_version`.
     """
     deadline = time.monotonic() + timeout_s
+    answer_s = [min(timeout_s, _FIRST_ANSWER_S)]
+
+    def may_wait(error: BaseException) -> bool:
+        if not isinstance(error, CallError):
+            return False
+        is_slow = error.status == DEADLINE and answer_s[0] < timeout_s
+        return error.status == UNAVAILABLE or is_slow or (error.status == NOT_FOUND and _is_stopping(client))
+
+    def look(state: tenacity.RetryCallState) -> None:
+        if state.attempt_number == 1:
+            on_failure()
+            answer_s[0] = timeout_s
+
     attempts = tenacity.Retrying(
-        retry=tenacity.retry_if_exception(lambda e: isinstance(e, CallError) and e.status == UNAVAILABLE),
+        retry=tenacity.retry_if_exception(may_wait),
         wait=tenacity.wait_random_exponential(multiplier=_FIRST_BACKOFF_S, max=_LONGEST_BACKOFF_S),
         stop=lambda _: time.monotonic() >= deadline,
+        before_sleep=look,
         reraise=True,
     )
 
     def choose() -> ServedVersion:
         version = wanted.version
         if version is None:
-            version = max(ready_versions(client, wanted.name, timeout_s))
-        return served_version(client, wanted, version, timeout_s)
+            version = max(ready_versions(client, wanted.name, answer_s[0]))
+        return served_version(client, wanted, version, answer_s[0])
 
     return attempts(choose)
+
+
+def _is_stopping(client: TritonClient) -> bool:
+    """Whether a server that has no such model is about to end: it unloads its models first."""
+    try:
+        client.ask("is_server_live", timeout_s=_FIRST_ANSWER_S)
+    except CallError as error:
+        return error.status in (UNAVAILABLE, CANCELLED)
+    return False
 
 
 def ready_versions(client: TritonClient, model: str, timeout_s: float) -> list[int]:

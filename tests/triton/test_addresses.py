@@ -35,6 +35,8 @@ def test_an_address_is_what_grpc_takes(url: str, address: Address) -> None:
         ("http://[::1]:8000/v2", r"write \[::1\]:8001$"),
         ("::1:8001", r"an IPv6 address stands in brackets: write \[::1\]:8001$"),
         ("grpcs://2001:db8::5:8001", r"brackets: write \[2001:db8::5\]:8001$"),
+        ("[::1]", r"write \[::1\]:8001"),
+        ("[::1]8001", r"write \[::1\]:8001"),
         ("gpu1", "write gpu1:8001"),
         ("gpu1:", "expected a port of 1 to 65535 after gpu1:, found ''"),
         (":8001", "expected host:port"),

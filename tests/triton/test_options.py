@@ -49,7 +49,6 @@ def test_each_certificate_file_means_encryption() -> None:
     [
         {"timeout_s": 0},
         {"connect_timeout_s": -1},
-        {"max_in_flight": 0},
         {"max_message_bytes": 0},
         {"max_message_bytes": MAX_MESSAGE_BYTES + 1},
     ],
@@ -57,3 +56,26 @@ def test_each_certificate_file_means_encryption() -> None:
 def test_options_that_cannot_work_are_the_callers_mistake(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="must be"):
         ClientOptions(**wrong)
+
+
+@pytest.mark.parametrize("number", [0, -3, 257, 100_000])
+def test_a_number_of_requests_at_once_that_cannot_work_is_refused(number: int) -> None:
+    with pytest.raises(SetupError, match=f"requests at once: expected 1 to 256, found {number}") as caught:
+        ClientOptions(max_in_flight=number)
+    assert caught.value.settings == ("max_in_flight",)
+
+
+@pytest.mark.parametrize("name", ["two words", "Authorization", "token-bin", "grpc-timeout", ":path", "", "größe"])
+def test_a_header_name_that_grpc_refuses_is_refused_at_once(name: str) -> None:
+    with pytest.raises(SetupError, match="expected a name of small letters") as caught:
+        ClientOptions(headers={name: "secret"})
+    assert caught.value.settings == ("headers",)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["secret\n", "secret\r\nx: y", "secret\0", "sécret"])
+def test_a_header_value_with_a_line_break_is_refused_without_showing_it(value: str) -> None:
+    with pytest.raises(SetupError, match="header 'authorization': its value has a line break") as caught:
+        ClientOptions(headers={"authorization": value})
+    assert "cret" not in str(caught.value)
+    ClientOptions(headers={"authorization": "Bearer abc.def-123=", "triton-grpc-protocol-ctseg": "k"})
