@@ -26,7 +26,7 @@ from ctseg.predict.parts import digest_of_list, note_part
 from ctseg.predict.predictor import PatchPredictor
 from ctseg.predict.presence import Presence
 from ctseg.predict.progress import Progress
-from ctseg.predict.report import Report, begin_report, fold_report, now
+from ctseg.predict.report import Report, begin_report, folded, now
 from ctseg.predict.segmenter import CaseSegmenter, WindowSegmenter
 
 logger = logging.getLogger(__name__)
@@ -114,19 +114,11 @@ class FolderRun:
                         not_done = self._leave(mine, work, presence.run)
             finally:
                 if work is not None:  # after this run has left, so that the last of several finds nobody at work
-                    is_folded = self._fold(work)
+                    is_folded = folded(self._output, work.ledger.others)
         finally:
             self._segmenter.close()
         ended = tuple(work.ended[name] for name in sorted(work.ended))
         return Report(finished=is_folded, written=now(), cases=ended, not_done=not_done)
-
-    def _fold(self, work: CaseWork) -> bool:
-        try:
-            fold_report(self._output, work.ledger.others)
-        except (OutputError, OSError) as error:  # the cases have their files and outcomes all the same
-            logger.error("the report is not up to date, and can be folded anew from the outcomes: %s", error)
-            return False
-        return True
 
     def _leave(self, cases: Sequence[Case], work: CaseWork, run: str) -> tuple[NotDone, ...]:
         """Write down which cases this run leaves, where it was stopped or the server went away."""

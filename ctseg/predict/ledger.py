@@ -130,10 +130,6 @@ class Ledger:
             self._store.write(claim.case, outcome)
         return outcome
 
-    def write_late(self, case: str, outcome: Outcome) -> None:
-        """Write an outcome that could not be written when its case ended."""
-        self._store.write(case, outcome)
-
     def _is_foreign(self, name: str, outcome: Outcome) -> bool:
         return is_foreign(self._output / name, outcome, {})
 

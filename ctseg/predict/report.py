@@ -87,6 +87,16 @@ def fold_report(output: Path, others: OtherRuns | None = None) -> Report:
             return report
 
 
+def folded(output: Path, others: OtherRuns | None = None) -> bool:
+    """Fold the report at the end of a run; False: it could not be written, which is told."""
+    try:
+        fold_report(output, others)
+    except (OutputError, OSError) as error:  # the cases have their files and outcomes all the same
+        logger.error("the report is not up to date, and can be folded anew from the outcomes: %s", error)
+        return False
+    return True
+
+
 def adopt_earlier_report(output: Path, store: OutcomeStore) -> None:
     """Read the report of an older ctseg as outcomes that know no input, where a folder has no others.
 

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ import distributed
 
 from ctseg.errors import CtsegError, ServerAwayError, ServerUnavailableError, SetupError
 from ctseg.files.cases import Case
+from ctseg.files.identity import printable
+from ctseg.predict.case_work import Turn
 from ctseg.predict.folder import check_can_be_written
 from ctseg.predict.ledger import Ledger
 from ctseg.predict.left import Reason, leave, take_over_left
@@ -24,7 +26,7 @@ from ctseg.predict.outcomes import Outcome, OutcomeStore
 from ctseg.predict.parts import digest_of_list, note_part
 from ctseg.predict.presence import OtherRuns, Presence
 from ctseg.predict.progress import Progress
-from ctseg.predict.report import Report, begin_report, fold_report, now
+from ctseg.predict.report import Report, begin_report, folded, now
 from ctseg.runs.dask_worker import Answer, CasesOnWorker, Job, Ready, Task, answer_of, plugin_name, ready_of, seen
 from ctseg.runs.folder import cases_for
 from ctseg.runs.model import ServedModel
@@ -87,14 +89,12 @@ class DaskRun:
                         handing.end(mine, progress_for(len(mine)))
                 finally:  # the workers' runs have ended
                     if handing is not None:
-                        handing.write_what_is_unwritten()
                         left = handing.left(mine)
                         not_done = leave(self._output, presence.run, left, handing.reason, ledger.before, of=len(mine))
         finally:  # the client's, too
-            if handing is not None:
-                fold_report(self._output)
+            is_folded = handing is not None and folded(self._output)
         ended = tuple(handing.ended[name] for name in sorted(handing.ended))
-        return Report(finished=True, written=now(), cases=ended, not_done=not_done)
+        return Report(finished=is_folded, written=now(), cases=ended, not_done=not_done)
 
 
 class Workers:
@@ -131,7 +131,7 @@ class Workers:
             yield
         finally:
             self._pool.shutdown(wait=False, cancel_futures=True)
-            with suppress(*_GONE):  # a scheduler that has gone
+            with _while_connected(self._client):
                 self._client.unregister_worker_plugin(self._name)
 
     def first(self) -> Ready:
@@ -255,6 +255,8 @@ class Workers:
         return answers
 
     def _nthreads(self) -> dict[str, int]:
+        if self._client.status not in ("running", "connecting"):
+            raise ServerAwayError("the Dask scheduler went away")
         with _scheduler_gone_is_told():
             return dict(self._client.nthreads())
 
@@ -273,7 +275,7 @@ class _Handing:
     """Hands cases out and takes outcomes in.
 
     No more cases are out than workers have threads: what waits at a worker that dies counts, for Dask, as what has
-    killed it.
+    killed it. All that were in flight there come last, one at a time.
     """
 
     def __init__(self, client: Any, workers: Workers, job: Job, ledger: Ledger, list_digest: str) -> None:
@@ -291,6 +293,7 @@ class _Handing:
         self._number = itertools.count()
         self._to_do: deque[Task | tuple[int, Case]] = deque()
         self._held: list[Task] = []
+        self._last: list[Task] = []
         self._look_again_at = 0.0
 
     def end(self, cases: Sequence[Case], progress: Progress) -> None:
@@ -299,7 +302,7 @@ class _Handing:
         self._progress = progress
         try:
             with progress:
-                while self._to_do or self._held or self._out:
+                while self._to_do or self._held or self._last or self._out:
                     self._workers.look()
                     self._hand_out()
                     self._take_in()
@@ -307,7 +310,7 @@ class _Handing:
             logger.error("%s: %s", type(error).__name__, error)
             self.reason = self._workers.reason
         finally:
-            with suppress(*_GONE):
+            with _while_connected(self._client):
                 self._client.cancel(list(self._out))
 
     def left(self, cases: Sequence[Case]) -> list[Case]:
@@ -317,37 +320,30 @@ class _Handing:
                 self.ended[case.name] = outcome
         return [case for case in cases if case.name not in self.ended]
 
-    def write_what_is_unwritten(self) -> None:
-        """Write the failures that a worker could not write when its disk was away.
-
-        Raises:
-            OutputError: They cannot be written here either.
-        """
-        for name, outcome in self.ended.items():
-            if outcome.status == "failed" and self._ledger.ended_since(name) is None:
-                self._ledger.write_late(name, outcome)
-
     def _hand_out(self) -> None:
         if self._held and time.monotonic() > self._look_again_at:
             self._to_do.extend(self._held)
             self._held = []
+        if any(task.turn is Turn.SUSPECTS for task in self._out.values()):
+            return  # alone: what it may bring down is nobody else's worker
         while self._to_do and len(self._out) < self._workers.places:
             item = self._to_do.popleft()
             task = item if isinstance(item, Task) else self._task_of(*item)
-            if task is None:
-                continue
-            with _scheduler_gone_is_told():
-                future = self._client.submit(
-                    answer_of,
-                    plugin_name(self._job.run),
-                    task,
-                    key=f"{plugin_name(self._job.run)}-{task.index}-{next(self._number)}",  # no name of a patient
-                    pure=False,
-                    retries=_RETRIES,
-                    **self._workers.restriction,
-                )
-            self._out[future] = task
-            self._done.add(future)
+            if task is not None:
+                self._submit(task)
+        if self._last and not (self._to_do or self._out) and self._workers.places:
+            self._last.sort(key=lambda task: task.turn is Turn.SUSPECTS)
+            self._submit(self._last.pop(0))
+
+    def _submit(self, task: Task) -> None:
+        name = plugin_name(self._job.run)
+        with _scheduler_gone_is_told():
+            future = self._client.submit(
+                answer_of, name, task, key=f"{name}-{task.index}-{next(self._number)}",  # no name of a patient
+                pure=False, retries=_RETRIES, **self._workers.restriction,
+            )  # fmt: skip
+        self._out[future] = task
+        self._done.add(future)
 
     def _task_of(self, index: int, case: Case) -> Task | None:
         """Return a case as a task; None: another run has ended it since this one began."""
@@ -383,6 +379,13 @@ class _Handing:
         elif answer.problem is not None:
             self._workers.set_aside(answer.worker, answer.problem, away=answer.away)
             self._to_do.append(task)
+        elif answer.turn is not Turn.FREE and answer.turn is not task.turn:
+            if answer.turn is Turn.SUSPECTS:
+                logger.warning(
+                    "%s: in flight when a worker or another run was killed, or fell silent: done last, and alone",
+                    printable(task.case.name),
+                )
+            self._last.append(dataclasses.replace(task, turn=answer.turn))
         else:
             if not self._held:
                 self._look_again_at = time.monotonic() + _POLL_S
@@ -402,7 +405,7 @@ def _failed(task: Task, error: BaseException) -> Task:
         text += "their logs say more; fewer threads for each worker leave more memory to a case"
     else:
         text = f"unexpected on a Dask worker: {error!r}"
-    return dataclasses.replace(task, failed=text)
+    return dataclasses.replace(task, turn=Turn.SUSPECTS, failed=text)
 
 
 def _sample_of(input_path: Path) -> tuple[Path, int] | None:
@@ -422,6 +425,16 @@ def _version_problem(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str 
     return (
         f"has {what} on Python {found[1]}, this client ctseg {wanted[0]} on Python {wanted[1]}: install the same on all"
     )
+
+
+@contextmanager
+def _while_connected(client: Any) -> Iterator[None]:
+    """Tidy up in the block; a scheduler that has gone needs nothing."""
+    try:
+        yield
+    except (*_GONE, AttributeError):  # the client of a scheduler that has gone has lost its inner parts
+        if client.status == "running":
+            raise
 
 
 @contextmanager

@@ -74,6 +74,7 @@ class Task:
         before: Digest of the case's outcome when the client's run began; empty: there was none.
         spec_digest: Of the model that all workers of the run use.
         list_digest: Of the names of all cases of the whole input.
+        turn: Whether it is taken also where it could not be written before, or was in flight when a run was killed.
         failed: Why it is not tried any more; a worker writes this down.
     """
 
@@ -82,6 +83,7 @@ class Task:
     before: str
     spec_digest: str
     list_digest: str
+    turn: Turn = Turn.FREE
     failed: str | None = None
 
 
@@ -90,7 +92,8 @@ class Answer:
     """What a worker says of a case.
 
     Attributes:
-        outcome: None: the case has not ended; another run works on it, or this worker cannot.
+        outcome: None: the case has not ended; another run works on it, this worker cannot, or its turn is later.
+        turn: In which the case can be taken: ``FREE`` once another run has left it.
         problem: Why this worker cannot work.
         away: The problem is that the model's servers went away.
         lines: Warnings on the way, with their level.
@@ -98,6 +101,7 @@ class Answer:
     """
 
     outcome: Outcome | None = None
+    turn: Turn = Turn.FREE
     problem: str | None = None
     away: bool = False
     lines: tuple[tuple[int, str], ...] = ()
@@ -155,11 +159,10 @@ class CasesOnWorker(distributed.WorkerPlugin):  # type: ignore[misc]  # Dask's t
         with _warnings() as lines:
             try:
                 with self._opened() as session:
-                    outcome = session.outcome(task)
-                    problem, away = None, False
+                    answer = session.answer(task)
             except CtsegError as error:
-                outcome, problem, away = None, worded(error), isinstance(error, ServerAwayError)
-        return Answer(outcome, problem, away, tuple(lines))
+                answer = Answer(problem=worded(error), away=isinstance(error, ServerAwayError))
+        return dataclasses.replace(answer, lines=tuple(lines))
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator["_Session"]:
@@ -209,8 +212,8 @@ class _Session:
             self._stack = stack.pop_all()
         threading.Thread(target=self._watch_client, name="dask-client", daemon=True).start()
 
-    def outcome(self, task: Task) -> Outcome | None:
-        """Return what became of a case; None: another run works on it, or this session was closed meanwhile."""
+    def answer(self, task: Task) -> Answer:
+        """End a case, if it can be taken now."""
         if self.segmenter.spec.digest != task.spec_digest:
             raise SetupError(
                 f"this worker's servers have the model with the spec {self.segmenter.spec.digest[:12]}, the run began "
@@ -218,14 +221,16 @@ class _Session:
             )
         name, work = task.case.name, self._work_of(task.list_digest)
         if self._store.digest(name) != task.before and (outcome := self._store.read(name)) is not None:
-            return outcome  # since the run began, though perhaps before this worker did
+            return Answer(outcome)  # it has ended since the run began, though perhaps before this worker did
         failed = None if task.failed is None else CtsegError(task.failed)
-        if work.end(task.case, task.index, Turn.SUSPECTS, failed=failed):  # the client counts whom a case has killed
-            return work.ended.pop(name)
+        if work.end(task.case, task.index, task.turn, failed=failed):
+            return Answer(work.ended.pop(name))
         if work.went_away.is_set():  # this session asks no server any more; the next one may
             threading.Thread(target=self.close, kwargs={"drop": True}, name="dask-session").start()
             raise ServerAwayError("every server of the model has been away for as long as it waits")
-        return None
+        if work.is_put_off(task.case):
+            return Answer(turn=Turn.AGAIN)
+        return Answer(turn=Turn.SUSPECTS if work.ledger.claims.suspicion(name) else Turn.FREE)
 
     def entered(self) -> bool:
         """Let a thread in; False: the session has closed."""
@@ -323,8 +328,12 @@ async def ready_of(name: str, dask_worker: Any = None) -> Ready | str:
         name: Of the run's plugin.
         dask_worker: Filled in by Dask.
     """
+    plugin = dask_worker.plugins.get(name)
+    if plugin is None:
+        return "it does not know the run: was the scheduler restarted?"
     try:
-        return await asyncio.to_thread(dask_worker.plugins[name].ready)
+        ready: Ready = await asyncio.to_thread(plugin.ready)
+        return ready
     except CtsegError as error:
         return worded(error)
 

@@ -25,7 +25,7 @@ from ctseg.files.cases import find_cases
 from ctseg.predict.ledger import Ledger
 from ctseg.predict.options import BatchOptions
 from ctseg.predict.outcomes import MEMORY_NAME, OutcomeStore
-from ctseg.predict.presence import Presence
+from ctseg.predict.presence import OtherRuns, Presence
 from ctseg.predict.report import Report
 from ctseg.runs.dask import DaskScheduler, segment_folder_on_dask
 from ctseg.runs.dask_run import _version_problem
@@ -36,7 +36,7 @@ from ctseg.serving.process import RunningServer, ServerOptions
 from ctseg.serving.server import embedded_server
 from ctseg.triton.configuration import spec_parameter
 from ctseg.triton.options import ClientOptions
-from tests.support.live_triton import ANSWER, wait_for
+from tests.support.live_triton import ANSWER, free_port, wait_for
 from tests.support.toy_models import toy_spec, write_foreign_entry, write_toy_entry
 
 VARIABLE = "CTSEG_TEST_TRITON_KEY"
@@ -354,6 +354,93 @@ def test_a_worker_that_does_not_share_the_folders_is_named_and_gets_no_case(
     with pytest.raises(SetupError, match=f"Dask worker {address}: SetupError: in .* it does not see"):
         segment(scans, tmp_path / "again", model_on(server), scheduler, server)
     assert labels_in(tmp_path / "again") == {}
+
+
+@pytest.fixture
+def command(scans: Path, server: RunningServer, scheduler: DaskScheduler) -> Callable[..., subprocess.Popen]:
+    """Start ``ctseg predict`` on the model that the gate holds."""
+    words = ["predict", "-i", scans, "-m", "held", "--url", server.url, "--timeout_s", 30]
+    words += ["--header_env", *(f"{header}={VARIABLE}" for header in server.headers)]
+
+    def start(output: Path, address: str = scheduler.address) -> subprocess.Popen:
+        return subprocess.Popen(
+            [sys.executable, "-m", "ctseg", *map(str, [*words, "-o", output, "--dask", address])],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            # a shell's background jobs ignore Ctrl-C and hand that on to their children
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )  # fmt: skip
+
+    return start
+
+
+@pytest.mark.live
+@pytest.mark.parametrize(
+    ("how", "status"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.full)]
+)
+def test_a_client_that_is_stopped_drops_what_is_half_done_and_leaves_the_cluster_ready(
+    scans, tmp_path, server, scheduler, gate, command, how, status
+):
+    output = tmp_path / "out"
+    gate.shut()
+    with command(output) as process:
+        wait_for(lambda: process.poll() is not None or gate.begun)
+        process.send_signal(how)
+        told, _ = process.communicate(timeout=300)
+    assert process.returncode == status, told
+    report = Report.model_validate_json((output / "report.json").read_bytes())
+    assert report.finished
+    assert [case.case for case in report.not_done] == list(CASES)
+    assert runs_in(output) == []
+    gate.open()
+    assert statuses(segment(scans, output, model_on(server, "held"), scheduler, server)) == dict.fromkeys(CASES, "ok")
+
+
+@pytest.mark.full  # workers look for a client that was killed every ten seconds
+@pytest.mark.live
+def test_workers_finish_and_leave_the_folder_of_a_client_that_was_killed(
+    scans, tmp_path, server, scheduler, gate, command
+):
+    output = tmp_path / "out"
+    gate.shut()
+    with command(output) as process:
+        wait_for(lambda: process.poll() is not None or gate.begun)
+        process.kill()
+    gate.open()
+    wait_for(lambda: OtherRuns(output).living() == [])
+    done = [outcome for _, outcome in OutcomeStore(output).all() if outcome]
+    assert done
+    assert {outcome.status for outcome in done} == {"ok"}
+    assert len(done) < len(CASES)
+    assert statuses(segment(scans, output, model_on(server, "held"), scheduler, server)) == dict.fromkeys(CASES, "ok")
+    assert runs_in(output) == []
+
+
+@pytest.mark.full  # Dask's client waits half a minute for a scheduler that has gone
+@pytest.mark.live
+def test_a_scheduler_that_is_killed_ends_the_run_and_leaves_what_is_not_done(scans, tmp_path, server, gate, command):
+    (key,) = server.headers.values()
+    address = f"tcp://127.0.0.1:{free_port()}"
+    dask_words = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", address, "--no-dashboard"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    worker_words = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--no-dashboard", "--nthreads", "1"]
+    gate.shut()
+    with (
+        subprocess.Popen(dask_words, **quiet) as killed,
+        subprocess.Popen(
+            [*worker_words, "--local-directory", str(tmp_path / "dask")], env={**os.environ, VARIABLE: key}, **quiet
+        ) as worker,
+        command(tmp_path / "out", address) as process,
+    ):
+        wait_for(lambda: process.poll() is not None or gate.begun)
+        killed.kill()
+        told, _ = process.communicate(timeout=500)
+        gate.open()
+        worker.terminate()
+    assert process.returncode == 3, told
+    assert "the Dask scheduler went away" in told
+    assert "not done: case0, case1, case2, case3" in told
+    report = Report.model_validate_json((tmp_path / "out" / "report.json").read_bytes())
+    assert {case.reason for case in report.not_done} == {"workers away"}
 
 
 @pytest.mark.live
