@@ -167,7 +167,10 @@ class CaseWork:
     def _ended_elsewhere(self, case: Case) -> Outcome | None:
         """Return the outcome of a case that another run ended since this one began, or that is done already."""
         if (outcome := self.ledger.ended_since(case.name)) is not None:
-            return outcome
+            if (why := self.ledger.differs(outcome, case, self._made_by)) is None:
+                return outcome
+            logger.warning("%s: done again after another run did it: %s", printable(case.name), why)
+            return None
         if not self._options.continue_prediction:
             return None
         found = self.ledger.done_before(case, self._wanted(case), self._made_by)
@@ -189,7 +192,9 @@ class CaseWork:
         scratch = [self._scratch / name for name in names]
         try:
             if foreign := self.ledger.foreign(claim, self._wanted(case)):
-                return self.ledger.put(claim, Staged(kept(self._blank(case), foreign)), stale=())
+                return self.ledger.put(
+                    claim, Staged(kept(self._blank(case), foreign, self.ledger.read(case.name))), stale=()
+                )
             staged = self._try(case, index, turn) if failed is None else Staged(self._failed(case, failed))
             if staged is None or self.stopped.is_set():
                 return None

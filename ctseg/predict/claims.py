@@ -239,7 +239,8 @@ class Claims:
             return False
         temporary = temporary_path(path, self._through)
         try:
-            self._write(temporary, ClaimNote(run=self._run))
+            # not brought to the disk: after a power cut nobody works on the case
+            temporary.write_text(_json_of(ClaimNote(run=self._run)), encoding="utf-8")
             return _linked(temporary, path)
         except OSError as error:
             raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
@@ -248,7 +249,7 @@ class Claims:
                 temporary.unlink(missing_ok=True)
 
     def _write(self, path: Path, note: ClaimNote) -> None:
-        write_text(path, note.model_dump_json(exclude_defaults=True), through=self._through)
+        write_text(path, _json_of(note), through=self._through)
 
     @contextlib.contextmanager
     def _locked(self, case: str, *, timeout_s: float) -> Iterator[bool]:
@@ -280,6 +281,10 @@ def being_put(output: Path) -> frozenset[str]:
     """Return the names of the files that runs are putting into a folder, or were when they were killed."""
     notes = (_read(path) for path in (output / MEMORY_NAME / "claims").glob("*.json"))
     return frozenset(name for note in notes if note is not None for name in note.putting)
+
+
+def _json_of(note: ClaimNote) -> str:
+    return note.model_dump_json(exclude_defaults=True)
 
 
 def _linked(whole: Path, path: Path) -> bool:

@@ -79,20 +79,39 @@ class Ledger:
         outcome = self._store.read(case.name)
         if outcome is None or outcome.status != "ok":
             return None
-        if outcome.made_by is None or not outcome.made_by.makes_the_same(made_by):
-            return "it was made by another model, or with other options"
+        if (why := self.differs(outcome, case, made_by)) is not None:
+            return why
         if not {printable(name) for name in wanted} <= {file.name for file in outcome.outputs}:
             return "its probabilities were not saved"
         try:
             if missing := [name for name in wanted if not (self._output / name).exists()]:
                 return f"{missing[0]} has gone"
-            if not is_scan_of(outcome, case):
-                return "its scan is not the one that was segmented"
             if any(self._is_foreign(name, outcome) for name in wanted):
                 return None  # what stands there decides
         except OSError as error:
             return f"it cannot be looked at ({error.strerror or error})"
         return outcome
+
+    def differs(self, outcome: Outcome, case: Case, made_by: MadeBy) -> str | None:
+        """Return why an outcome is not that of a case's files as they are now and by what would segment them.
+
+        Args:
+            outcome: Of a case of this name.
+            case: With the files that would be segmented now.
+            made_by: What would segment it now.
+        """
+        if outcome.made_by is None or not outcome.made_by.makes_the_same(made_by):
+            return "it was made by another model, or with other options"
+        try:
+            if outcome.status == "ok" and not is_scan_of(outcome, case):
+                return "its scan is not the one that was segmented"
+        except OSError as error:
+            return f"it cannot be looked at ({error.strerror or error})"
+        return None
+
+    def read(self, case: str) -> Outcome | None:
+        """Return the outcome of a case as it stands; None: nothing is known of it."""
+        return self._store.read(case)
 
     def foreign(self, claim: Claim, names: Sequence[str]) -> list[str]:
         """Return which files of a case stand there and are not ctseg's, unless they may be replaced."""
@@ -119,9 +138,11 @@ class Ledger:
         files = [KnownFile(name=printable(name), sha256=sha256_of_file(path)) for name, path in staged.files.items()]
         with self.claims.putting(claim, {file.name: file.sha256 for file in files}):
             earlier = self._store.read(claim.case)
-            outcome = staged.outcome.model_copy(update={"outputs": tuple(files), "ended": now()})
+            outcome = staged.outcome
+            if outcome.status != "kept":
+                outcome = outcome.model_copy(update={"outputs": tuple(files), "ended": now()})
             if changed := self.foreign(claim, list(staged.files)):  # while it was computed
-                outcome = kept(outcome, changed)
+                outcome = kept(outcome, changed, earlier)
             else:
                 self._rename(staged.files)
             gone = [name for name in stale if name not in staged.files and self._removed(name, earlier, claim)]
@@ -153,11 +174,23 @@ class Ledger:
         return True
 
 
-def kept(outcome: Outcome, names: Sequence[str]) -> Outcome:
-    """Return the outcome of a case in whose place something stands that is not ctseg's."""
+def kept(outcome: Outcome, names: Sequence[str], earlier: Outcome | None) -> Outcome:
+    """Return the outcome of a case in whose place something stands that is not ctseg's.
+
+    Args:
+        outcome: What the case's would be.
+        names: Of the files that are not ctseg's.
+        earlier: The case's outcome until now: what it calls ctseg's stays so.
+    """
     text = f"{', '.join(map(printable, names))}: not made by ctseg, or changed since: left alone"
     return Outcome(
-        case=outcome.case, status="kept", made_by=outcome.made_by, inputs=outcome.inputs, warnings=(text,), ended=now()
+        case=outcome.case,
+        status="kept",
+        made_by=outcome.made_by,
+        inputs=outcome.inputs,
+        outputs=earlier.outputs if earlier is not None else (),
+        warnings=(text,),
+        ended=now(),
     )
 
 

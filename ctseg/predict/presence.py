@@ -30,6 +30,8 @@ SILENT_S = 90.0
 """A run that nobody heard of for so long is silent; network file systems pass a touch on within a minute."""
 _LISTEN_S = 5.0
 _ALIVE_NAME = "alive"
+_WRITTEN_IN_PLACE = ("reports", "models", "parts", "left")
+"""Folders of the memory in which files lie under a hidden name until they are whole."""
 
 
 class Presence:
@@ -150,15 +152,19 @@ class OtherRuns:
             if self._has_ended(folder):
                 logger.info("%s: removed what a run that has ended left", folder)
                 shutil.rmtree(folder, ignore_errors=True)
-        for folder in self._never_seen():
-            shutil.rmtree(folder, ignore_errors=True)
+        for path in self._half_made():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
-    def _never_seen(self) -> list[Path]:
-        """Return folders that runs were killed in the making of: long before another was made, by the disk's clock."""
+    def _half_made(self) -> list[Path]:
+        """Return what runs were killed in the making of: older by far than the newest run, by the disk's clock."""
         with contextlib.suppress(OSError):
-            made = {entry: entry.stat().st_mtime for entry in self._folder.iterdir()}
-            last = max(made.values(), default=0.0)
-            return [entry for entry, when in made.items() if entry.name.startswith(".") and when < last - SILENT_S]
+            last = max((entry.stat().st_mtime for entry in self._folder.iterdir()), default=0.0)
+            memory = [self._folder, *(self._folder.parent / name for name in _WRITTEN_IN_PLACE)]
+            hidden = [path for folder in memory for path in folder.glob(".*")]
+            return [path for path in hidden if path.stat().st_mtime < last - SILENT_S]
         return []
 
     def _folders(self) -> list[Path]:

@@ -15,7 +15,7 @@ from ctseg.files.atomic import write_text
 from ctseg.files.identity import KnownFile
 from ctseg.predict.left import NotDone, read_left
 from ctseg.predict.model_notes import ModelNote, read_model_notes
-from ctseg.predict.outcomes import Outcome, OutcomeStore
+from ctseg.predict.outcomes import MEMORY_NAME, Outcome, OutcomeStore
 from ctseg.predict.presence import OtherRuns
 
 REPORT_NAME = "report.json"
@@ -81,7 +81,7 @@ def fold_report(output: Path, others: OtherRuns | None = None) -> Report:
         before, is_finished = store.written(), not others.living()
         report = _report(output, _outcomes(store), before, is_finished)
         _write(output, report)
-        write_text(output / TABLE_NAME, _table(report))
+        _replace(output / TABLE_NAME, _table(report))
         # else a run has begun or ended meanwhile, or has added to the outcomes: it may have written before this did
         if is_finished == (not others.living()) and (not is_finished or store.written() == before):
             return report
@@ -156,7 +156,18 @@ def _report(
 
 
 def _write(output: Path, report: Report) -> None:
-    write_text(output / REPORT_NAME, json.dumps(report.model_dump(mode="json"), indent=1))
+    _replace(output / REPORT_NAME, json.dumps(report.model_dump(mode="json"), indent=1))
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a report, through the memory: what a kill leaves there goes with what else is old."""
+    through = path.parent / MEMORY_NAME / "reports"
+    try:
+        for folder in (through.parent, through):
+            folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
+    write_text(path, text, through=through)
 
 
 def _table(report: Report) -> str:

@@ -247,6 +247,55 @@ def test_two_runs_at_once_do_each_case_once(scans: Path, out: Path) -> None:
         assert np.array_equal(labels_of(out / f"{name}.nii.gz"), labels)
 
 
+@pytest.mark.parametrize("other", ["scan", "model"])
+def test_what_another_run_did_meanwhile_with_another_scan_or_model_is_not_taken_for_this_ones(
+    scans: Path,
+    out: Path,
+    tmp_path: Path,
+    other: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("ctseg.predict.folder.CASES_IN_FLIGHT", 1)
+    expected = {name: write_scan(scans / f"{name}.nii.gz", seed=ord(name)) for name in "ab"}
+    (tmp_path / "theirs").mkdir()
+    write_scan(tmp_path / "theirs" / "b.nii.gz", seed=9 if other == "scan" else ord("b"))
+    theirs = ThresholdPredictor(**({"network_sha256": "0" * 64} if other == "model" else {}))
+
+    class Joined(ThresholdPredictor):
+        def predict(self, patches):
+            if self.calls == 0:
+                run(tmp_path / "theirs", out, theirs)
+            return super().predict(patches)
+
+    ours = Joined()
+    assert run(scans, out, ours) == {"a": "ok", "b": "ok"}
+    assert "b: done again after another run did it: " in caplog.text
+    assert OutcomeStore(out).read("b").made_by.spec_digest == ours.spec.digest
+    for name, labels in expected.items():
+        assert np.array_equal(labels_of(out / f"{name}.nii.gz"), labels)
+
+
+def test_what_is_ctsegs_beside_a_corrected_label_map_stays_its_own(scans: Path, out: Path) -> None:
+    write_scan(scans / "a.nii.gz", seed=1)
+    run(scans, out, save_probabilities=True)
+    (out / "a.nii.gz").write_bytes(b"corrected")
+    assert run(scans, out) == {"a": "kept"}
+    (out / "a.nii.gz").unlink()
+    write_scan(scans / "a.nii.gz", seed=2)
+    assert run(scans, out) == {"a": "ok"}
+    assert not (out / "a.npz").exists(), "of the earlier scan"
+
+
+def test_a_corrected_label_map_among_the_scans_never_becomes_a_scan(scans: Path) -> None:
+    write_scan(scans / "a_0000.nii.gz")
+    run(scans, scans)
+    (scans / "a.nii.gz").write_bytes(b"corrected")
+    for _ in range(3):
+        assert run(scans, scans) == {"a": "kept"}
+    assert (scans / "a.nii.gz").read_bytes() == b"corrected"
+
+
 def test_a_folder_of_scans_takes_its_own_label_maps_for_no_scans(scans: Path) -> None:
     expected = write_scan(scans / "a_0000.nii.gz")
     for again in (False, True, False):

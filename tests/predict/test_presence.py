@@ -111,11 +111,15 @@ def test_a_run_on_another_kernel_is_listened_for_until_it_is_heard_or_silent(tmp
         assert others.listen() == ([presence.run] if lives else [])
 
 
-def test_a_folder_that_a_run_was_killed_in_the_making_of_goes_once_it_is_old(tmp_path: Path) -> None:
-    runs = tmp_path / ".ctseg" / "runs"
-    for name in (".killed", ".begins"):
-        (runs / name).mkdir(parents=True)
-    last = (runs / ".begins").stat().st_mtime
-    os.utime(runs / ".killed", (last - 1000, last - 1000))
+def test_what_a_run_was_killed_in_the_making_of_goes_once_it_is_old(tmp_path: Path) -> None:
+    memory = tmp_path / ".ctseg"
+    for name in ("runs/.killed", "runs/.begins", "reports"):
+        (memory / name).mkdir(parents=True)
+    for name in ("reports/.report.json.host.1.0.tmp.json", "reports/.new.tmp.json"):
+        (memory / name).touch()
+    last = (memory / "runs" / ".begins").stat().st_mtime
+    for name in ("runs/.killed", "reports/.report.json.host.1.0.tmp.json"):
+        os.utime(memory / name, (last - 1000, last - 1000))
     OtherRuns(tmp_path).remove_leftovers()
-    assert [path.name for path in runs.iterdir()] == [".begins"]
+    assert [path.name for path in (memory / "runs").iterdir()] == [".begins"]
+    assert [path.name for path in (memory / "reports").iterdir()] == [".new.tmp.json"]
