@@ -34,6 +34,10 @@ def add_commands(commands: "argparse._SubParsersAction[Parser]") -> None:
         "report.csv.",
     )
     predict.add_argument("-i", "--input", type=Path, required=True, help="a scan, or a folder of scans")
+    predict.add_argument(
+        "--recursive", action="store_true",
+        help="scans in sub-folders too: patient1/scan.nii.gz becomes the case patient1_scan",
+    )  # fmt: skip
     predict.add_argument("-o", "--output", type=Path, required=True, help="folder for label maps and report.json")
     predict.add_argument("-m", "--model", required=True, help="name of the model in the repository")
 
@@ -122,6 +126,7 @@ def _run(args: argparse.Namespace) -> int:
         case_timeout_s=args.case_timeout_s,
         memory_bytes=None if args.memory_gb is None else int(args.memory_gb * (1 << 30)),
         part=_part(args),
+        recursive=args.recursive,
     )
     report = _runner(args)(
         args.input, args.output, _model(args), options, progress_for=lambda cases: progress_for(cases, quiet=args.quiet)
@@ -197,12 +202,14 @@ def _name(what: str, cases: list[str]) -> None:
 
 
 def _read_spec(path: Path | None) -> "ModelSpec | None":
+    from ctseg.files.regular import open_regular
     from ctseg.model_spec import ModelSpec
 
     if path is None:
         return None
     try:
-        return ModelSpec.from_json(path.read_bytes(), source=str(path))
+        with open_regular(path) as file:
+            return ModelSpec.from_json(file.read(), source=str(path))
     except OSError as error:
         raise SetupError(f"--spec {path}: {error.strerror or error}") from error
 

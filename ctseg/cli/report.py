@@ -24,6 +24,7 @@ def add_commands(commands: "argparse._SubParsersAction[Parser]") -> None:
     )
     report.add_argument("-o", "--output", type=Path, required=True, help="the output folder of ctseg predict")
     report.add_argument("-i", "--input", type=Path, help="the scan or folder of scans that should be done")
+    report.add_argument("--recursive", action="store_true", help="scans in sub-folders of the input too")
     report.add_argument(
         "--channels", type=_channels, help="channels of a case (default: those of the model that worked there)"
     )
@@ -35,7 +36,7 @@ def _run(args: argparse.Namespace) -> int:
     from ctseg.predict.report import REPORT_NAME
     from ctseg.predict.review import review_folder
 
-    review = review_folder(args.output, args.input, channels=args.channels)
+    review = review_folder(args.output, args.input, channels=args.channels, recursive=args.recursive)
     for case, why in review.left:
         print(f"{case}: {why}")
     for run in review.working:

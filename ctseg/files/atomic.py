@@ -16,19 +16,35 @@ from pathlib import Path
 from ctseg.errors import OutputError
 
 _LONGEST_STEM = 64
-"""Characters of the target's name that are kept: names of 255 bytes leave no room for more."""
+"""Bytes of the target's name that are kept."""
+_LONGEST_NAME = 255
+"""Bytes that file systems take in a name."""
 
 
 def temporary_path(path: Path, folder: Path | None = None) -> Path:
     """Return a hidden name beside ``path``, or in another folder, that no process on any host is using.
 
     It says who made it: ``.<begin of the name>.<host>.<process>.<random>.tmp<endings>``. The endings are those
-    of ``path`` in lower case, because writers choose the format by them.
+    of ``path`` in lower case, because writers choose the format by them. It is never too long for a file system.
     """
-    host = "".join(c if c.isalnum() else "-" for c in socket.gethostname())[:32]
-    ending = "".join(path.suffixes[-2:])[-16:].lower()
-    name = f".{path.name[:_LONGEST_STEM]}.{host}.{os.getpid()}.{secrets.token_hex(4)}.tmp{ending}"
-    return (folder or path.parent) / name
+    host = "".join(c if c.isascii() and c.isalnum() else "-" for c in socket.gethostname())[:32]
+    ending = _cut("".join(path.suffixes[-2:])[-16:].lower(), _LONGEST_STEM)
+    made_by = f".{host}.{os.getpid()}.{secrets.token_hex(4)}.tmp{ending}"
+    room = _LONGEST_NAME - 1 - len(os.fsencode(made_by))
+    return (folder or path.parent) / f".{_cut(path.name, min(room, _LONGEST_STEM))}{made_by}"
+
+
+def longest_name(folder: Path) -> int:
+    """Return how many bytes a file's name may have in a folder, which exists."""
+    try:
+        return os.pathconf(folder, "PC_NAME_MAX")
+    except (AttributeError, ValueError, OSError):  # a system that cannot be asked
+        return _LONGEST_NAME
+
+
+def _cut(name: str, size: int) -> str:
+    """Return the first characters of a name, of so many bytes at most."""
+    return os.fsencode(name)[:size].decode("utf-8", "ignore")
 
 
 @contextlib.contextmanager

@@ -2,16 +2,16 @@
 
 import os
 import re
-import stat
 from collections import Counter
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ctseg.errors import InputError
-from ctseg.files.formats import READ_ENDINGS, ChannelFiles, ending_of, stem_of
-from ctseg.files.identity import printable
+from ctseg.errors import SetupError
+from ctseg.files.formats import ChannelFiles, require_packages, stem_of
+from ctseg.files.listing import list_folder
+from ctseg.files.scans import FoundScans, find_scans
 
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 
@@ -99,35 +99,58 @@ class ScanFolders:
     test_images: Path | None = None
 
 
-def find_cases(input_path: Path, *, channels: int, passed_over: Container[str] = ()) -> list[Case]:
+def find_cases(
+    input_path: Path,
+    *,
+    channels: int,
+    recursive: bool = False,
+    own: Callable[[Path], Container[str]] = lambda _: (),
+    not_into: Sequence[Path] = (),
+) -> list[Case]:
     """Find the cases in a folder, or make a case of one scan.
 
     In a folder, ``case_0000.nii.gz`` is channel 0 of ``case``, as nnU-Net names files. For a model of
     one channel, any other name is the name of a case, ``scan_2024.nii.gz`` too, unless there is a
     ``scan_0000`` beside it. Any ending that can be read will do, whatever its case. Hidden files,
-    folders and files of other kinds are passed over.
+    folders and files of other kinds are passed over, and one warning says what they are.
+
+    In sub-folders the case of ``patient1/ct/scan_0000.nii.gz`` is ``patient1_ct_scan``: label maps of all lie side
+    by side in one folder. Where two scans would have one name so, neither is segmented, and both are named.
 
     Args:
         input_path: A folder, or a scan; for a model of several channels, a scan stands for its case.
         channels: How many the model wants.
-        passed_over: Names of files in the folder that are no scans, see :func:`ctseg.files.identity.printable`.
+        recursive: See :func:`ctseg.files.scans.find_scans`.
+        own: Likewise.
+        not_into: Likewise.
 
     Returns:
         Cases in order of their names. One that cannot be segmented has a ``problem``, and stops no other.
 
     Raises:
         InputError: The path cannot be read, is no scan, or holds none.
+        SetupError: The path is a scan that needs a package which is not installed.
     """
-    try:
-        is_folder = stat.S_ISDIR(input_path.stat().st_mode)
-    except OSError as error:
-        raise InputError(f"{input_path}: expected a scan or a folder of scans: {error.strerror or error}") from error
-    if not is_folder:
-        return [_case_of_file(input_path, channels)]
-    files = [file for file in _scans_in(input_path) if printable(file.name) not in passed_over]
-    if not files:
-        raise InputError(f"{input_path}: expected scans ({', '.join(READ_ENDINGS)}), found {_kinds_in(input_path)}")
-    return _cases_of(files, channels)
+    scans = find_scans(input_path, recursive=recursive, own=own, not_into=not_into)
+    return cases_of(scans, channels)
+
+
+def cases_of(scans: FoundScans, channels: int) -> list[Case]:
+    """Put scans together to cases, see :func:`find_cases`.
+
+    Args:
+        scans: Those of an input.
+        channels: How many a case has.
+    """
+    if scans.chosen is not None:
+        return [_case_of_file(scans.chosen, scans.folders[0].files, channels)]
+    cases = [Case(name, (), f"case {name}: {problem}") for name, problem in scans.unreadable]
+    for folder in scans.folders:
+        cases += _cases_of(folder.files, channels, prefix=folder.prefix)
+    by_name: dict[str, list[Case]] = {}
+    for case in cases:
+        by_name.setdefault(case.name, []).append(case)
+    return [_one_of(by_name[name], scans.path) for name in sorted(by_name)]
 
 
 def find_labelled_cases(folders: ScanFolders, *, channels: int) -> DatasetCases:
@@ -214,36 +237,25 @@ def listed_dataset_cases(folder: Path, listed: Mapping[str, Any]) -> DatasetCase
     return DatasetCases(tuple(cases), tuple(problems))
 
 
-def _case_of_file(file: Path, channels: int) -> Case:
-    if ending_of(file) is None:
-        raise InputError(f"{file}: expected a scan in one of {', '.join(READ_ENDINGS)}: convert it")
+def _case_of_file(file: Path, beside: Sequence[Path], channels: int) -> Case:
     if channels == 1:
         name, channel = _name_and_channel(file)
-        return Case(name if channel == 0 else stem_of(file), (ChannelFiles((file,)),))
-    return next(case for case in _cases_of([*_scans_in(file.parent), file], channels) if file in case.paths)
+        return _case(name if channel == 0 else stem_of(file), [(0, file)], channels)
+    return next(case for case in _cases_of(beside, channels) if file in case.paths)
 
 
-def _scans_in(folder: Path) -> list[Path]:
-    try:
-        entries = sorted(folder.iterdir())
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be read: {error.strerror or error}") from error
-    return [entry for entry in entries if not entry.name.startswith(".") and ending_of(entry) and not entry.is_dir()]
+def _one_of(cases: Sequence[Case], root: Path) -> Case:
+    """Return the one case of a name; several become one that cannot be segmented."""
+    if len(cases) == 1:
+        return cases[0]
+    files = [channel for case in cases for channel in case.channels]
+    names = ", ".join(str(path.relative_to(root)) for channel in files for path in channel.paths)
+    name = cases[0].name
+    problem = f"case {name}: expected a name of its own for each label map, found {names}, which share it: rename one"
+    return Case(name, tuple(files), problem)
 
 
-def _kinds_in(folder: Path) -> str:
-    kinds = Counter(entry.suffix or "no ending" for entry in folder.iterdir() if entry.is_file())
-    if not kinds:
-        return "an empty folder"
-    found = ", ".join(f"{count} of {kind}" for kind, count in sorted(kinds.items()))
-    return (
-        f"{found}: convert DICOM series to NIfTI first"
-        if {".dcm", ".ima"} & {kind.lower() for kind in kinds}
-        else found
-    )
-
-
-def _cases_of(files: Sequence[Path], channels: int) -> list[Case]:
+def _cases_of(files: Sequence[Path], channels: int, *, prefix: str = "") -> list[Case]:
     files = sorted(set(files))
     # a number at the end of a name is a channel, except for a model of one channel without a first channel
     numbered = {name for name, channel in map(_name_and_channel, files) if channel is not None and channels > 1}
@@ -254,10 +266,10 @@ def _cases_of(files: Sequence[Path], channels: int) -> list[Case]:
         if channel is not None and name not in numbered:
             name, channel = stem_of(file), None
         groups.setdefault(name, []).append((channel, file))
-    return [_case(name, found, channels) for name, found in sorted(groups.items())]
+    return [_case(name, found, channels, prefix=prefix) for name, found in sorted(groups.items())]
 
 
-def _case(name: str, found: list[tuple[int | None, Path]], channels: int) -> Case:
+def _case(name: str, found: list[tuple[int | None, Path]], channels: int, *, prefix: str = "") -> Case:
     """Put the files of one name in order, or say what is wrong with them."""
     files = tuple(file for _, file in sorted(found, key=lambda entry: (entry[0] or 0, entry[1])))
     if channels == 1:
@@ -265,7 +277,7 @@ def _case(name: str, found: list[tuple[int | None, Path]], channels: int) -> Cas
     problem = None
     by_channel = Counter(channel for channel, _ in found)
     names = ", ".join(file.name for file in files)
-    expected = f"case {name}: expected " + (
+    expected = f"case {prefix}{name}: expected " + (
         f"{name}_0000" if channels == 1 else f"one file for each of {name}_0000 to {name}_{channels - 1:04d}"
     )
     if None in by_channel:
@@ -279,7 +291,18 @@ def _case(name: str, found: list[tuple[int | None, Path]], channels: int) -> Cas
             f"{expected}, found {names}: take the other channels away, "
             "or, if these are scans of their own, name them without a number of four digits at the end"
         )
-    return Case(name, tuple(ChannelFiles((file,)) for file in files), problem)
+    else:
+        problem = _missing_packages(f"{prefix}{name}", files)
+    return Case(f"{prefix}{name}", tuple(ChannelFiles((file,)) for file in files), problem)
+
+
+def _missing_packages(name: str, files: Sequence[Path]) -> str | None:
+    try:
+        for file in files:
+            require_packages(file)
+    except SetupError as error:
+        return f"case {name}: {error}"
+    return None
 
 
 def _name_and_channel(file: Path) -> tuple[str, int | None]:
@@ -307,7 +330,7 @@ def _scans_by_case(folder: Path, suffix: str) -> tuple[dict[str, Path], list[Dat
     """Return the scans whose names end in a suffix, by the name without it, and those that are there twice."""
     found: dict[str, Path] = {}
     problems = []
-    for file in _scans_in(folder):
+    for file in list_folder(folder).scans:
         stem = stem_of(file)
         if not stem.endswith(suffix):
             continue

@@ -4,6 +4,8 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from ctseg.files.regular import open_regular
+
 _PIECE_BYTES = 1 << 20
 
 
@@ -11,10 +13,10 @@ def sha256_of_file(path: Path) -> str:
     """Return the SHA-256 of a file's content, in hexadecimal.
 
     Raises:
-        OSError: The file cannot be read.
+        OSError: The file cannot be read, or is a pipe or a device.
     """
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while piece := file.read(_PIECE_BYTES):
             digest.update(piece)
     return digest.hexdigest()

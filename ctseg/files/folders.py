@@ -18,10 +18,10 @@ def require_writable(folder: Path, *, name: str = "") -> None:
     Raises:
         OutputError: It, or the nearest folder above it that exists, is no folder, or this user may not write there.
     """
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
     if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
         return
-    owner = there.stat()
+    owner = there.lstat()
     who = f"user {os.getuid()}:{os.getgid()}, " if hasattr(os, "getuid") else ""
     raise OutputError(
         f"{name}{': ' if name else ''}cannot write into {folder}: {there} is read-only, or no folder "

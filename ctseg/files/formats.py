@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ctseg.errors import InputError
 from ctseg.files.grid import ChannelHeader, ChannelVolume, FileGrid
-from ctseg.files.itk import data_files_of, read_itk_file, read_itk_header, write_itk_file
+from ctseg.files.itk import data_files_of, read_itk_file, read_itk_header, require_simpleitk, write_itk_file
 from ctseg.files.nifti import read_nifti, read_nifti_header, write_nifti_file
 
 Read = TypeVar("Read")
@@ -50,6 +50,7 @@ class Format:
         read_header: Says by the same rules what ``read`` would yield, without reading the voxels.
         write_labels: Writes voxels (z, y, x), which lie along the axes of a grid's own files, in the type that
             they have, to a path that is not there yet; raises ``OSError``. None: the format is only read.
+        require: Raises a ``SetupError`` where a package is missing that a file of such a name needs.
         companions: Returns the files beside one that hold its voxels, those that are there; raises ``OSError``.
     """
 
@@ -59,6 +60,7 @@ class Format:
     read_header: Callable[[ChannelFiles, str], ChannelHeader]
     write_labels: Callable[[Path, npt.NDArray[Any], FileGrid], None] | None = None
     companions: Callable[[Path], tuple[Path, ...]] = lambda _: ()
+    require: Callable[[Path], object] = lambda _: None
 
 
 def _of_one_file(read: Callable[[Path, str], Read]) -> Callable[[ChannelFiles, str], Read]:
@@ -78,9 +80,15 @@ _read_itk = (_of_one_file(read_itk_file), _of_one_file(read_itk_header))
 
 FORMATS = (
     Format("NIfTI", (".nii.gz", ".nii"), *_read_nifti, write_nifti_file),
-    Format("NRRD and MetaImage", (".nrrd", ".mha"), *_read_itk, write_itk_file, data_files_of),
+    Format("NRRD and MetaImage", (".nrrd", ".mha"), *_read_itk, write_itk_file, data_files_of, require_simpleitk),
     # header and voxels in two files cannot be put in place at once; GIPL has no direction
-    Format("NRRD, MetaImage in two files; GIPL", (".nhdr", ".mhd", ".gipl"), *_read_itk, companions=data_files_of),
+    Format(
+        "NRRD, MetaImage in two files; GIPL",
+        (".nhdr", ".mhd", ".gipl"),
+        *_read_itk,
+        companions=data_files_of,
+        require=require_simpleitk,
+    ),
 )
 """Every format there is."""
 READ_ENDINGS = tuple(ending for entry in FORMATS for ending in entry.endings)
@@ -117,6 +125,19 @@ def with_companions(paths: Sequence[Path]) -> tuple[Path, ...]:
         entry = format_of(path)
         found += (path, *(entry.companions(path) if entry is not None else ()))
     return tuple(found)
+
+
+def require_packages(path: Path) -> None:
+    """Refuse a file whose format needs a package that is not installed; nothing is opened.
+
+    Args:
+        path: By its ending; one of no known format needs none.
+
+    Raises:
+        SetupError: A package is missing.
+    """
+    if entry := format_of(path):
+        entry.require(path)
 
 
 def read_channel(files: ChannelFiles, reader: str) -> ChannelVolume:

@@ -6,6 +6,7 @@ from pathlib import Path
 from ctseg.documents import Document
 from ctseg.errors import InputError
 from ctseg.files.digests import sha256_of_file
+from ctseg.files.regular import require_regular
 
 _SETTLED_NS = 2_000_000_000
 """Times of files are coarse (2 s on FAT): a change so soon after a look may leave them as they were."""
@@ -58,8 +59,9 @@ def stamp_of(path: Path) -> FileStamp:
     """Return what the file system says of a file.
 
     Raises:
-        OSError: It is missing, or cannot be looked at.
+        OSError: It is missing, cannot be looked at, or is a pipe or a device.
     """
+    require_regular(path)
     found = path.stat()
     return FileStamp(
         size=found.st_size, modified_ns=found.st_mtime_ns, changed_ns=found.st_ctime_ns, inode=found.st_ino

@@ -19,13 +19,22 @@ from ctseg.errors import InputError, missing_package
 from ctseg.files.geometry import RAS_FROM_LPS, Geometry
 from ctseg.files.grid import ChannelHeader, ChannelVolume, FileGrid, ItkSource, reorientation_of
 from ctseg.files.nifti import DEFLATE_MOST
+from ctseg.files.regular import open_regular
 
 _DETACHED_ENDINGS = (".nhdr", ".mhd")
 _GIPL_HEADER_BYTES = 256
+_IMAGE_IO = {
+    ".mha": "MetaImageIO",
+    ".mhd": "MetaImageIO",
+    ".nrrd": "NrrdImageIO",
+    ".nhdr": "NrrdImageIO",
+    ".gipl": "GiplImageIO",
+}
 _HEADER_LINES, _LINE_BYTES = 1 << 14, 1 << 12
 """Longer is no header of MetaImage or NRRD, names of all slices and all."""
 _DATA_FILE = re.compile(rb"\s*(?:ElementDataFile\s*=|data ?file:)\s*(.*?)\s*", re.IGNORECASE)
-_NUMBERED = re.compile(rb"(.*%0?\d{0,2}d\S*)\s+(-?\d+)\s+(-?\d+)\s+(-?\d+)(?:\s+\d+)?")
+_DIMENSIONS = re.compile(rb"\s*NDims\s*[=:]\s*(.*?)\s*", re.IGNORECASE)
+_NUMBERED = re.compile(rb"(.*)(%0?\d{0,2}d)(\S*)\s+(-?\d+)\s+(-?\d+)\s+(-?\d+)(?:\s+\d+)?")
 
 
 def read_itk_file(path: Path, reader: str) -> ChannelVolume:
@@ -35,7 +44,7 @@ def read_itk_file(path: Path, reader: str) -> ChannelVolume:
         InputError: The file cannot be read or is no volume of one number per voxel.
         SetupError: SimpleITK is not installed.
     """
-    sitk = _simpleitk(path)
+    sitk = require_simpleitk(path)
     with _translated(path):
         image = _opened(path).Execute()
     voxels = sitk.GetArrayFromImage(image)
@@ -64,20 +73,54 @@ def read_itk_header(path: Path, reader: str) -> ChannelHeader:
 
 def _opened(path: Path) -> Any:
     """Return ITK's reader of a file whose information was read and looked at."""
-    sitk = _simpleitk(path)
+    sitk = require_simpleitk(path)
     try:
-        size = path.stat().st_size
-        path.open("rb").close()  # ITK's own words for a missing permission mislead
+        with open_regular(path) as opened:  # ITK opens it by its name: it would wait for a pipe
+            size = os.fstat(opened.fileno()).st_size
     except OSError as error:
         raise InputError(f"{path.name}: cannot be read: {error.strerror or error}") from error
     if not size:
         raise InputError(f"{path.name}: expected an image, found an empty file: copy it again")
+    if _IMAGE_IO.get(path.suffix.lower()) == "MetaImageIO":
+        _check_dimensions(path)
+    unreadable = _unreadable_data_file(path)
+    if unreadable is not None and not isinstance(unreadable[1], FileNotFoundError):
+        raise _misses(path, *unreadable)  # ITK needs not all that a list names, but waits for a pipe
     file = sitk.ImageFileReader()
     file.SetFileName(str(path))
+    if not path.suffix.islower():  # by itself ITK finds most formats by an ending in small letters
+        file.SetImageIO(_IMAGE_IO[path.suffix.lower()])
     with _translated(path):
         file.ReadImageInformation()
     _check_information(file, size, path)
     return file
+
+
+def _check_dimensions(path: Path) -> None:
+    """Refuse a number of dimensions with which MetaIO would write behind its arrays, or never end."""
+    with _header_lines(path) as lines:
+        for line in lines:
+            if (match := _DIMENSIONS.fullmatch(line)) and match[1] not in (b"1", b"2", b"3", b"4", b"5"):
+                raise InputError(
+                    f"{path.name}: expected a 3-D volume, found NDims {match[1].decode(errors='replace')}: convert the "
+                    "scan again"
+                )
+            if _DATA_FILE.fullmatch(line):
+                return
+
+
+def _unreadable_data_file(path: Path) -> tuple[str, OSError] | None:
+    """Return the name of the first file that a header gives and that cannot be read, and why."""
+    if path.suffix.lower() == ".gipl":
+        return None
+    for file in _data_files_named_in(path):
+        try:
+            open_regular(file).close()
+        except OSError as error:
+            return file.name, error
+        except ValueError:  # a zero byte in the name: not one that ITK takes either
+            return None
+    return None
 
 
 @contextlib.contextmanager
@@ -85,11 +128,22 @@ def _translated(path: Path) -> Iterator[None]:
     """Translate what ITK raises."""
     try:
         yield
-    except (RuntimeError, MemoryError) as error:
+    except MemoryError as error:
+        raise InputError(f"{path.name}: does not fit into memory: use a machine with more") from error
+    except RuntimeError as error:
+        if unreadable := _unreadable_data_file(path):
+            raise _misses(path, *unreadable) from error
         raise InputError(
             f"{path.name}: expected a whole {path.suffix} image, found one that ITK cannot read "
             f"({_last_line(error)}): copy it again"
         ) from error
+
+
+def _misses(path: Path, name: str, error: OSError) -> InputError:
+    return InputError(
+        f"{path.name}: expected its voxels in {name}, which cannot be read ({error.strerror}): copy both files into "
+        "one folder, under the names that they had"
+    )
 
 
 def _grid_of(image: Any, dtype: "np.dtype[Any]", path: Path, reader: str) -> FileGrid:
@@ -126,15 +180,24 @@ def data_files_of(path: Path) -> tuple[Path, ...]:
         Those that are there.
 
     Raises:
-        OSError: It cannot be read.
+        OSError: It cannot be read, or is a pipe or a device.
 
     Source:
         MetaIO's ``ElementDataFile`` and NRRD's ``data file``: one name, ``LIST`` and names, or a numbered pattern.
     """
-    with path.open("rb") as file:
-        lines = itertools.islice(iter(lambda: file.readline(_LINE_BYTES), b""), _HEADER_LINES)
-        files = (path.parent / os.fsdecode(name) for name in _data_names(lines))
-        return tuple(dict.fromkeys(itertools.takewhile(os.path.isfile, files)))
+    return tuple(dict.fromkeys(itertools.takewhile(os.path.isfile, _data_files_named_in(path))))
+
+
+def _data_files_named_in(path: Path) -> Iterator[Path]:
+    with _header_lines(path) as lines:
+        for name in _data_names(lines):
+            yield path.parent / os.fsdecode(name)
+
+
+@contextlib.contextmanager
+def _header_lines(path: Path) -> Iterator[Iterator[bytes]]:
+    with open_regular(path) as file:
+        yield itertools.islice(iter(lambda: file.readline(_LINE_BYTES), b""), _HEADER_LINES)
 
 
 def _data_names(lines: Iterator[bytes]) -> Iterator[bytes]:
@@ -153,8 +216,9 @@ def _names_given(value: bytes, lines: Iterator[bytes]) -> Iterator[bytes]:
     if value.upper().startswith(b"LIST"):
         yield from (line.strip() for line in lines if line.strip())
     elif numbered := _NUMBERED.fullmatch(value):
-        first, last, step = (int(number) for number in numbered.group(2, 3, 4))
-        yield from (numbered[1] % number for number in range(first, last + (1 if step > 0 else -1), step or 1))
+        first, last, step = (int(number) for number in numbered.group(4, 5, 6))
+        numbers = range(first, last + (1 if step > 0 else -1), step or 1)
+        yield from (numbered[1] + numbered[2] % number + numbered[3] for number in numbers)
     elif value and value.upper() != b"LOCAL":
         yield value
 
@@ -171,7 +235,7 @@ def write_itk_file(path: Path, labels: npt.NDArray[Any], grid: FileGrid) -> None
         OSError: The file cannot be written.
         SetupError: SimpleITK is not installed.
     """
-    sitk = _simpleitk(path)
+    sitk = require_simpleitk(path)
     image = sitk.GetImageFromArray(labels)
     image.SetSpacing(grid.spacing_mm[::-1])
     image.SetOrigin((RAS_FROM_LPS @ grid.geometry.affine_ras[:3, 3]).tolist())
@@ -223,7 +287,12 @@ def _dtype_of(file: Any) -> "np.dtype[Any]":
     return dtype
 
 
-def _simpleitk(path: Path) -> Any:
+def require_simpleitk(path: Path) -> Any:
+    """Return SimpleITK, which a file needs.
+
+    Raises:
+        SetupError: It is not installed.
+    """
     try:
         import SimpleITK
     except ImportError as error:

@@ -6,31 +6,28 @@ means, units, and scaling. nnU-Net's plans name the reader of the training, and 
 
 import contextlib
 import gzip
-import logging
 import math
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TypeAlias, cast
+from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
 import nibabel
 import numpy as np
 import numpy.typing as npt
-from nibabel.orientations import io_orientation
 from nibabel.spatialimages import HeaderDataError
 
 from ctseg.arrays import Shape3, Spacing
 from ctseg.errors import InputError
-from ctseg.files.geometry import RAS_FROM_LPS, SHEAR_TOLERANCE, Geometry
-from ctseg.files.grid import ChannelHeader, ChannelVolume, FileGrid, NiftiSource, reorientation_of
+from ctseg.files.grid import ChannelHeader, ChannelVolume, FileGrid, NiftiSource
+from ctseg.files.gunzip import DAMAGED, GZIP_MAGIC, GzipContent
+from ctseg.files.nifti_grid import finite, itk_grid, nibabel_grid
+from ctseg.files.regular import open_regular
 
 _GZIP_FILE: type[gzip.GzipFile] = gzip.GzipFile
-_DAMAGED: tuple[type[Exception], ...] = (EOFError, zlib.error, gzip.BadGzipFile)
 with contextlib.suppress(ImportError):  # without the extra fast-io, zlib does the same, slower
-    from isal import igzip, isal_zlib
+    from isal import igzip
 
     _GZIP_FILE = igzip.IGzipFile
-    _DAMAGED = (*_DAMAGED, cast(Any, isal_zlib.IsalError))
 
 CHUNK_BYTES = 4 << 20
 DEFLATE_MOST = 1032
@@ -38,19 +35,17 @@ DEFLATE_MOST = 1032
 COMPRESS_LEVEL = 1
 """Label maps shrink well at any level, and people wait for it."""
 
-_Stream = BinaryIO | gzip.GzipFile
+_Stream = BinaryIO | GzipContent
 
-_GZIP_MAGIC = b"\x1f\x8b"
 _HEADER_CLASSES: dict[int, Any] = {348: nibabel.Nifti1Header, 540: nibabel.Nifti2Header}
 _SINGLE_FILE_MAGIC = {348: b"n+1", 540: b"n+2"}
-_MM_PER_UNIT = {1: 1e3, 2: 1.0, 3: 1e-3}
+_SEVERAL_NUMBERS = {32: "complex64", 128: "RGB", 1792: "complex128", 2048: "complex256", 2304: "RGBA"}
+"""NIfTI's data types of more than one number per voxel."""
 _GEOMETRY_FIELDS = (
     "pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d",
     "qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z",
 )  # fmt: skip
 _Scaling: TypeAlias = tuple[float, float] | None
-_SILENT = logging.Logger("silent")
-_SILENT.addHandler(logging.NullHandler())
 
 
 class _Start(NamedTuple):
@@ -96,7 +91,7 @@ def read_nifti(path: Path, reader: str) -> ChannelVolume:
     """
     with _reading(path) as stream:
         start = _read_start(stream, path, reader)
-        voxels = _read_voxels(stream, start, path)
+        voxels = _read_voxels(stream, start)
     voxels = _scaled(voxels, start.scaling, through_float32="ITK" in reader)
     return ChannelVolume(start.grid.reorientation.apply(voxels), start.spacing_mm, start.grid)
 
@@ -173,13 +168,10 @@ def _gzip_file(file: BinaryIO, mode: str) -> gzip.GzipFile:
 def _reading(path: Path) -> Iterator[_Stream]:
     """Open a file, through gzip if it is gzip; translate everything that can go wrong while it is read."""
     try:
-        with path.open("rb") as file:
-            if file.peek(2)[:2] != _GZIP_MAGIC:
-                yield file
-            else:
-                with _gzip_file(file, "rb") as stream:
-                    yield stream
-    except _DAMAGED as error:
+        with open_regular(path) as file:
+            is_gzip = file.peek(2)[:2] == GZIP_MAGIC  # type: ignore[attr-defined]
+            yield GzipContent(file) if is_gzip else file
+    except DAMAGED as error:
         raise InputError(
             f"{path.name}: expected a whole file, found damaged or missing data ({error or type(error).__name__}): "
             "copy it again"
@@ -196,12 +188,12 @@ def _read_start(stream: _Stream, path: Path, reader: str) -> _Start:
     shape, dtype = _shape_and_dtype(header, path)
     try:
         grid, spacing_mm = (
-            _itk_grid(header, shape, path, reader) if "ITK" in reader else _nibabel_grid(header, shape, path, reader)
+            itk_grid(header, shape, path, reader) if "ITK" in reader else nibabel_grid(header, shape, path, reader)
         )
     except ValueError as error:
-        raise InputError(f"{path.name}: {error}: repair its affine (sform, qform)") from error
+        raise InputError(f"{path.name}: {error}: mend its affine (sform, qform)") from error
     size = math.prod(shape) * dtype.itemsize
-    if size > path.stat().st_size * (DEFLATE_MOST if isinstance(stream, gzip.GzipFile) else 1):
+    if size > path.stat().st_size * (DEFLATE_MOST if isinstance(stream, GzipContent) else 1):
         raise InputError(
             f"{path.name}: expected {size} bytes of voxels, shape {shape[::-1]}, found a file of "
             f"{path.stat().st_size} bytes: it was cut off, copy it again"
@@ -222,43 +214,67 @@ def _read_header(stream: _Stream, path: Path) -> Any:
     if len(block) < size:
         raise EOFError(f"{len(block)} of {size} bytes of the header")
     header = _HEADER_CLASSES[size](block, check=False)
+    if not 1 <= int(header["dim"][0]) <= 7:  # nibabel takes the byte order from it
+        order = "<" if int.from_bytes(start, "little") == size else ">"
+        count = int(_HEADER_CLASSES[size](block, endianness=order, check=False)["dim"][0])
+        raise InputError(
+            f"{path.name}: expected 3 dimensions, found dim[0] = {count}: convert the scan to NIfTI again, or mend the "
+            "field dim"
+        )
     magic = bytes(header["magic"].item())[:3]
     if magic != _SINGLE_FILE_MAGIC[size]:
+        what = {b"": "an Analyze file", b"ni1": "half of a pair", b"ni2": "half of a pair"}.get(magic, "no NIfTI file")
         raise InputError(
             f"{path.name}: expected NIfTI in one file (magic {_SINGLE_FILE_MAGIC[size].decode()}), found magic "
-            f"{magic!r}: an Analyze file or half of a pair; convert it to .nii.gz"
+            f"{magic!r}, {what}: convert the scan to .nii.gz again, or mend the field magic"
         )
+    _check_offset(header, path)
     return header
+
+
+def _check_offset(header: Any, path: Path) -> None:
+    offset, first = float(header["vox_offset"]), int(type(header).single_vox_offset)
+    if not (first <= offset < 1 << 31 and offset.is_integer()):
+        raise InputError(
+            f"{path.name}: expected voxels from byte {first} on, found vox_offset {offset:g}: convert the scan to "
+            "NIfTI again, or mend the field vox_offset"
+        )
 
 
 def _shape_and_dtype(header: Any, path: Path) -> tuple[Shape3, "np.dtype[Any]"]:
     dims = header["dim"].tolist()
-    count = dims[0] if 1 <= dims[0] <= 7 else 0
-    sizes = dims[1 : 1 + count]
-    if count < 3 or any(size != 1 for size in sizes[3:]):
+    sizes = dims[1 : 1 + dims[0]]
+    if len(sizes) < 3 or any(size != 1 for size in sizes[3:]):
         raise InputError(f"{path.name}: expected a 3-D volume, found shape {tuple(sizes)}: give one volume per file")
     if min(sizes) < 1:
         raise InputError(f"{path.name}: expected at least one voxel along each axis, found shape {tuple(sizes)}")
-    try:
-        dtype = header.get_data_dtype()
-    except HeaderDataError as error:
-        raise InputError(f"{path.name}: expected numbers, found NIfTI data type {int(header['datatype'])}") from error
-    if dtype.kind not in "iuf" or dtype.itemsize > 8:
-        name = nibabel.nifti1.data_type_codes.label[int(header["datatype"])]
+    x, y, z = sizes[:3]
+    return (z, y, x), _dtype(header, path)
+
+
+def _dtype(header: Any, path: Path) -> "np.dtype[Any]":
+    code = int(header["datatype"])
+    if name := _SEVERAL_NUMBERS.get(code):
         raise InputError(
             f"{path.name}: expected one number per voxel (CT in HU), found data type {name}: "
             "this is a colour or complex image, take it away"
         )
-    x, y, z = sizes[:3]
-    return (z, y, x), dtype
+    try:
+        dtype: np.dtype[Any] = header.get_data_dtype()
+        is_usable = dtype.kind in "iuf" and dtype.itemsize <= 8
+    except (HeaderDataError, KeyError):
+        is_usable = False
+    if not is_usable:
+        raise InputError(
+            f"{path.name}: expected integers or floating point of at most 8 bytes, found datatype {code}, which is "
+            "unknown or none of these: convert the scan to NIfTI again, or mend the field datatype"
+        )
+    return dtype
 
 
-def _read_voxels(stream: _Stream, start: _Start, path: Path) -> npt.NDArray[Any]:
+def _read_voxels(stream: _Stream, start: _Start) -> npt.NDArray[Any]:
     header, dtype = start.header, start.dtype
-    offset, first = float(header["vox_offset"]), int(type(header).single_vox_offset)
-    if not (first <= offset < 1 << 31 and offset.is_integer()):
-        raise InputError(f"{path.name}: expected voxels from byte {first} on, found vox_offset {offset:g}")
-    left = int(offset) - int(header["sizeof_hdr"])
+    left = int(header["vox_offset"]) - int(header["sizeof_hdr"])
     while left:
         skipped = len(stream.read(min(left, CHUNK_BYTES)))
         if not skipped:
@@ -272,8 +288,8 @@ def _read_voxels(stream: _Stream, start: _Start, path: Path) -> npt.NDArray[Any]
         if not count:
             raise EOFError(f"{done} of {len(target)} bytes of voxels")
         done += count
-    while stream.read(CHUNK_BYTES):
-        pass  # only at its end does gzip check its sum
+    if isinstance(stream, GzipContent):
+        stream.finish_stream()
     if not dtype.isnative:
         voxels = voxels.byteswap(inplace=True).view(dtype.newbyteorder("="))
     return voxels
@@ -301,7 +317,7 @@ def _scaled(voxels: npt.NDArray[Any], scaling: _Scaling, *, through_float32: boo
 
 def _itk_scaling(header: Any) -> _Scaling:
     """Slope and intercept as ITK applies them; None: voxels are taken as they are."""
-    slope, intercept = (_finite(header[name]) for name in ("scl_slope", "scl_inter"))
+    slope, intercept = (finite(header[name]) for name in ("scl_slope", "scl_inter"))
     slope = slope if abs(slope) >= np.finfo(np.float64).eps else 1.0
     return None if (slope, intercept) == (1.0, 0.0) else (slope, intercept)
 
@@ -311,119 +327,7 @@ def _nibabel_scaling(header: Any, path: Path) -> _Scaling:
     try:
         slope, intercept = header.get_slope_inter()
     except HeaderDataError as error:
-        raise InputError(f"{path.name}: {error}: repair its scl_slope and scl_inter") from error
+        raise InputError(f"{path.name}: {error}: mend the fields scl_slope and scl_inter") from error
     if slope is None:
         return None
     return None if (slope, intercept) == (1.0, 0.0) else (float(slope), float(intercept))
-
-
-def _voxel_sizes(header: Any, path: Path) -> list[float]:
-    sizes = [float(size) for size in header["pixdim"][1:4]]
-    if not all(np.isfinite(size) and size != 0 for size in sizes):
-        raise InputError(f"{path.name}: expected a voxel size over 0 mm along each axis, found {sizes}: repair pixdim")
-    return sizes
-
-
-def _itk_grid(header: Any, shape: Shape3, path: Path, reader: str) -> tuple[FileGrid, Spacing]:
-    """The grid as ITK's ``NiftiImageIO`` sees it.
-
-    The sform counts if its axes are orthogonal and there is no qform, or it is the scanner's frame
-    (code 1); else the qform does. The spacing always is pixdim. ITK may also prefer an sform of another
-    code that equals the qform within 1e-4; the noise of its float32 singular vectors decides, and a
-    choice between equals moves no voxel.
-
-    Source:
-        ITK 5.4's ``NiftiImageIO::SetImageIOOrientationFromNIfTI``.
-    """
-    unit_mm = _MM_PER_UNIT.get(int(header["xyzt_units"]) & 7, 1.0)
-    spacing = np.array(_voxel_sizes(header, path)) * unit_mm
-    qform_code, sform_code = (max(0, int(header[name])) for name in ("qform_code", "sform_code"))
-    sform = np.array([header["srow_x"], header["srow_y"], header["srow_z"]], dtype=np.float64)
-    if sform_code > 0 and (qform_code == 0 or sform_code == 1) and _is_orthogonal(sform[:, :3]):
-        matrix = sform
-    elif qform_code > 0:
-        matrix = _itk_qform(header)
-    elif sform_code > 0:
-        raise ValueError(
-            f"expected axes at right angles, which reader {reader} of the model needs, found a sheared or singular "
-            f"sform {sform[:, :3].round(4).tolist()} and no qform"
-        )
-    else:
-        matrix = RAS_FROM_LPS @ np.eye(3, 4)
-    direction = matrix[:, :3] / np.linalg.norm(matrix[:, :3], axis=0)
-    direction = direction * np.sign(spacing)
-    spacing = np.abs(spacing)
-    affine = np.eye(4)
-    affine[:3, :3] = direction * spacing
-    affine[:3, 3] = matrix[:, 3] * unit_mm
-    x, y, z = spacing.tolist()
-    geometry = Geometry(shape, affine)
-    grid = FileGrid(geometry, (z, y, x), reorientation_of(geometry, reader, direction), NiftiSource(header))
-    return grid, grid.reorientation.apply_to_spacing(grid.spacing_mm)
-
-
-def _is_orthogonal(linear: npt.NDArray[np.float64]) -> bool:
-    lengths = np.linalg.norm(linear, axis=0)
-    if not np.isfinite(lengths).all() or not (lengths > 0).all():
-        return False
-    direction = linear / lengths
-    return bool(np.abs(direction @ direction.T - np.eye(3)).max() <= SHEAR_TOLERANCE)
-
-
-def _itk_qform(header: Any) -> npt.NDArray[np.float64]:
-    """(3, 4): unit axes and offset of the qform, rounded to the header's precision as ITK does."""
-    b, c, d = (_finite(header[f"quatern_{name}"]) for name in "bcd")
-    a = 1.0 - (b * b + c * c + d * d)
-    if a < 1e-7:
-        scale = 1.0 / np.sqrt(b * b + c * c + d * d)
-        a, b, c, d = 0.0, b * scale, c * scale, d * scale
-    else:
-        a = np.sqrt(a)
-    rotation = np.array(
-        [
-            [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
-            [2 * (b * c + a * d), a * a + c * c - b * b - d * d, 2 * (c * d - a * b)],
-            [2 * (b * d - a * c), 2 * (c * d + a * b), a * a + d * d - c * c - b * b],
-        ]
-    )
-    sizes = [size if size > 0 else 1.0 for size in header["pixdim"][1:4].tolist()]
-    if float(header["pixdim"][0]) < 0:
-        sizes[2] = -sizes[2]
-    precision = header["srow_x"].dtype.newbyteorder("=")
-    matrix = np.empty((3, 4))
-    matrix[:, :3] = (rotation * sizes).astype(precision)
-    matrix[:, 3] = [_finite(header[f"qoffset_{axis}"]) for axis in "xyz"]
-    return matrix
-
-
-def _nibabel_grid(header: Any, shape: Shape3, path: Path, reader: str) -> tuple[FileGrid, Spacing]:
-    """The grid as nibabel sees it: the sform if its code is set, else the qform, else a centred guess."""
-    _voxel_sizes(header, path)
-    if _MM_PER_UNIT.get(int(header["xyzt_units"]) & 7, 1.0) != 1.0:
-        raise ValueError(
-            f"expected millimetres, found {header.get_xyzt_units()[0]}s, which reader {reader} of the model "
-            "would take for millimetres"
-        )
-    fixed = header.copy()
-    try:
-        fixed.check_fix(logger=_SILENT, error_level=40)
-        affine = fixed.get_best_affine()
-        geometry = Geometry(shape, affine)
-        fixed.set_data_dtype(np.uint8)
-        fixed.set_data_shape(shape[::-1])
-        empty: Any = nibabel.Nifti2Image if isinstance(header, nibabel.Nifti2Header) else nibabel.Nifti1Image
-        image = empty(np.broadcast_to(np.uint8(0), shape[::-1]), affine, fixed)
-        if reader.endswith("WithReorient"):
-            image = image.as_reoriented(io_orientation(affine))  # rounds the voxel size anew
-    except HeaderDataError as error:
-        raise ValueError(str(error)) from error
-    x, y, z = (float(size) for size in image.header.get_zooms())
-    file_x, file_y, file_z = (float(size) for size in fixed.get_zooms())
-    grid = FileGrid(geometry, (file_z, file_y, file_x), reorientation_of(geometry, reader), NiftiSource(header))
-    return grid, (z, y, x)
-
-
-def _finite(value: Any) -> float:
-    """A header's number; what is not finite counts as 0, as in ITK."""
-    number = float(value)
-    return number if np.isfinite(number) else 0.0

@@ -1,8 +1,9 @@
 """One case of a folder run: found done, or claimed, segmented, and put in place; its outcome written."""
 
 import logging
+import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from enum import Enum
@@ -13,6 +14,7 @@ import numpy.typing as npt
 
 from ctseg.compiled.parallel import run_parallel
 from ctseg.errors import CtsegError, InputError, OutputError, ServerAwayError, ServerError
+from ctseg.files.atomic import longest_name
 from ctseg.files.cases import Case
 from ctseg.files.formats import with_companions
 from ctseg.files.identity import known, printable, stamp_of
@@ -240,6 +242,7 @@ class CaseWork:
         """Read, segment and write one case into the run's own folder."""
         if case.problem is not None:
             raise InputError(case.problem)
+        _check_lengths(self._wanted(case), self._scratch)
         spec = self._segmenter.spec
         clock = StageClock(case.name, self._progress)
         with clock.stage("read"):
@@ -311,6 +314,17 @@ def _probability_file(path: Path, *, wanted: bool) -> Iterator[ProbabilityFile |
         yield file
     finally:
         file.close()
+
+
+def _check_lengths(names: Iterable[str], folder: Path) -> None:
+    """Refuse names that the file system of a folder does not take."""
+    longest = longest_name(folder)
+    for name in names:
+        if (size := len(os.fsencode(name))) > longest:
+            raise InputError(
+                f"its {Path(name).suffix} file would have a name of {size} bytes, and the output folder takes {longest}"
+                ": give the scan a shorter name"
+            )
 
 
 @contextmanager

@@ -8,13 +8,14 @@ no worker process can be killed silently.
 """
 
 import logging
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ctseg.errors import OutputError, SetupError, SpecError
 from ctseg.files.cases import Case
-from ctseg.files.formats import WRITE_ENDINGS
+from ctseg.files.formats import WRITE_ENDINGS, require_packages
 from ctseg.files.identity import printable
 from ctseg.model_spec import ModelSpec
 from ctseg.predict.case_work import CaseWork, Turn
@@ -185,15 +186,21 @@ def _next_suspect(pending: Sequence[tuple[int, Case]], work: CaseWork, known: se
 def check_can_be_written(cases: Sequence[Case], spec: ModelSpec, output: Path) -> None:
     """Refuse before any work what could not be written at its end.
 
+    Args:
+        cases: What is to be segmented.
+        spec: By which model.
+        output: The output folder; may be missing.
+
     Raises:
         SpecError: The model cannot be run by this client, or its label maps cannot be written.
-        SetupError: A label map would overwrite a scan.
+        SetupError: A label map would overwrite a scan, or needs a package that is not installed.
     """
     spec.check_runnable()
     if spec.file_ending not in WRITE_ENDINGS:
         raise SpecError(
             f"{spec.name}: label maps would end in {spec.file_ending!r}, ctseg writes {', '.join(WRITE_ENDINGS)}"
         )
+    require_packages(Path(f"{spec.name}{spec.file_ending}"))
     _check_no_scan_is_overwritten(cases, output, spec.file_ending)
 
 
@@ -203,8 +210,8 @@ def _check_no_scan_is_overwritten(cases: Sequence[Case], output: Path, file_endi
     Raises:
         SetupError: With the first such scan.
     """
-    scans = {file.resolve() for case in cases for file in case.paths}
+    scans = {os.path.realpath(file) for case in cases for file in case.paths}  # of a link to itself, the link
     for case in cases:
         path = output / f"{case.name}{file_ending}"
-        if path.resolve() in scans:
+        if os.path.realpath(path) in scans:
             raise SetupError(f"the label map {path} would overwrite a scan of this run: name another output folder")

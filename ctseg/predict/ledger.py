@@ -1,6 +1,7 @@
 """What an output folder remembers, for one run: which cases are done, who works on which, and what may be replaced."""
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -166,7 +167,7 @@ class Ledger:
     def _removed(self, name: str, earlier: Outcome | None, claim: Claim) -> bool:
         path = self._output / name
         try:
-            if not path.exists() or is_foreign(path, earlier, claim.left):
+            if not os.path.lexists(path) or is_foreign(path, earlier, claim.left):
                 return False
             path.unlink()
         except OSError as error:

@@ -19,6 +19,7 @@ class BatchOptions:
         case_timeout_s: Longest time from when a case's first window is sent to when its last is back; None: no limit.
         memory_bytes: What the cases in flight may take together; None: half of what is available.
         part: Which cases of the list are done; all by default.
+        recursive: Whether scans in sub-folders count, see :func:`ctseg.files.cases.find_cases`.
     """
 
     tile_step_size: float = 0.5
@@ -29,6 +30,7 @@ class BatchOptions:
     case_timeout_s: float | None = None
     memory_bytes: int | None = None
     part: Part = Part()  # noqa: RUF009 (frozen)
+    recursive: bool = False
 
     @property
     def window_options(self) -> WindowOptions:

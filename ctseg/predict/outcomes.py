@@ -7,6 +7,7 @@ writes into a folder adds to it, and none forgets what others found there; ``rep
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
@@ -208,4 +209,24 @@ def error_of(exception: BaseException) -> CaseError:
     """Return the outcome's form of an exception; one that ctseg did not raise on purpose says so."""
     if isinstance(exception, CtsegError):
         return CaseError(type=type(exception).__name__, message=str(exception), settings=exception.settings)
+    if isinstance(exception, MemoryError):
+        text = (
+            f"the memory did not suffice ({str(exception) or 'MemoryError'}): look whether its voxel size is right; if "
+            "so, segment it by itself, or on a machine with more memory"
+        )
+        return CaseError(type="MemoryError", message=text)
+    if _is_of_a_thread_that_could_not_start(exception):
+        text = (
+            f"no thread could be started ({exception}): let this user or container have more processes and threads "
+            "(ulimit -u, pids.max), and segment the case again"
+        )
+        return CaseError(type=type(exception).__name__, message=text)
     return CaseError(type=type(exception).__name__, message=f"unexpected: {exception!r}")
+
+
+def _is_of_a_thread_that_could_not_start(exception: BaseException) -> bool:
+    """Whether an exception came out of starting a thread, which has no type of its own."""
+    trace = exception.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_code is threading.Thread.start.__code__

@@ -4,6 +4,7 @@ A file is ctseg's while its bytes are those that an outcome or a claim says it w
 corrected, or another program has put there, is not.
 """
 
+import errno
 from collections.abc import Container, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,7 @@ from ctseg.files.digests import sha256_of_file
 from ctseg.files.identity import printable
 from ctseg.predict.claims import being_put
 from ctseg.predict.outcomes import Outcome, names_of_outputs
+from ctseg.predict.report import REPORT_NAME, TABLE_NAME
 
 
 def is_foreign(path: Path, outcome: Outcome | None, left: Mapping[str, str]) -> bool:
@@ -33,6 +35,8 @@ def is_foreign(path: Path, outcome: Outcome | None, left: Mapping[str, str]) -> 
     except FileNotFoundError:
         return False
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # nothing can stand there
+            return False
         raise OutputError(f"{path}: stands in the way and cannot be read: {error.strerror or error}") from error
 
 
@@ -55,4 +59,4 @@ class OwnFiles(Container[str]):
     @cached_property
     def _names(self) -> frozenset[str]:
         putting = being_put(self._folder)  # first: a claim ends once the outcome is written
-        return putting | names_of_outputs(self._folder)
+        return putting | names_of_outputs(self._folder) | {REPORT_NAME, TABLE_NAME}

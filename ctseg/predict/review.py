@@ -35,13 +35,16 @@ class Review:
     different_lists: str | None
 
 
-def review_folder(output: Path, input_path: Path | None = None, *, channels: int | None = None) -> Review:
+def review_folder(
+    output: Path, input_path: Path | None = None, *, channels: int | None = None, recursive: bool = False
+) -> Review:
     """Fold the report of a folder anew, and say what is not done.
 
     Args:
         output: The output folder.
         input_path: A scan or a folder of scans, whose cases are looked at; None: those that have an outcome.
         channels: Of a case; None takes what the models had that worked in the folder.
+        recursive: Whether scans in sub-folders of the input count.
 
     Raises:
         SetupError: The folder has no memory, or models of several numbers of channels have worked in it.
@@ -55,7 +58,7 @@ def review_folder(output: Path, input_path: Path | None = None, *, channels: int
     cases = None
     if input_path is not None:
         channels = channels or _channels_in(output)
-        cases = find_cases(input_path, channels=channels, passed_over=OwnFiles(input_path))
+        cases = find_cases(input_path, channels=channels, recursive=recursive, own=OwnFiles, not_into=(output,))
     report = fold_report(output, others)
     there = frozenset(printable(path.name) for path in output.iterdir())
     if cases is None:

@@ -12,6 +12,7 @@ from ctseg.errors import OutputError, ServerUnavailableError, SetupError, missin
 from ctseg.predict.options import BatchOptions
 from ctseg.predict.progress import Progress
 from ctseg.predict.report import Report
+from ctseg.runs.folder import scans_for
 from ctseg.runs.model import ServedModel
 from ctseg.serving.signals import signals_as_exit
 
@@ -87,15 +88,16 @@ def segment_folder_on_dask(
             raise
         raise missing_package("Dask's distributed", needed_for="a run on a Dask cluster", extra="dask") from error
 
+    output = output.absolute()
+    scans = scans_for(input_path.absolute(), output, options)
     connected = _connected(scheduler) if isinstance(scheduler, DaskScheduler) else nullcontext(scheduler)
     with signals_as_exit(), connected as client:
-        output = output.absolute()
         try:
             output.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"{output}: the output folder cannot be made: {error.strerror or error}") from error
         run = DaskRun(client, output, options, patience_s=model.client.timeout_s)
-        return run.segment(input_path.absolute(), _absolute(model), dict(header_variables or {}), progress_for)
+        return run.segment(scans, _absolute(model), dict(header_variables or {}), progress_for)
 
 
 def _check_model(model: ServedModel) -> None:

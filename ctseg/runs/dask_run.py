@@ -16,8 +16,8 @@ import distributed
 from ctseg.errors import CtsegError, ServerAwayError, ServerUnavailableError, SetupError
 from ctseg.files.cases import Case
 from ctseg.files.identity import printable
+from ctseg.files.scans import FoundScans
 from ctseg.predict.case_work import Turn
-from ctseg.predict.folder import check_can_be_written
 from ctseg.predict.ledger import Ledger
 from ctseg.predict.left import Reason, leave, take_over_left
 from ctseg.predict.model_notes import read_model_notes, write_model_note
@@ -63,7 +63,7 @@ class DaskRun:
 
     def segment(
         self,
-        input_path: Path,
+        scans: FoundScans,
         model: ServedModel,
         header_variables: Mapping[str, str],
         progress_for: Callable[[int], Progress],
@@ -73,13 +73,12 @@ class DaskRun:
         try:
             with Presence(self._output) as presence:
                 ledger = Ledger(self._output, presence, overwrite=self._options.overwrite)
-                job = Job(presence.run, self._output, _sample_of(input_path), model, header_variables, self._options)
+                job = Job(presence.run, self._output, _sample_of(scans.path), model, header_variables, self._options)
                 workers = Workers(self._client, job, ledger.others, patience_s=self._patience_s)
                 try:
                     with workers.prepared():
                         spec = workers.first().spec
-                        cases = cases_for(input_path, spec, self._options)
-                        check_can_be_written(cases, spec, self._output)
+                        cases = cases_for(scans, spec, self._output, self._options)
                         write_model_note(self._output, spec, through=presence.folder)
                         note_part(self._output, presence, self._options.part, cases)
                         mine = self._options.part.of(cases)

@@ -6,16 +6,18 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from ctseg.errors import ServerAwayError, ServerUnavailableError, SetupError
-from ctseg.files.cases import Case, find_cases
+from ctseg.files.cases import Case, cases_of
+from ctseg.files.folders import require_writable
+from ctseg.files.scans import FoundScans, find_scans
 from ctseg.model_spec import ModelSpec
-from ctseg.predict.folder import segment_cases
+from ctseg.predict.folder import check_can_be_written, segment_cases
 from ctseg.predict.model_notes import read_model_notes
 from ctseg.predict.options import BatchOptions
 from ctseg.predict.ownership import OwnFiles
 from ctseg.predict.predictor import PatchPredictor
 from ctseg.predict.progress import Progress
 from ctseg.predict.report import Report
-from ctseg.runs.model import ServedModel, opened
+from ctseg.runs.model import ServedModel, known_spec, opened
 from ctseg.serving.signals import signals_as_exit
 
 logger = logging.getLogger(__name__)
@@ -31,6 +33,8 @@ def segment_folder(
 ) -> Report:
     """Segment a scan or a folder of scans.
 
+    The input, the output folder, and what is known of the model are looked at before a server is started or asked.
+
     Args:
         input_path: A scan, or a folder of scans, see :func:`ctseg.files.cases.find_cases`.
         output: Folder for label maps and ``report.json``; made if missing.
@@ -45,30 +49,58 @@ def segment_folder(
         ServerAwayError: No server answers, though servers have answered for this output folder before.
         CtsegError: Nothing could be segmented; its children say why.
     """
+    scans = scans_for(input_path, output, options)
+    if (spec := known_spec(model)) is not None:
+        _checked_cases(scans, spec, output, options)
     with signals_as_exit(), _opened_for(output, model) as predictor:
-        cases = cases_for(input_path, predictor.spec, options)
+        cases = cases_for(scans, predictor.spec, output, options)
         return segment_cases(cases, predictor, output, options, progress=progress_for(len(options.part.of(cases))))
 
 
-def cases_for(input_path: Path, spec: ModelSpec, options: BatchOptions) -> list[Case]:
-    """Find the cases of a run, those of the other parts too.
+def scans_for(input_path: Path, output: Path, options: BatchOptions) -> FoundScans:
+    """Look at the input and the output folder of a run, before anybody is asked for the model.
 
     Args:
         input_path: A scan, or a folder of scans.
+        output: The output folder; may be missing.
+        options: Whether sub-folders count.
+
+    Raises:
+        InputError: There are no scans.
+        SetupError: The input is a scan that needs a package which is not installed.
+        OutputError: Nothing can be written there.
+    """
+    scans = find_scans(input_path, recursive=options.recursive, own=OwnFiles, not_into=(output,))
+    require_writable(output)
+    return scans
+
+
+def cases_for(scans: FoundScans, spec: ModelSpec, output: Path, options: BatchOptions) -> list[Case]:
+    """Find the cases of a run, those of the other parts too.
+
+    Args:
+        scans: Those of the input.
         spec: The model's; a warning tells if nobody has proven it.
+        output: The output folder.
         options: How cases are segmented.
 
     Raises:
-        SetupError: The model cannot be used with the options.
-        InputError: There are no scans.
+        SpecError: The model cannot be run by this client, or its label maps cannot be written.
+        SetupError: The model cannot be used with the options, or a label map cannot be written there.
     """
-    _check_mirroring(spec, options)
     if spec.parity.state != "proven":
         logger.warning(
             "%s is %s: nobody has shown that it gives the labels of its checkpoint (see ctseg build)",
             spec.name, spec.parity.state,
         )  # fmt: skip
-    return find_cases(input_path, channels=len(spec.channels), passed_over=OwnFiles(input_path))
+    return _checked_cases(scans, spec, output, options)
+
+
+def _checked_cases(scans: FoundScans, spec: ModelSpec, output: Path, options: BatchOptions) -> list[Case]:
+    _check_mirroring(spec, options)
+    cases = cases_of(scans, len(spec.channels))
+    check_can_be_written(cases, spec, output)
+    return cases
 
 
 @contextmanager

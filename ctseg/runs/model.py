@@ -12,6 +12,7 @@ from ctseg.errors import ServerAwayError, ServerError, SetupError
 from ctseg.model_spec import ModelSpec
 from ctseg.numerics import KERNEL_MODULES
 from ctseg.predict.predictor import Identity
+from ctseg.serving.entries import CONFIG_NAME, read_spec
 from ctseg.serving.process import RunningServer, ServerOptions
 from ctseg.serving.server import embedded_server
 from ctseg.triton.options import ClientOptions
@@ -69,10 +70,7 @@ def opened(model: ServedModel) -> "Iterator[TritonPredictor | PredictorOfServer]
         with _connected(model, model.urls, model.client) as predictor:
             yield predictor
         return
-    if not model.repository.is_dir():
-        raise SetupError(
-            f"no model repository at {model.repository}: name one, or a running server", settings=("repository", "urls")
-        )
+    _check_repository(model.repository)
     load_kernels_ahead(KERNEL_MODULES)
     with (
         embedded_server(model.repository, [model.name], _KEPT_RUNNING) as server,
@@ -149,6 +147,30 @@ class PredictorOfServer:
     def _end(self) -> None:
         _log.error("the end of tritonserver's log:\n%s", self._server.end_of_log)
         self._predictor.close()
+
+
+def known_spec(model: ServedModel) -> ModelSpec | None:
+    """Return the spec of a model as far as it can be told without a server.
+
+    Returns:
+        None where only the servers know it, or where starting one will say what is wrong with the repository.
+
+    Raises:
+        SetupError: There is no such repository.
+        SpecError: The repository's entry cannot be read, or its spec is foreign.
+    """
+    if model.spec is not None or model.repository is None:
+        return model.spec
+    _check_repository(model.repository)
+    folder = model.repository / model.name
+    return read_spec(folder, model.version) if (folder / CONFIG_NAME).is_file() else None
+
+
+def _check_repository(repository: Path) -> None:
+    if not repository.is_dir():
+        raise SetupError(
+            f"no model repository at {repository}: name one, or a running server", settings=("repository", "urls")
+        )
 
 
 def _connected(model: ServedModel, urls: tuple[str, ...], client: ClientOptions) -> TritonPredictor:

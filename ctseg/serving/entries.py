@@ -90,6 +90,28 @@ def read_entry(folder: Path) -> Entry:
     )
 
 
+def read_spec(folder: Path, version: int | None = None) -> ModelSpec | None:
+    """Read the spec that a model's configuration carries, whoever wrote the rest.
+
+    Args:
+        folder: ``<repository>/<name>``.
+        version: Of the model; None takes the newest on disk.
+
+    Returns:
+        None where it carries none for this version.
+
+    Raises:
+        SpecError: The configuration cannot be read, or the spec is foreign.
+    """
+    config = read_config(folder)
+    number = version or max(versions_on_disk(folder), default=0)
+    key = spec_parameter(number)
+    if key not in config.parameters:
+        return None
+    source = f"{folder.name} version {number} in {folder / CONFIG_NAME}"
+    return ModelSpec.from_json(config.parameters[key].string_value, source=source)
+
+
 def list_entries(repository: Path) -> list[Entry]:
     """Read and check every model of a repository, in order of their names.
 

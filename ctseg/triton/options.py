@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ctseg.errors import SetupError
+from ctseg.files.regular import open_regular
 from ctseg.triton.addresses import Address
 
 MAX_MESSAGE_BYTES = 2**31 - 1
@@ -127,7 +128,8 @@ def _pem(path: Path | None, what: str) -> bytes | None:
         return None
     setting = f"{what.replace(' ', '_')}"
     try:
-        content = path.read_bytes()
+        with open_regular(path) as file:
+            content = file.read()
     except OSError as error:
         raise SetupError(f"TLS {what} {path} cannot be read: {error.strerror or error}", settings=(setting,)) from error
     if b"-----BEGIN " not in content:

@@ -63,6 +63,7 @@ def test_help_loads_nothing_heavy(arguments):
     ],
 )
 def test_wrong_setup_exits_2_and_says_what_to_do(tmp_path, capsys, extra, told):
+    (tmp_path / "scan.nii.gz").touch()
     assert ctseg(words("predict", "-i", tmp_path, "-o", tmp_path / "out", "-m", "m", *extra)) == 2
     assert told in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -141,3 +141,14 @@ def test_what_a_killed_replacement_moved_aside_comes_back(tmp_path: Path) -> Non
         interrupted()
     assert (target / "a").read_bytes() == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+@pytest.mark.parametrize("letter", ["n", "ä", "漢", "😀", "\udcff"])
+def test_any_name_that_a_file_system_takes_can_be_written(tmp_path: Path, letter: str) -> None:
+    stem = letter * ((255 - 7) // len(os.fsencode(letter)))
+    for name in (f"{stem}.nii.gz", f"{letter * 3}.{stem}", stem):
+        path = tmp_path / os.fsdecode(os.fsencode(name)[:255])
+        write_bytes(path, b"1")
+        assert path.read_bytes() == b"1"
+        assert len(os.fsencode(temporary_path(path).name)) <= 255
+        assert os.fsencode(temporary_path(tmp_path / "a.nii.gz").name).decode("utf-8")

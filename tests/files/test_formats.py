@@ -243,7 +243,7 @@ def test_other_dimensions_than_three_are_refused(reader, tmp_path):
 def test_missing_file_and_folder_are_refused(name, tmp_path):
     assert "No such file" in refusal(tmp_path / name)
     (tmp_path / name).mkdir()
-    assert "directory" in refusal(tmp_path / name)
+    assert "is a folder" in refusal(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["a.nii.gz", "a.mha"])

@@ -1,15 +1,16 @@
 """NRRD and MetaImage through SimpleITK."""
 
+import os
 import sys
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from ctseg.errors import SetupError
+from ctseg.errors import InputError, SetupError
 from ctseg.files.formats import with_companions
 from ctseg.files.itk import data_files_of
-from ctseg.files.volume import read_volume, volume_from_array, write_label_map
+from ctseg.files.volume import read_volume, read_volume_header, volume_from_array, write_label_map
 from tests.support.scan_files import (
     ITK_READERS,
     OBLIQUE,
@@ -112,3 +113,71 @@ def test_a_header_that_names_nothing_has_no_companions(tmp_path, text):
     (tmp_path / "there.raw").touch()
     (tmp_path / "a.mhd").write_bytes(text)
     assert data_files_of(tmp_path / "a.mhd") == ()
+
+
+@pytest.mark.parametrize("ending", [".MHA", ".MHD", ".Mhd", ".NRRD", ".NHDR", ".GIPL"])
+def test_endings_in_capitals_are_read(ending, tmp_path):
+    path = tmp_path / f"a{ending.lower()}"
+    sitk.WriteImage(sitk.GetImageFromArray(phantom().T), str(path), True)
+    expected = {reader: read_volume([path], reader) for reader in READERS}
+    path = path.rename(tmp_path / f"A{ending}")
+    for reader, small in expected.items():
+        volume = read_volume([path], reader)
+        np.testing.assert_array_equal(volume.voxels, small.voxels)
+        np.testing.assert_array_equal(volume.geometry.affine_ras, small.geometry.affine_ras)
+        assert read_volume_header([path], reader).geometry.shape == small.geometry.shape
+
+
+@pytest.mark.parametrize("ending", [".mhd", ".nhdr"])
+def test_missing_voxels_beside_a_header_are_told_by_their_name(ending, tmp_path):
+    path = tmp_path / f"a{ending}"
+    sitk.WriteImage(sitk.GetImageFromArray(phantom().T), str(path))
+    beside = next(file for file in tmp_path.iterdir() if file != path)
+    beside.unlink()
+    text = refusal(path)
+    assert f"expected its voxels in {beside.name}, which cannot be read (No such file or directory)" in text
+    assert "copy both files into one folder" in text
+
+
+@pytest.mark.parametrize("ending", [".mhd", ".nhdr"])
+def test_voxels_in_a_pipe_beside_a_header_are_not_waited_for(ending, tmp_path):
+    path = tmp_path / f"a{ending}"
+    sitk.WriteImage(sitk.GetImageFromArray(phantom().T), str(path))
+    beside = next(file for file in tmp_path.iterdir() if file != path)
+    beside.unlink()
+    os.mkfifo(beside)
+    assert "is a named pipe, not a file" in refusal(path)
+
+
+@pytest.mark.parametrize("count", ["-3", "0", "93", "99999999999", "x"])
+def test_a_number_of_dimensions_that_metaio_does_not_survive_is_refused(count, tmp_path):
+    path = tmp_path / "a.mha"
+    sitk.WriteImage(sitk.GetImageFromArray(phantom().T), str(path))
+    path.write_bytes(path.read_bytes().replace(b"NDims = 3", f"NDims = {count}".encode()))
+    assert f"found NDims {count}" in refusal(path)
+
+
+def test_no_change_of_a_header_ends_in_anything_but_a_volume_or_a_named_error(tmp_path):
+    rng = np.random.default_rng(5)
+    write_raw_nifti(tmp_path / "a.nii", phantom(), OBLIQUE, TURNED_FAR)
+    for ending in (".mha", ".nrrd", ".gipl", ".mhd", ".nhdr"):
+        sitk.WriteImage(sitk.GetImageFromArray(phantom().T), str(tmp_path / f"a{ending}"), ending != ".gipl")
+    endings = [".nii", ".mha", ".nrrd", ".gipl", ".mhd", ".nhdr"]
+    whole = {ending: (tmp_path / f"a{ending}").read_bytes() for ending in endings}
+    read, told = 0, set()
+    for turn in range(600):
+        ending = endings[turn % len(endings)]
+        data = bytearray(whole[ending])
+        for place in rng.integers(0, min(348, len(data)), rng.choice((1, 3, 9))):
+            data[place] = rng.choice((0, 255, 10, 32, 45, 48, 57, rng.integers(256)))
+        path = tmp_path / f"changed{ending}"
+        path.write_bytes(data)
+        try:
+            with_companions([path])
+            read_volume_header([path], READERS[turn % 4])
+            read_volume([path], READERS[turn % 4])
+            read += 1
+        except InputError as error:
+            told.add(path.name in str(error))
+    assert told == {True}
+    assert 50 < read < 550

@@ -224,6 +224,8 @@ def test_truncated_plain_nifti_is_refused(tmp_path):
 def test_half_of_a_pair_is_refused(tmp_path):
     assert "one file" in refusal(write_raw_nifti(tmp_path / "a.nii", phantom(), OBLIQUE, magic=b"ni1"))
     assert "one file" in refusal(write_raw_nifti(tmp_path / "b.nii", phantom(), OBLIQUE, magic=b""))
+    text = refusal(write_raw_nifti(tmp_path / "c.nii", phantom(), OBLIQUE, magic=b"abc"))
+    assert "found magic b'abc', no NIfTI file: convert the scan to .nii.gz again, or mend the field magic" in text
 
 
 @pytest.mark.parametrize("reader", READERS)
@@ -237,10 +239,50 @@ def test_colour_and_complex_voxels_are_refused(reader, tmp_path):
     assert "data type RGB" in refusal(write_raw_nifti(tmp_path / "c.nii.gz", colour, OBLIQUE), reader)
     path = write_raw_nifti(tmp_path / "a.nii", phantom(np.complex64), OBLIQUE)
     assert "data type complex64" in refusal(path, reader)
-    path = write_raw_nifti(tmp_path / "b.nii", phantom(), OBLIQUE, datatype=1)
-    assert "data type" in refusal(path, reader)
     sitk.WriteImage(sitk.GetImageFromArray(np.zeros((3, 4, 5, 3), np.uint8), isVector=True), str(tmp_path / "a.mha"))
     assert "found 3" in refusal(tmp_path / "a.mha", reader)
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("code", [0, 1, 1536, 9999, -7])
+def test_data_types_that_no_scan_has_are_told_by_their_field(code, reader, tmp_path):
+    text = refusal(write_raw_nifti(tmp_path / "a.nii", phantom(), OBLIQUE, datatype=code), reader)
+    assert f"found datatype {code}," in text
+    assert "mend the field datatype" in text
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("count", [0, 8, -1])
+def test_an_impossible_number_of_dimensions_is_told_by_its_field(count, reader, tmp_path):
+    path = write_raw_nifti(tmp_path / "a.nii", phantom(), OBLIQUE, dim=[count, 5, 4, 3, 1, 1, 1, 1])
+    assert f"found dim[0] = {count}" in refusal(path, reader)
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("units", [128, 130, 255, 7])
+def test_unknown_units_are_no_units(units, reader, tmp_path):
+    check_equals_nnunet([write_raw_nifti(tmp_path / "a.nii", phantom(), OBLIQUE, xyzt_units=units)], reader)
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("tail", [b"\0" * 40, b"anything at all", b"\x1f\x8bno gzip", gzip.compress(b"more")[:-3]])
+def test_what_follows_the_voxels_is_left_alone_as_nnunets_readers_do(tail, reader, tmp_path):
+    voxels = np.random.default_rng(0).integers(-1000, 1000, (40, 40, 40)).astype(np.int16)  # nibabel looks a bit ahead
+    for ending in (".nii", ".nii.gz"):
+        path = write_raw_nifti(tmp_path / f"a{ending}", voxels, OBLIQUE)
+        path.write_bytes(path.read_bytes() + tail)
+        check_equals_nnunet([path], reader)
+
+
+def test_damage_is_seen_whatever_follows_it(tmp_path):
+    voxels = np.random.default_rng(0).integers(-1000, 1000, (40, 40, 40)).astype(np.int16)
+    path = write_raw_nifti(tmp_path / "a.nii.gz", voxels, OBLIQUE)
+    whole = path.read_bytes()
+    for position in (len(whole) // 2, -5):
+        data = bytearray(whole)
+        data[position] ^= 0x55
+        path.write_bytes(bytes(data) + b"anything at all")
+        assert "copy it again" in refusal(path)
 
 
 @pytest.mark.parametrize("size", [0, -3])
@@ -255,7 +297,7 @@ def test_singular_affine_is_refused(linear, reader, tmp_path):
     singular = OBLIQUE.copy()
     singular[:3, 2] = {"no length": 0, "one plane": singular[:3, 1], "NaN": np.nan}[linear]
     path = write_raw_nifti(tmp_path / "a.nii.gz", phantom(), None, singular, codes=(0, 1))
-    assert "repair its affine" in refusal(path, reader)
+    assert "mend its affine" in refusal(path, reader)
 
 
 @pytest.mark.parametrize("reader", READERS)
@@ -279,7 +321,10 @@ def test_voxels_without_a_size_are_refused(size, reader, tmp_path):
 
 @pytest.mark.parametrize("reader", READERS[2:])
 def test_other_units_than_millimetres_are_refused_by_nibabels_rule(reader, tmp_path):
-    assert "found meters" in refusal(write_raw_nifti(tmp_path / "a.nii", phantom(), OBLIQUE, xyzt_units=1), reader)
+    for units, name in {1: "metres", 3: "micrometres", 129: "metres"}.items():
+        text = refusal(write_raw_nifti(tmp_path / "a.nii", phantom(), OBLIQUE, xyzt_units=units), reader)
+        assert f"xyzt_units {units} ({name})" in text
+        assert "affine" not in text
 
 
 @pytest.mark.parametrize("reader", READERS)
@@ -293,7 +338,9 @@ def test_header_that_promises_too_much_allocates_nothing(name, reader, tmp_path)
 
 @pytest.mark.parametrize("offset", [0, 100, np.nan, 1e30, 352.5])
 def test_impossible_start_of_the_voxels_is_refused(offset, tmp_path):
-    assert "vox_offset" in refusal(write_raw_nifti(tmp_path / "a.nii", phantom(), OBLIQUE, vox_offset=offset))
+    for reader in READERS:
+        text = refusal(write_raw_nifti(tmp_path / "a.nii", phantom(), OBLIQUE, vox_offset=offset), reader)
+        assert "mend the field vox_offset" in text
 
 
 def test_nifti_needs_neither_simpleitk_nor_isal(tmp_path):
@@ -315,6 +362,6 @@ def test_nifti_needs_neither_simpleitk_nor_isal(tmp_path):
     )
     words = [sys.executable, "-c", code, str(scan), str(damaged), str(tmp_path), *READERS]
     result = subprocess.run(words, check=True, capture_output=True, text=True)
-    assert "CRC check failed" in result.stdout
+    assert "incorrect data check" in result.stdout
     for reader in READERS:
         np.testing.assert_array_equal(np.asarray(nibabel.load(tmp_path / f"{reader}.nii.gz").dataobj), phantom() > 0)

@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import resource
+import sys
 import threading
 from concurrent.futures import Future
 from pathlib import Path
@@ -294,3 +295,85 @@ def test_windows_that_wait_are_dropped_when_the_case_fails(folder, monkeypatch):
         segment_volume(scan, predictor)
     assert dropped, "batches were on their way"
     assert caught.value.__traceback__ is not None  # the traceback lives, and kept nothing waiting
+
+
+def test_scans_that_cannot_be_opened_fail_by_name_and_the_others_go_on(folder):
+    expected = write_scan(folder / "good.nii.gz")
+    (folder / "link.nii.gz").symlink_to("good.nii.gz")
+    (folder / "self.nii.gz").symlink_to("self.nii.gz")
+    (folder / "gone.nii.gz").symlink_to("/nowhere/scan.nii.gz")
+    (folder / "zero.nii.gz").symlink_to("/dev/zero")
+    os.mkfifo(folder / "pipe.nii.gz")
+    report = run(folder)
+    assert status_of(report) == {
+        "good": "ok", "link": "ok", "gone": "failed", "pipe": "failed", "self": "failed", "zero": "failed",
+    }  # fmt: skip
+    errors = {case.case: case.error for case in report.cases if case.error is not None}
+    assert {error.type for error in errors.values()} == {"InputError"}
+    for name, why in {
+        "gone": "No such file or directory: a link to /nowhere/scan.nii.gz", "pipe": "is a named pipe, not a file",
+        "self": "Too many levels of symbolic links", "zero": "is a device, not a file",
+    }.items():  # fmt: skip
+        assert errors[name].message.startswith(f"case {name}: ")
+        assert f"{name}.nii.gz: cannot be read: {why}" in errors[name].message
+    for name in ("good", "link"):
+        written = nib.load(folder.parent / "out" / f"{name}.nii.gz")
+        assert np.array_equal(np.asarray(written.dataobj), expected)
+
+
+def test_no_pipe_in_the_place_of_a_label_map_is_waited_for(folder):
+    write_scan(folder / "a.nii.gz")
+    (folder.parent / "out").mkdir()
+    os.mkfifo(folder.parent / "out" / "a.nii.gz")
+    report = run(folder)
+    assert status_of(report) == {"a": "failed"}
+    assert "is a named pipe, not a file" in report.cases[0].error.message
+
+
+@pytest.mark.parametrize("letter", ["n", "ä", "漢"])
+def test_every_name_that_fits_is_segmented_and_the_others_are_told_before_any_work(folder, letter):
+    stem = letter * (248 // len(letter.encode()))
+    expected = write_scan(folder / f"{stem}.nii.gz")
+    too_long = f"{letter * (251 // len(letter.encode()))}"
+    write_scan(folder / f"{too_long}.nii")
+    predictor = ThresholdPredictor()
+    report = run(folder, predictor, save_probabilities=True)
+    outcomes = {case.case: case for case in report.cases}
+    assert outcomes[stem].status == "ok"
+    written = nib.load(folder.parent / "out" / f"{stem}.nii.gz")
+    assert np.array_equal(np.asarray(written.dataobj), expected)
+    size = len(f"{too_long}.nii.gz".encode())
+    if size > 255:
+        assert outcomes[too_long].error.type == "InputError"
+        assert f"would have a name of {size} bytes, and the output folder takes 255" in outcomes[too_long].error.message
+
+
+def test_label_maps_that_need_a_missing_package_are_told_before_any_work(folder, monkeypatch):
+    write_scan(folder / "a.nii.gz")
+    predictor = ThresholdPredictor()
+    predictor.spec = predictor.spec.model_copy(update={"file_ending": ".mha"})
+    assert set(status_of(run(folder, predictor)).values()) == {"ok"}
+    monkeypatch.setitem(sys.modules, "SimpleITK", None)
+    predictor.calls = 0
+    with pytest.raises(SetupError, match=r"a \.mha file needs SimpleITK.* extra 'itk'"):
+        run(folder, predictor, output="again")
+    assert predictor.calls == 0
+    assert not (folder.parent / "again").exists()
+
+
+def test_cases_that_need_a_missing_package_fail_by_name(folder, monkeypatch):
+    write_scan(folder / "a.nii.gz")
+    (folder / "b.mha").touch()
+    monkeypatch.setitem(sys.modules, "SimpleITK", None)
+    report = run(folder)
+    assert status_of(report) == {"a": "ok", "b": "failed"}
+    assert "case b: b.mha: a .mha file needs SimpleITK" in report.cases[1].error.message
+
+
+def test_a_case_for_which_memory_does_not_suffice_fails_by_name(folder):
+    write_scan(folder / "a.nii.gz")
+    predictor = ThresholdPredictor()
+    predictor.fails_with = MemoryError("Unable to allocate 6.6 GiB")
+    error = run(folder, predictor).cases[0].error
+    assert error.type == "MemoryError"
+    assert error.message.startswith("case a: the memory did not suffice (Unable to allocate 6.6 GiB): look whether")

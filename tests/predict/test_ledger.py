@@ -36,7 +36,7 @@ def out(tmp_path: Path) -> Path:
 
 def run(scans: Path, out: Path, predictor: ThresholdPredictor | None = None, **options: object) -> dict[str, str]:
     """Segment a folder; return each case's status."""
-    cases = find_cases(scans, channels=1, passed_over=names_of_outputs(scans))
+    cases = find_cases(scans, channels=1, own=names_of_outputs)
     report = segment_cases(cases, predictor or ThresholdPredictor(), out, BatchOptions(**options))
     return {case.case: case.status for case in report.cases}
 

@@ -36,7 +36,7 @@ def scans(tmp_path: Path) -> Path:
 
 
 def run(scans: Path, out: Path, part: Part, **options: object) -> dict[str, str]:
-    cases = find_cases(scans, channels=1, passed_over=OwnFiles(scans))
+    cases = find_cases(scans, channels=1, own=OwnFiles)
     report = segment_cases(cases, ThresholdPredictor(), out, BatchOptions(part=part, **options))
     return {case.case: case.status for case in report.cases}
 

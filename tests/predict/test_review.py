@@ -32,7 +32,7 @@ def out(tmp_path: Path) -> Path:
 
 
 def run(scans: Path, out: Path) -> Report:
-    cases = find_cases(scans, channels=1, passed_over=names_of_outputs(scans))
+    cases = find_cases(scans, channels=1, own=names_of_outputs)
     return segment_cases(cases, ThresholdPredictor(), out, BatchOptions())
 
 

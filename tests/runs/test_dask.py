@@ -477,6 +477,7 @@ def test_what_cannot_be_handed_to_workers_is_refused_before_anything_is_asked(tm
 )
 def test_a_scheduler_that_would_be_reached_without_protection_is_refused(tmp_path, address, told):
     model = ServedModel("toy", urls=("gpu1:8001",))
+    (tmp_path / "scan.nii.gz").touch()
     with pytest.raises(SetupError, match=told):
         segment_folder_on_dask(tmp_path, tmp_path / "out", model, OPTIONS, DaskScheduler(address))
     assert not (tmp_path / "out").exists()

@@ -1,0 +1,153 @@
+"""What lies in a folder: scans, folders, and what is passed over, counted by its kind, with what to give instead."""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Container
+from dataclasses import dataclass
+from pathlib import Path
+
+from ctseg.errors import InputError
+from ctseg.files.formats import ending_of
+from ctseg.files.identity import printable
+from ctseg.files.regular import open_regular
+
+_DICOM = "DICOM file"
+_INSTEAD = {
+    _DICOM: "convert each series to NIfTI, for example with dcm2niix",
+    "file of Analyze or NIfTI in two pieces": "convert .hdr and .img to .nii.gz",
+    "archive": "unpack it",
+}
+"""What to give instead of the kinds that people take for scans."""
+_PAIR, _ARCHIVE = list(_INSTEAD)[1:]
+_KIND_OF_ENDING = {
+    ".dcm": _DICOM, ".ima": _DICOM, ".hdr": _PAIR, ".img": _PAIR, ".img.gz": _PAIR, ".hdr.gz": _PAIR,
+    ".zip": _ARCHIVE, ".tar": _ARCHIVE, ".tgz": _ARCHIVE, ".tar.gz": _ARCHIVE, ".tar.xz": _ARCHIVE, ".7z": _ARCHIVE,
+    ".rar": _ARCHIVE, ".bz2": _ARCHIVE, ".xz": _ARCHIVE, ".zst": _ARCHIVE,
+}  # fmt: skip
+_NOUN = re.compile(r"\b(file|archive|scan|link)\b")
+_DETACHED_HEADERS = (".mhd", ".nhdr")
+_DETACHED_VOXELS = (".raw", ".zraw", ".raw.gz")
+_LOOKED_INTO = 1000
+"""Files without an ending that are opened to see whether they are DICOM; the others count as having no ending."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What lies in a folder.
+
+    Attributes:
+        scans: Files and links whose names end as scans do, in order of their names.
+        folders: Folders and links to some, in order, hidden ones apart.
+        others: What is neither, in order.
+    """
+
+    scans: tuple[Path, ...]
+    folders: tuple[Path, ...]
+    others: tuple[Path, ...]
+
+
+def list_folder(folder: Path) -> Listing:
+    """List a folder.
+
+    A link with a scan's name that leads nowhere counts as a scan: reading it says what is wrong.
+
+    Raises:
+        InputError: It cannot be read.
+    """
+    scans, folders, others = [], [], []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                path, is_hidden = folder / entry.name, entry.name.startswith(".")
+                if _is_folder(entry):
+                    if not is_hidden:
+                        folders.append(path)
+                elif ending_of(path) and not is_hidden:
+                    scans.append(path)
+                else:
+                    others.append(path)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read: {error.strerror or error}") from error
+    return Listing(tuple(scans), tuple(folders), tuple(others))
+
+
+def kinds_of(listing: Listing, known: Container[str] = ()) -> Counter[str]:
+    """Count by kind what of a folder is no scan and no folder.
+
+    Args:
+        listing: Of the folder.
+        known: Names that need not be told.
+
+    Returns:
+        How many there are of each kind; hidden files that nobody takes for scans, and voxels beside a header in a
+        file of its own, are left out.
+    """
+    if any(ending_of(scan) in _DETACHED_HEADERS for scan in listing.scans):
+        told = [path for path in listing.others if not path.name.lower().endswith(_DETACHED_VOXELS)]
+    else:
+        told = list(listing.others)
+    kinds: Counter[str] = Counter()
+    looks = 0
+    for path in told:
+        if printable(path.name) in known:
+            continue
+        kind = _kind_of(path)
+        if kind == "file without an ending" and looks < _LOOKED_INTO:
+            looks += 1
+            kind = _DICOM if is_dicom(path) else kind
+        if kind is not None:
+            kinds[kind] += 1
+    return kinds
+
+
+def described(kinds: Counter[str]) -> str:
+    """Return what was found, in words, with what to give instead."""
+    told = []
+    for kind, count in sorted(kinds.items(), key=lambda item: (item[0] not in _INSTEAD, item[0])):
+        words = f"{count} {kind if count == 1 else _plural(kind)}"
+        told.append(f"{words} ({_INSTEAD[kind]})" if kind in _INSTEAD else words)
+    return ", ".join(told)
+
+
+def kind_of_file(path: Path) -> str:
+    """Return what a file that is no scan is, in words, with what to give instead."""
+    kind = _DICOM if is_dicom(path) else _kind_of(path) or "hidden file"
+    article = "an" if kind[0] in "aeiou" else "a"
+    return f"{article} {kind}: {_INSTEAD.get(kind, 'convert it')}"
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file begins as DICOM files do."""
+    try:
+        with open_regular(path) as file:
+            file.seek(128)
+            return file.read(4) == b"DICM"
+    except OSError:
+        return False
+
+
+def _kind_of(path: Path) -> str | None:
+    """Return the kind of what is no scan by its name; None: nobody takes it for one."""
+    name = path.name.lower()
+    if name.startswith("._"):
+        return "hidden file of macOS (._…)"
+    if name.startswith("."):
+        return "hidden scan" if ending_of(path) else None
+    ending = next((ending for ending in sorted(_KIND_OF_ENDING, key=len, reverse=True) if name.endswith(ending)), None)
+    if ending is not None:
+        return _KIND_OF_ENDING[ending]
+    suffix = path.suffix.lower()
+    is_ending = 1 < len(suffix) <= 9 and suffix[1:].isalnum() and not suffix[1:].isdigit()
+    return f"file ending in {suffix}" if is_ending else "file without an ending"
+
+
+def _plural(kind: str) -> str:
+    return _NOUN.sub(r"\1s", kind, count=1)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that cannot be followed
+        return False
