@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +41,6 @@ _POLL_S = 1.0
 """Between two looks at cases that other runs work on."""
 _RETRIES = 2
 """Of a task that raised what nobody expected; a case's own failure is an outcome, and no exception."""
-_GONE = (OSError, RuntimeError, TimeoutError, CancelledError, distributed.client.ClosedClientError)
-"""Dask's kinds of a lost connection."""
 
 
 class DaskRun:
@@ -124,7 +122,7 @@ class Workers:
     @contextmanager
     def prepared(self) -> Iterator[None]:
         """Give each worker its part in the run, those too that come later; take it back at the end."""
-        with _scheduler_gone_is_told():
+        with _scheduler_gone_is_told(self._client):
             self._client.register_plugin(CasesOnWorker(self._job))
         try:
             yield
@@ -232,7 +230,7 @@ class Workers:
 
     def _ask(self, names: Sequence[str]) -> dict[str, Ready | str]:
         """Ask workers whether they can work, and look for what they wrote into the output folder."""
-        with _scheduler_gone_is_told():
+        with _scheduler_gone_is_told(self._client):
             versions = self._client.get_versions(packages=["ctseg"])
             answers: dict[str, Ready | str] = {}
             if problem := _version_problem(versions["scheduler"], versions["client"]):
@@ -256,7 +254,7 @@ class Workers:
     def _nthreads(self) -> dict[str, int]:
         if self._client.status not in ("running", "connecting"):
             raise ServerAwayError("the Dask scheduler went away")
-        with _scheduler_gone_is_told():
+        with _scheduler_gone_is_told(self._client):
             return dict(self._client.nthreads())
 
     def _check_patience(self) -> None:
@@ -336,7 +334,7 @@ class _Handing:
 
     def _submit(self, task: Task) -> None:
         name = plugin_name(self._job.run)
-        with _scheduler_gone_is_told():
+        with _scheduler_gone_is_told(self._client):
             future = self._client.submit(
                 answer_of, name, task, key=f"{name}-{task.index}-{next(self._number)}",  # no name of a patient
                 pure=False, retries=_RETRIES, **self._workers.restriction,
@@ -429,18 +427,17 @@ def _version_problem(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str 
 @contextmanager
 def _while_connected(client: Any) -> Iterator[None]:
     """Tidy up in the block; a scheduler that has gone needs nothing."""
-    try:
+    with suppress(ServerAwayError), _scheduler_gone_is_told(client):
         yield
-    except (*_GONE, AttributeError):  # the client of a scheduler that has gone has lost its inner parts
-        if client.status == "running":
-            raise
 
 
 @contextmanager
-def _scheduler_gone_is_told() -> Iterator[None]:
+def _scheduler_gone_is_told(client: Any) -> Iterator[None]:
     try:
         yield
     except CtsegError:
         raise
-    except _GONE as error:
-        raise ServerAwayError(f"the Dask scheduler went away: {error or type(error).__name__}") from error
+    except Exception as error:  # of many kinds, once the client's inner parts have gone
+        if isinstance(error, OSError | CancelledError) or client.status != "running":
+            raise ServerAwayError(f"the Dask scheduler went away: {error or type(error).__name__}") from error
+        raise

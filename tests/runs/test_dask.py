@@ -96,12 +96,17 @@ def gate(the_gate: Gate) -> Iterator[Gate]:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, the_gate: Gate) -> Iterator[RunningServer]:
-    """A private server: whoever has no key gets no answer."""
+def models(tmp_path_factory: pytest.TempPathFactory, the_gate: Gate) -> Path:
     root = tmp_path_factory.mktemp("dask") / "models"
     write_toy_entry(root)
     write_foreign_entry(root, "held", the_gate.code, parameters={spec_parameter(1): toy_spec("held").to_json()})
-    with embedded_server(root, options=ServerOptions(prove=False)) as running:
+    return root
+
+
+@pytest.fixture(scope="module")
+def server(models: Path) -> Iterator[RunningServer]:
+    """A private server: whoever has no key gets no answer."""
+    with embedded_server(models, options=ServerOptions(prove=False)) as running:
         yield running
 
 
@@ -109,14 +114,10 @@ def server(tmp_path_factory: pytest.TempPathFactory, the_gate: Gate) -> Iterator
 def cluster(server: RunningServer) -> Iterator[distributed.LocalCluster]:
     """Two worker processes of one thread; only they have the server's key."""
     (key,) = server.headers.values()
-    # a case is given up when it has killed two workers, not four: a restart takes seconds
-    with (
-        dask.config.set({"distributed.scheduler.allowed-failures": 1}),
-        distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, dashboard_address=":0", worker_dashboard_address=":0",
-            env={VARIABLE: key}, silence_logs=logging.CRITICAL,
-        ) as running,
-    ):  # fmt: skip
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address=":0", worker_dashboard_address=":0", env={VARIABLE: key},
+        silence_logs=logging.CRITICAL,
+    ) as running:  # fmt: skip
         yield running
 
 
@@ -225,13 +226,27 @@ def pid_of(run: str) -> int:
     return int(run.split(".")[1])
 
 
+@pytest.fixture
+def one_worker(server: RunningServer) -> Iterator[DaskScheduler]:
+    """One worker process of three threads; a case is given up when it has killed two alone, not four."""
+    (key,) = server.headers.values()
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 1}),
+        distributed.LocalCluster(
+            n_workers=1, threads_per_worker=3, dashboard_address=":0", worker_dashboard_address=":0",
+            env={VARIABLE: key}, silence_logs=logging.CRITICAL,
+        ) as running,
+    ):  # fmt: skip
+        yield DaskScheduler(running.scheduler_address)
+
+
 @pytest.mark.live
-def test_a_case_that_kills_its_workers_fails_by_name_and_the_others_are_done(
-    scans, tmp_path, server, scheduler, gate, in_background
+def test_a_case_that_kills_its_workers_fails_by_name_and_those_that_died_with_it_are_done(
+    scans, tmp_path, server, one_worker, gate, in_background, caplog
 ):
     output = tmp_path / "out"
     gate.shut()
-    running = in_background(segment, scans, output, model_on(server, "held"), scheduler, server)
+    running = in_background(segment, scans, output, model_on(server, "held"), one_worker, server)
 
     def one_more() -> bool:
         """Kill the worker of case1; let every other request go."""
@@ -252,6 +267,24 @@ def test_a_case_that_kills_its_workers_fails_by_name_and_the_others_are_done(
     assert failed.error.message.startswith("case case1: 2 Dask workers died while they did it")
     assert statuses(Report.model_validate_json((output / "report.json").read_bytes())) == statuses(report)
     assert set(labels_in(output)) == {f"{name}.nii.gz" for name in CASES if name != "case1"}
+    assert "case1: in flight when a worker or another run was killed, or fell silent" in caplog.text
+
+
+@pytest.mark.live
+def test_servers_that_stay_away_end_the_run_and_leave_what_is_not_done(
+    scans, tmp_path, server, models, scheduler, gate, in_background, caplog
+):
+    gate.shut()
+    with embedded_server(models, options=ServerOptions(prove=False, is_private=False)) as other:
+        model = model_on(other, "held", timeout_s=2.0)
+        running = in_background(segment, scans, tmp_path / "out", model, scheduler, server)
+        wait_for(lambda: running.done() or gate.begun)
+        os.kill(other.pid, signal.SIGKILL)
+        report = running.result()
+    assert report.went_away
+    assert {case.case: case.reason for case in report.not_done} == dict.fromkeys(CASES, "server away")
+    assert "ServerAwayError: no Dask worker can work" in caplog.text
+    assert labels_in(tmp_path / "out") == {}
 
 
 @pytest.mark.live
