@@ -17,12 +17,13 @@ from ctseg.errors import CtsegError, InputError, OutputError, ServerAwayError, S
 from ctseg.files.atomic import longest_name
 from ctseg.files.cases import Case
 from ctseg.files.formats import with_companions
-from ctseg.files.identity import known, printable, stamp_of
+from ctseg.files.identity import KnownFile, known, printable, stamp_of
 from ctseg.files.probabilities import ProbabilityFile
-from ctseg.files.volume import read_volume, write_label_map
+from ctseg.files.volume import Volume, read_volume, write_label_map
 from ctseg.model_spec import ModelSpec
 from ctseg.predict.claims import Claim, ClaimLostError
 from ctseg.predict.ledger import Ledger, Staged, kept
+from ctseg.predict.left import Reason
 from ctseg.predict.memory import MemoryBudget, estimated_bytes
 from ctseg.predict.options import BatchOptions
 from ctseg.predict.outcomes import CaseError, MadeBy, Options, Outcome, error_of
@@ -78,6 +79,7 @@ class CaseWork:
         self._budget = budget
         self._progress = progress
         self._made_by = _made_by(segmenter, presence.run, options, list_digest)
+        self._disk_away = False
         self._put_off: set[str] = set()
         self._unwritten: dict[str, tuple[Case, Outcome]] = {}
         self._lock = threading.Lock()
@@ -121,16 +123,31 @@ class CaseWork:
 
     def has_ended(self, case: Case) -> bool:
         """Whether a case has an outcome, by this run or by another since it began."""
-        if case.name not in self.ended and (outcome := self.ledger.ended_since(case.name)) is not None:
-            self.ended[case.name] = outcome
+        with suppress(OSError):  # a disk that is away
+            if case.name not in self.ended and (outcome := self.ledger.ended_since(case.name)) is not None:
+                self.ended[case.name] = outcome
         return case.name in self.ended
 
     def is_put_off(self, case: Case) -> bool:
         """Whether a case could not be written: it is tried once more, when no other is left."""
         return case.name in self._put_off
 
+    @property
+    def reason_of_left(self) -> Reason:
+        """Why cases are left that have not ended."""
+        return "server away" if self.went_away.is_set() else "output disk away" if self._disk_away else "stopped"
+
     def close(self) -> None:
-        """Write and give back what could not be when its case ended; what cannot be now either is told."""
+        """Write and give back what could not be when its case ended; what cannot be now either is told.
+
+        Where no case could be written, the disk is at fault: all are left, and what an earlier run wrote stays.
+        """
+        is_written = any(outcome.status == "ok" and outcome.made_by == self._made_by for outcome in self.ended.values())
+        if self._unwritten and not is_written:
+            self._disk_away = True
+            for name in self._unwritten:
+                del self.ended[name]
+            self._unwritten.clear()
         for case, outcome in self._unwritten.values():
             try:
                 self._write_late(case, outcome)
@@ -162,7 +179,7 @@ class CaseWork:
         outcome = None
         try:
             outcome = self._ended_elsewhere(case)  # between the look and the claim
-            return outcome or self._segmented(case, index, claim, turn, failed)
+            return outcome or self._segmented(case, index, claim, failed)
         finally:
             self.ledger.claims.drop(claim, is_done=outcome is not None)
 
@@ -184,7 +201,7 @@ class CaseWork:
         self.ledger.claims.forget(case.name)
         return found.model_copy(update={"status": "skipped"})
 
-    def _segmented(self, case: Case, index: int, claim: Claim, turn: Turn, failed: CtsegError | None) -> Outcome | None:
+    def _segmented(self, case: Case, index: int, claim: Claim, failed: CtsegError | None) -> Outcome | None:
         """Segment a case that is this run's, and put it in place; a failure is an outcome too.
 
         Returns:
@@ -197,7 +214,7 @@ class CaseWork:
                 return self.ledger.put(
                     claim, Staged(kept(self._blank(case), foreign, self.ledger.read(case.name))), stale=()
                 )
-            staged = self._try(case, index, turn) if failed is None else Staged(self._failed(case, failed))
+            staged = self._try(case, index) if failed is None else Staged(self._failed(case, failed))
             if staged is None or self.stopped.is_set():
                 return None
             return self.ledger.put(claim, staged, stale=names)
@@ -206,27 +223,25 @@ class CaseWork:
                 with suppress(OSError):
                     path.unlink(missing_ok=True)
 
-    def _try(self, case: Case, index: int, turn: Turn) -> Staged | None:
+    def _try(self, case: Case, index: int) -> Staged | None:
         """Segment a case into the run's own folder; whatever goes wrong, the outcome names it.
 
         Returns:
             None where the server went away for good.
 
         Raises:
-            OutputError: It could not be written, and there will be another turn for that.
+            OutputError: It could not be written.
         """
         try:
             return self._segment(case, index)
-        except (ServerError, CancelledError) as error:
+        except OutputError:
+            raise
+        except Exception as error:
             if isinstance(error, ServerAwayError):
                 self._give_up(error)
-            return None if self.went_away.is_set() else Staged(self._failed(case, error))
-        except CtsegError as error:
-            if isinstance(error, OutputError) and turn is Turn.FREE:
-                raise
-            return Staged(self._failed(case, error))
-        except Exception as error:
-            logger.debug("%s failed", printable(case.name), exc_info=True)
+            if self.went_away.is_set() and isinstance(error, ServerError | CancelledError):
+                return None
+            logger.debug("%s failed", printable(case.name), exc_info=not isinstance(error, CtsegError))
             return Staged(self._failed(case, error))
 
     def _give_up(self, error: ServerAwayError) -> None:
@@ -246,35 +261,24 @@ class CaseWork:
         spec = self._segmenter.spec
         clock = StageClock(case.name, self._progress)
         with clock.stage("read"):
-            with _cannot_be_read_is_an_input_error():
-                stamps = {path: stamp_of(path) for path in with_companions(case.paths)}
-            volume = read_volume(case.channels, spec.reader)
-            with _cannot_be_read_is_an_input_error():
-                inputs = tuple(known(path, since=stamp) for path, stamp in stamps.items())
-        label_name = self._label_name(case)
-        files = {label_name: self._scratch / label_name}
-        probabilities_path = self._scratch / _probabilities_name(case)
+            volume, inputs = _read(case, spec)
+        label_path, probabilities_path = (self._scratch / name for name in self._names(case))
+        files = {label_path.name: label_path}
         with (
             self._budget.reserved(estimated_bytes(volume, spec)),
             _probability_file(probabilities_path, wanted=self._options.save_probabilities) as probabilities,
         ):
             result = self._segmenter.segment(volume, CaseContext(index, clock, probabilities))
             with clock.stage("write"):
-                write_label_map(files[label_name], result.labels, volume)
+                write_label_map(label_path, result.labels, volume)
                 if probabilities is not None:
                     probabilities.commit()
                     files[probabilities_path.name] = probabilities_path
         outcome = Outcome(
-            case=printable(case.name),
-            status="ok",
-            made_by=self._made_by,
-            inputs=inputs,
-            volumes_ml=_volumes_ml(result.labels, spec, volume.geometry.spacing_mm),
-            seconds=clock.seconds,
-            windows=result.windows,
-            bytes_sent=result.bytes_sent,
-            bytes_received=result.bytes_received,
-        )
+            case=printable(case.name), status="ok", made_by=self._made_by, inputs=inputs,
+            volumes_ml=_volumes_ml(result.labels, spec, volume.geometry.spacing_mm), seconds=clock.seconds,
+            windows=result.windows, bytes_sent=result.bytes_sent, bytes_received=result.bytes_received,
+        )  # fmt: skip
         return Staged(outcome, files)
 
     def _blank(self, case: Case) -> Outcome:
@@ -284,14 +288,19 @@ class CaseWork:
         return self._blank(case).model_copy(update={"error": _told_of(case, error)})
 
     def _wanted(self, case: Case) -> tuple[str, ...]:
-        more = (_probabilities_name(case),) if self._options.save_probabilities else ()
-        return (self._label_name(case), *more)
+        return self._names(case)[: 2 if self._options.save_probabilities else 1]
 
     def _names(self, case: Case) -> tuple[str, str]:
-        return self._label_name(case), _probabilities_name(case)
+        return f"{case.name}{self._segmenter.spec.file_ending}", f"{case.name}.npz"
 
-    def _label_name(self, case: Case) -> str:
-        return f"{case.name}{self._segmenter.spec.file_ending}"
+
+def _read(case: Case, spec: ModelSpec) -> tuple[Volume, tuple[KnownFile, ...]]:
+    """Read a scan, and say which bytes it was read from."""
+    with _cannot_be_read_is_an_input_error():
+        stamps = {path: stamp_of(path) for path in with_companions(case.paths)}
+    volume = read_volume(case.channels, spec.reader)
+    with _cannot_be_read_is_an_input_error():
+        return volume, tuple(known(path, since=stamp) for path, stamp in stamps.items())
 
 
 def _told_of(case: Case, error: BaseException) -> CaseError:
@@ -333,10 +342,6 @@ def _cannot_be_read_is_an_input_error() -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(f"{error.filename}: cannot be read: {error.strerror or error}") from error
-
-
-def _probabilities_name(case: Case) -> str:
-    return f"{case.name}.npz"
 
 
 def _made_by(segmenter: CaseSegmenter, run: str, options: BatchOptions, list_digest: str | None) -> MadeBy:

@@ -19,7 +19,7 @@ from ctseg.files.formats import WRITE_ENDINGS, require_packages
 from ctseg.files.identity import printable
 from ctseg.model_spec import ModelSpec
 from ctseg.predict.case_work import CaseWork, Turn
-from ctseg.predict.left import NotDone, Reason, leave, take_over_left
+from ctseg.predict.left import NotDone, leave, take_over_left
 from ctseg.predict.memory import MemoryBudget, available_bytes
 from ctseg.predict.model_notes import write_model_note
 from ctseg.predict.options import BatchOptions
@@ -122,10 +122,9 @@ class FolderRun:
         return Report(finished=is_folded, written=now(), cases=ended, not_done=not_done)
 
     def _leave(self, cases: Sequence[Case], work: CaseWork, run: str) -> tuple[NotDone, ...]:
-        """Write down which cases this run leaves, where it was stopped or the server went away."""
-        reason: Reason = "server away" if work.went_away.is_set() else "stopped"
+        """Write down which cases this run leaves, where it was stopped, or server or disk went away."""
         left = [case for case in cases if not work.has_ended(case)]
-        return leave(self._output, run, left, reason, work.ledger.before, of=len(cases))
+        return leave(self._output, run, left, work.reason_of_left, work.ledger.before, of=len(cases))
 
     def _make_output(self) -> None:
         try:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -15,8 +16,9 @@ from ctseg.errors import OutputError
 from ctseg.files.cases import find_cases
 from ctseg.predict.folder import segment_cases
 from ctseg.predict.options import BatchOptions
-from ctseg.predict.report import Report
+from ctseg.predict.report import Report, fold_report
 from tests.support.label_maps import labels_of
+from tests.support.live_triton import wait_for
 from tests.support.threshold import ThresholdPredictor, write_scan
 
 
@@ -46,7 +48,7 @@ class Disk:
     def goes(self) -> None:
         if self.kind == "read-only":  # for all who come by its name; a file that is open keeps no mount from it
             assert mounts("mount", "--bind", self.out, self.out)
-            assert mounts("mount", "-o", "remount,bind,ro", self.out)
+            wait_for(lambda: mounts("mount", "-o", "remount,bind,ro", self.out))  # refused while a file is written
         elif self.kind == "full":
             with (self.out / "ballast").open("wb", buffering=0) as file:
                 while _is_written(file):
@@ -151,9 +153,9 @@ def test_a_disk_that_stays_away_gives_an_error_per_case_and_the_next_run_finds_a
     report = run(scans, Interrupted(disk, at_call=10, back_after=None), disk.out)
     assert not report.finished
     assert report.went_away
-    assert [case.case for case in report.cases] == sorted(expected)
+    assert sorted(case.case for case in (*report.cases, *report.not_done)) == sorted(expected)
     failed = [case for case in report.cases if case.status != "ok"]
-    assert failed
+    assert failed or report.not_done  # where none was written before
     for case in failed:
         assert case.error.type == "OutputError"
         assert case.error.message.startswith(f"case {case.case}: ")
@@ -169,12 +171,40 @@ def test_a_disk_that_stays_away_gives_an_error_per_case_and_the_next_run_finds_a
 
 
 @pytest.mark.parametrize("disk", ["read-only", "no permission"], indirect=True)
-def test_a_disk_that_every_case_finds_away_is_told_apart(scans: Path, disk: Disk) -> None:
+def test_a_disk_that_every_case_finds_away_leaves_them_and_what_an_earlier_run_wrote(
+    scans: Path, disk: Disk, caplog: pytest.LogCaptureFixture
+) -> None:
     for name in "abc":
         write_scan(scans / f"{name}.nii.gz")
+    before = run(scans, ThresholdPredictor(), disk.out)
     report = run(scans, Interrupted(disk, at_call=0, back_after=None), disk.out)
-    assert [case.status for case in report.cases] == ["failed"] * 3
+    assert report.cases == ()
+    assert [(case.case, case.reason) for case in report.not_done] == [(name, "output disk away") for name in "abc"]
     assert report.went_away
+    assert all(f"OutputError: case {name}: " in caplog.text for name in "abc")
+    disk.comes_back()
+    assert fold_report(disk.out).cases == before.cases
+    assert {case.status for case in run(scans, ThresholdPredictor(), disk.out, continue_prediction=True).cases} == {
+        "skipped"
+    }
+
+
+def test_a_full_disk_costs_no_label_map_of_an_earlier_run(scans: Path, tmp_path: Path) -> None:
+    expected = {name: write_scan(scans / f"{name}.nii.gz", shape=(60, 60, 40)) for name in "abc"}
+    disk = Disk(tmp_path / "out", "full")
+    try:
+        before = run(scans, ThresholdPredictor(), disk.out)
+        disk.goes()
+        with (disk.out / "ballast").open("rb+") as file:  # room for outcomes, none for a label map
+            file.truncate((disk.out / "ballast").stat().st_size - (6 << 12))
+        with suppress(OutputError):  # or the run finds no room to begin
+            assert run(scans, ThresholdPredictor(), disk.out).went_away
+        disk.comes_back()
+        assert fold_report(disk.out).cases == before.cases
+        for name, labels in expected.items():
+            assert np.array_equal(labels_of(disk.out / f"{name}.nii.gz"), labels)
+    finally:
+        disk.remove()
 
 
 def test_a_disk_that_is_away_at_the_begin_is_one_error(scans: Path, disk: Disk) -> None:
@@ -193,11 +223,13 @@ def test_a_disk_that_stays_full_gives_an_error_per_case_and_nothing_half_written
     disk = Disk(tmp_path / "out", "full")
     try:
         report = run(scans, Interrupted(disk, at_call=10, back_after=None), disk.out)
-        assert [case.case for case in report.cases] == sorted(expected)
+        assert sorted(case.case for case in (*report.cases, *report.not_done)) == sorted(expected)
+        assert {case.reason for case in report.not_done} <= {"output disk away"}
         for case in report.cases:  # what is small, or comes when something else has gone, finds room
             assert case.status == "ok" or case.error.type == "OutputError"
-            if case.status == "ok" or (disk.out / f"{case.case}.nii.gz").exists():  # its outcome alone found none
-                assert np.array_equal(labels_of(disk.out / f"{case.case}.nii.gz"), expected[case.case])
+        for name, labels in expected.items():  # where there is one, its outcome alone may have found none
+            path = disk.out / f"{name}.nii.gz"
+            assert not path.exists() or np.array_equal(labels_of(path), labels)
         disk.comes_back()
         again = run(scans, ThresholdPredictor(), disk.out)
         assert {case.case: case.status for case in again.cases} == dict.fromkeys(expected, "ok")

@@ -313,8 +313,11 @@ from ctseg.serving.signals import signals_as_exit
 from tests.support.threshold import ThresholdPredictor
 
 class Signalled(ThresholdPredictor):
+    has_sent = False
+
     def predict(self, patches):
-        if self.calls == 40:
+        if self.calls >= 40 and not self.has_sent:
+            self.has_sent = True
             os.kill(os.getpid(), int(sys.argv[3]))
         return super().predict(patches)
 
