@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+from benchmarks import measured_process
 from benchmarks.measured_process import run_measured
 from ctseg.errors import SetupError
 
@@ -22,7 +23,8 @@ subprocess.run([sys.executable, "-c", {GRANDCHILD!r}], check=True)
 """
 
 
-def test_memory_and_cpu_of_grandchildren_count():
+def test_memory_and_cpu_of_grandchildren_count(monkeypatch):
+    monkeypatch.setattr(measured_process, "LARGEST_SHARE_OF_SAMPLING", 1.0)  # a busy machine samples slowly
     measured, marker_s = run_measured([sys.executable, "-c", PARENT], marker="before")
     assert 200 <= measured.peak_mb < 400
     assert 0.5 <= measured.cpu_s < 3

@@ -165,8 +165,8 @@ def test_no_process_is_left_when_predict_is_stopped(tmp_path, demo_data, how):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # a shell's background jobs ignore Ctrl-C and hand that on to their children
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        # a shell's background jobs ignore Ctrl-C, those of nohup SIGHUP, and hand that on to their children
+        preexec_fn=lambda: [signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGHUP)],
     ) as process:
         assert process.stderr is not None
         for line in process.stderr:

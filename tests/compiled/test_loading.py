@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import ctseg
-from ctseg.compiled import cache
+from ctseg.compiled import cache, parallel
 from ctseg.compiled.cache import copy_shipped_kernels, find_cache_home
 from ctseg.compiled.cpus import usable_cpus
 from ctseg.compiled.parallel import num_threads, run_parallel, set_num_threads
@@ -183,6 +183,18 @@ def test_error_of_a_part_reaches_the_caller() -> None:
     for _ in range(20):
         with pytest.raises(MemoryError, match="part of unit 50"):
             run_parallel(task, 100)
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_where_no_thread_can_be_started_the_caller_does_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(parallel, "_pools", {})
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    workers: set[str] = set()
+    run_parallel(lambda first, last: workers.add(threading.current_thread().name), 100)
+    assert workers == {threading.current_thread().name}
 
 
 @pytest.mark.usefixtures("three_threads")
