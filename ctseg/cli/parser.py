@@ -6,7 +6,7 @@ accepted for each.
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from ctseg.errors import CtsegError
 
@@ -37,6 +37,10 @@ class Parser(argparse.ArgumentParser):
             setattr(found, self.words_anywhere, [*getattr(found, self.words_anywhere), *words_left])
             left = [word for word in left if word.startswith("-")]
         return found, left
+
+    def error(self, message: str) -> NoReturn:
+        """Tell in one line what is wrong with the words, and end the process with status 2."""
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
     def flag_of(self, setting: str) -> str | None:
         """Return the flag that sets a parameter, such as ``--case_timeout_s``; None: this command has none."""

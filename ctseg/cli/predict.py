@@ -3,7 +3,8 @@
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 DEFAULT_REPOSITORY = Path("model_repository")
 _NAMES_TOLD = 20
+_MOST_GB = 1_000_000
+_LONGEST_S = 1e7
+"""A third of a year: longer ones overflow what waits for them."""
 
 
 def add_commands(commands: "argparse._SubParsersAction[Parser]") -> None:
@@ -68,7 +72,9 @@ def add_commands(commands: "argparse._SubParsersAction[Parser]") -> None:
     )  # fmt: skip
 
     how = predict.add_argument_group("segmentation")
-    how.add_argument("-step_size", type=_step_size, default=0.5, help="step between windows, of the patch (0.5)")
+    how.add_argument(
+        "-step_size", dest="tile_step_size", type=float, default=0.5, help="step between windows, of the patch (0.5)"
+    )
     how.add_argument("--disable_tta", action="store_true", help="no mirroring: faster, a little less accurate")
     how.add_argument("--save_probabilities", action="store_true", help="write <case>.npz beside each label map")
     how.add_argument(
@@ -105,10 +111,10 @@ def add_commands(commands: "argparse._SubParsersAction[Parser]") -> None:
     dask.add_argument("--dask_tls_key", dest="tls_key", type=Path, help="PEM file of its private key")
 
     limits = predict.add_argument_group("limits")
-    limits.add_argument("--timeout_s", type=_positive, default=300.0, help="longest time without any answer (300)")
-    limits.add_argument("--case_timeout_s", type=_positive, help="longest time for one case (no limit)")
+    limits.add_argument("--timeout_s", type=_seconds, default=300.0, help="longest time without any answer (300)")
+    limits.add_argument("--case_timeout_s", type=_seconds, help="longest time for one case (no limit)")
     limits.add_argument("--max_in_flight", type=int, help="requests at once (default: what keeps the server busy)")
-    limits.add_argument("--memory_gb", type=_positive, help="memory for the cases in flight (half of what is free)")
+    limits.add_argument("--memory_gb", type=_gigabytes, help="memory for the cases in flight (half of what is free)")
     add_verbosity(predict)
     predict.set_defaults(run=_run)
 
@@ -117,21 +123,32 @@ def _run(args: argparse.Namespace) -> int:
     from ctseg.predict.options import BatchOptions
     from ctseg.predict.progress import progress_for
 
-    options = BatchOptions(
-        tile_step_size=args.step_size,
-        mirroring=not args.disable_tta,
-        continue_prediction=args.continue_prediction,
-        save_probabilities=args.save_probabilities,
-        overwrite=args.overwrite,
-        case_timeout_s=args.case_timeout_s,
-        memory_bytes=None if args.memory_gb is None else int(args.memory_gb * (1 << 30)),
-        part=_part(args),
-        recursive=args.recursive,
-    )
+    with _wrong_values_told():
+        options = BatchOptions(
+            tile_step_size=args.tile_step_size,
+            mirroring=not args.disable_tta,
+            continue_prediction=args.continue_prediction,
+            save_probabilities=args.save_probabilities,
+            overwrite=args.overwrite,
+            case_timeout_s=args.case_timeout_s,
+            memory_bytes=None if args.memory_gb is None else int(args.memory_gb * (1 << 30)),
+            part=_part(args),
+            recursive=args.recursive,
+        )
+        model = _model(args)
     report = _runner(args)(
-        args.input, args.output, _model(args), options, progress_for=lambda cases: progress_for(cases, quiet=args.quiet)
+        args.input, args.output, model, options, progress_for=lambda cases: progress_for(cases, quiet=args.quiet)
     )
     return _summarise(report, args)
+
+
+@contextmanager
+def _wrong_values_told() -> Iterator[None]:
+    """Let a value that an option does not take be wrong usage here: in Python it is the caller's mistake."""
+    try:
+        yield
+    except ValueError as error:
+        raise SetupError(str(error)) from error
 
 
 def _part(args: argparse.Namespace) -> "Part":
@@ -230,15 +247,15 @@ def _header_variables(words: list[str]) -> dict[str, str]:
     return {name.lower(): variable for name, _, variable in pairs}
 
 
-def _step_size(text: str) -> float:
+def _seconds(text: str) -> float:
     value = float(text)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"expected a fraction of the patch, over 0 and at most 1, found {text}")
+    if not 0 < value <= _LONGEST_S:
+        raise argparse.ArgumentTypeError(f"expected seconds above 0 and at most {_LONGEST_S:.0f}, found {text}")
     return value
 
 
-def _positive(text: str) -> float:
+def _gigabytes(text: str) -> float:
     value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a positive number, found {text}")
+    if not 1e-9 < value <= _MOST_GB:
+        raise argparse.ArgumentTypeError(f"expected gigabytes above 0 and at most {_MOST_GB}, found {text}")
     return value

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ctseg.arrays import LabelMap, Logits, Probabilities
-from ctseg.errors import ServerTimeoutError
+from ctseg.errors import InputError, ServerTimeoutError
 from ctseg.files.probabilities import ProbabilityFile
 from ctseg.files.volume import Volume
 from ctseg.model_spec import ModelSpec
@@ -25,6 +25,9 @@ from ctseg.predict.progress import StageClock
 
 BATCHES_AHEAD = 2
 """A case keeps this many times ``max_in_flight`` batches on their way: the network has work while it restores."""
+
+MOST_WINDOWS = 1_000_000
+"""Of one case: half a day of a fast GPU."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ def segment(volume: Volume, inference: InferenceQueue, options: WindowOptions, c
     with clock.stage("prepare"):
         prepared = prepare(volume.voxels, volume.spacing_mm, spec)
     plan = plan_windows(prepared.record.network_shape, spec.patch_size, options.tile_step_size)
+    _check_count(plan, options.tile_step_size)
     clock.progress.windows_planned(len(plan))
     with clock.stage("restore"):
         receiver = _probabilities_receiver(context.probabilities, spec, prepared.record)
@@ -103,6 +107,16 @@ def segment(volume: Volume, inference: InferenceQueue, options: WindowOptions, c
     with clock.stage("restore"):
         labels = apply_postprocessing(restorer.finish(), spec)
     return Segmentation(labels, len(plan), windows.bytes_sent, windows.bytes_received)
+
+
+def _check_count(plan: WindowPlan, tile_step_size: float) -> None:
+    if len(plan) > MOST_WINDOWS:
+        size = " x ".join(map(str, plan.image_size))
+        raise InputError(
+            f"{len(plan):,} windows over {size} voxels, expected at most {MOST_WINDOWS:,}: is the spacing right? A "
+            f"larger step between windows than {tile_step_size} gives fewer",
+            settings=("tile_step_size",),
+        )
 
 
 def _probabilities_receiver(

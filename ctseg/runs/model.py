@@ -12,7 +12,7 @@ from ctseg.errors import ServerAwayError, ServerError, SetupError
 from ctseg.model_spec import ModelSpec
 from ctseg.numerics import KERNEL_MODULES
 from ctseg.predict.predictor import Identity
-from ctseg.serving.entries import CONFIG_NAME, read_spec
+from ctseg.serving.entries import CONFIG_NAME, read_spec, require_model_name
 from ctseg.serving.process import RunningServer, ServerOptions
 from ctseg.serving.server import embedded_server
 from ctseg.triton.options import ClientOptions
@@ -35,7 +35,7 @@ class ServedModel:
         client: How to talk to the servers.
 
     Raises:
-        SetupError: Neither servers nor a repository are given, or both.
+        SetupError: Neither servers nor a repository are given, or both; or the name or the version can be none.
     """
 
     name: str
@@ -46,6 +46,12 @@ class ServedModel:
     client: ClientOptions = field(default_factory=ClientOptions)
 
     def __post_init__(self) -> None:
+        require_model_name(self.name)
+        if self.version is not None and not 0 < self.version < 2**63:
+            raise SetupError(
+                f"{self.name}: expected a version number of 1 or more, found {self.version}",
+                settings=("model_version",),
+            )
         if bool(self.urls) == (self.repository is not None):
             raise SetupError(
                 f"{self.name}: addresses of running servers, or a repository to start a server on: give one of the two",

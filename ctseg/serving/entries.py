@@ -22,6 +22,7 @@ BUILD_NAME = "build.json"
 DATA_FILES_KEY = "data_files"
 """In ``build.json``: the files beside the model file that keep weights of it, and their sizes in bytes."""
 MODEL_NAMES: Mapping[str, str] = {"python": "model.onnx", "onnxruntime": "model.onnx", "tensorrt": "model.plan"}
+_MODEL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,127}")
 TENSORRT_PLATFORM = "tensorrt_plan"
 """How Triton calls the TensorRT backend in a configuration."""
 
@@ -134,6 +135,21 @@ def list_models(repository: Path) -> list[str]:
     if not names:
         raise SetupError(f"model repository {repository} holds no model: write an entry with `ctseg build`")
     return names
+
+
+def require_model_name(name: str) -> None:
+    """Refuse what is no name of a model: it names a folder of the repository, and no other place.
+
+    Raises:
+        SetupError: It is not made of ASCII letters, digits, ``_``, ``.``, ``+`` and ``-``, or is longer than 128, or
+            begins with one of the last three.
+    """
+    if not _MODEL_NAME.fullmatch(name):
+        raise SetupError(
+            f"{name[:100]!r} is no name of a model: expected letters, digits, _ . + and -, such as ct_total; it is the "
+            "name of a folder in the model repository",
+            settings=("model",),
+        )
 
 
 def next_version(repository: Path, name: str) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ctseg.errors import CtsegError, ServerAwayError, SetupError
-from ctseg.serving.entries import CONFIG_NAME, list_models, read_config
+from ctseg.serving.entries import CONFIG_NAME, list_models, read_config, require_model_name
 from ctseg.serving.installation import find_server
 from ctseg.serving.life import SHM_PREFIX
 from ctseg.serving.private_folder import private_folder, sweep_private_folders
@@ -49,7 +49,8 @@ def embedded_server(
     """
     installation = find_server()
     names = tuple(models) if models is not None else tuple(list_models(repository))
-    for name in names:
+    for name in names if models is not None else ():
+        require_model_name(name)
         if not (repository / name / CONFIG_NAME).is_file():
             raise SetupError(
                 f"model repository {repository} has no model {name!r}, only {', '.join(list_models(repository))}"

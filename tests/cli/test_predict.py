@@ -93,11 +93,40 @@ def test_a_part_that_cannot_be_exits_2_before_any_work(tmp_path, capsys, monkeyp
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("extra", [["-step_size", "0"], ["-step_size", "1.5"], ["--timeout_s", "-1"], ["--tile", "1"]])
-def test_wrong_usage_exits_2(tmp_path, extra):
-    with pytest.raises(SystemExit) as caught:
-        ctseg(words("predict", "-i", tmp_path, "-o", tmp_path, "-m", "m", *extra))
-    assert caught.value.code == 2
+@pytest.mark.parametrize(
+    "extra",
+    [
+        *(["-step_size", value] for value in ("0", "1.5", "1e-4", "nan", "x")),
+        *(["--memory_gb", value] for value in ("1e300", "nan", "inf", "0", "-1")),
+        *(["--timeout_s", value] for value in ("1e300", "nan", "inf", "0", "-1")),
+        *(["--case_timeout_s", value] for value in ("1e300", "nan", "0", "-1")),
+        *(["--max_in_flight", value] for value in ("0", "-3", "x")),
+        *(["--model_version", value] for value in ("0", "-1", "x")),
+        *(["-num_parts", value] for value in ("0", "-1")),
+        *([f"-m={name}"] for name in ("", "../x", "a/b", "a b", ".x", "-x", "é", "a\nb", "x" * 200)),
+        ["--url", "gpu1:8001,gpu2:8001"],
+        ["--repository", __file__],
+        ["-o", __file__],
+        ["-o", f"{__file__}/below"],
+        ["-i", "nowhere"],
+        ["--tile", "1"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_is_told_in_one_line_before_any_work_and_exits_2(tmp_path, capsys, monkeypatch, extra):
+    monkeypatch.setattr("ctseg.runs.model.embedded_server", lambda *_: pytest.fail("a server was started"))
+    monkeypatch.setattr("ctseg.triton.predictor.connect_server", lambda *_: pytest.fail("a server was asked"))
+    try:
+        status = ctseg(words("predict", "-i", tmp_path, "-o", tmp_path / "out", "-m", "m", *_with_a_server(extra)))
+    except SystemExit as error:
+        status = error.code
+    assert status == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def _with_a_server(extra):
+    return extra if {"--url", "--repository"} & set(extra) else [*extra, "--url", "127.0.0.1:1"]
 
 
 def test_no_server_there_is_told_as_unavailable(tmp_path, ct_piece, capsys):

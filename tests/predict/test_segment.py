@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from nnunetv2.postprocessing.remove_connected_components import remove_all_but_largest_component_from_segmentation
 
-from ctseg.files.volume import read_volume
+from ctseg.errors import InputError
+from ctseg.files.volume import read_volume, volume_from_array
 from ctseg.model_spec import KeepLargest
 from ctseg.predict.segmenter import segment_volume
 from tests.support.nnunet_plans import make_dataset, make_plans, swin_architecture, unet_architecture
 from tests.support.nnunet_reference import make_trained_folder, reference_predictor, reference_segmentation
+from tests.support.threshold import ThresholdPredictor
 from tests.support.torch_predictor import TorchPredictor
 
 LARGEST_SHARE_OF_DIFFERENT_VOXELS = 1e-5
@@ -86,3 +88,12 @@ def test_labels_do_not_depend_on_the_batch_size(ct_piece, tmp_path):
     one = segment_volume(volume, TorchPredictor(reference, max_batch_size=1))
     many = segment_volume(volume, TorchPredictor(reference, max_batch_size=5))
     assert (one != many).mean() <= LARGEST_SHARE_OF_DIFFERENT_VOXELS
+
+
+def test_a_scan_of_more_than_a_million_windows_is_refused_with_their_number():
+    predictor = ThresholdPredictor()  # patches of 8 x 16 x 16, voxels of 3 x 2 x 1 mm
+    volume = volume_from_array(np.zeros((16, 32, 32), np.int16), np.diag([1.0, 2.0, 3.0, 1.0]))
+    with pytest.raises(InputError, match=r"1,030,301 windows over 16 x 32 x 32 voxels") as caught:
+        segment_volume(volume, predictor, tile_step_size=0.01)
+    assert caught.value.settings == ("tile_step_size",)
+    assert predictor.calls == 0
