@@ -204,6 +204,9 @@ def find_dataset_cases(folder: Path, *, file_ending: str, channels: int) -> Data
         folder: With ``imagesTr`` and ``labelsTr``.
         file_ending: What ``dataset.json`` says.
         channels: How many it names.
+
+    Raises:
+        InputError: A folder cannot be read.
     """
     folders = (folder / "imagesTr", folder / "labelsTr")
     problems = [DatasetProblem(None, "dataset_json", f"{part} is missing") for part in folders if not part.is_dir()]
@@ -315,7 +318,8 @@ def _named_like(pattern: str, folder: Path, *, example: str) -> tuple[dict[Path,
     """Return the groups of each file's name by the file, and the files whose names do not match."""
     matching: dict[Path, Sequence[str]] = {}
     problems = []
-    for file in sorted(folder.iterdir()):
+    listing = list_folder(folder)
+    for file in sorted((*listing.scans, *listing.folders, *listing.others)):
         if file.name.startswith("."):
             continue
         if match := re.fullmatch(pattern, file.name):

@@ -1,6 +1,7 @@
 """The command line: exit codes, messages, and what is not loaded."""
 
 import errno
+import os
 import re
 import shutil
 import signal
@@ -91,6 +92,15 @@ def test_a_part_that_cannot_be_exits_2_before_any_work(tmp_path, capsys, monkeyp
     (line,) = capsys.readouterr().err.splitlines()
     assert re.search(told, line)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("flag", ["--spec", "--tls_root_certificates"])
+def test_no_pipe_in_the_place_of_a_document_is_waited_for(tmp_path, capsys, flag):
+    (tmp_path / "scan.nii.gz").touch()
+    os.mkfifo(tmp_path / "pipe")
+    arguments = words("predict", "-i", tmp_path, "-o", tmp_path / "out", "-m", "m", "--url", "localhost:1")
+    assert ctseg([*arguments, flag, str(tmp_path / "pipe")]) == 2
+    assert "is a named pipe, not a file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

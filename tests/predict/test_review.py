@@ -109,3 +109,13 @@ def test_a_folder_without_memory_or_an_input_without_scans_is_refused(scans: Pat
     shutil.rmtree(out / ".ctseg")
     with pytest.raises(SetupError, match=r"found no \.ctseg"):
         review_folder(out, scans)
+
+
+def test_cases_of_sub_folders_are_looked_at_where_that_is_asked_for(tmp_path: Path, out: Path) -> None:
+    for name in ("p1", "p2"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        write_scan(tmp_path / "in" / name / "ct.nii.gz")
+    cases = find_cases(tmp_path / "in", channels=1, recursive=True)
+    segment_cases(cases[:1], ThresholdPredictor(), out, BatchOptions())
+    review = review_folder(out, tmp_path / "in", recursive=True)
+    assert review.left == (("p2_ct", "no outcome: not begun, or cut off"),)
