@@ -27,6 +27,8 @@ Normalization = Literal[
 Reader = Literal["SimpleITKIO", "SimpleITKIOWithReorient", "NibabelIO", "NibabelIOWithReorient"]
 DType = Literal["FP32", "FP16", "BF16"]
 Precision = Literal["fp32", "fp16", "bf16"]
+ParitySet = Literal["scans", "phantom"]
+"""What a network is compared with PyTorch on: real scans, or a phantom that is made by a rule."""
 
 _ITEM_BYTES: Mapping[DType, int] = {"FP32": 4, "FP16": 2, "BF16": 2}
 
@@ -120,11 +122,25 @@ class Parity(Document):
     """What the parity gate found; not part of the digest."""
 
     state: Literal["proven", "unproven", "untested"] = "untested"
+    proven_with: tuple[ParitySet, ...] = ()
+    """On what this network gave PyTorch's labels; empty also where that was not written down yet."""
+    graph_proven_with: tuple[ParitySet, ...] = ()
+    """On what the exported graph did, that this network was built from."""
     relative_l2: float | None = None
     max_abs_error: float | None = None
     label_difference_share: float | None = None
     min_dice: float | None = None
     detail: str = ""
+
+    @property
+    def summary(self) -> str:
+        """State and what proved it, for people: ``proven with phantom (its graph with scans and phantom)``."""
+        if self.state != "proven" or not self.proven_with:
+            return self.state
+        with_what = f"proven with {' and '.join(self.proven_with)}"
+        if self.graph_proven_with in ((), self.proven_with):
+            return with_what
+        return f"{with_what} (its graph with {' and '.join(self.graph_proven_with)})"
 
 
 class ModelSpec(Document):

@@ -1,16 +1,18 @@
 #!/usr/bin/env bash
 # Step 3 of 4: serve every bundle of a folder, locked down; returns when each model has answered a real inference.
 #   scripts/serve.sh [flags of tritonserver]
-# From the environment: BUNDLES, MODELS (Triton's model repository; what is not fresh is built into it), NAME (of the
-# container), BIND (address to listen on), GRPC_PORT, METRICS_PORT, READY_PORT (each on BIND), BACKEND, PRECISION, BUILD,
-# ADMIN_KEY (file), TLS (off, server, mutual) and TLS_FOLDER, CONTROL (none, explicit), START_TIMEOUT_S, SHM_SIZE,
-# ENGINE, SERVE_IMAGE, GPU, RUN_AS.
+# From the environment: BUNDLES (empty where the image carries them), MODELS (Triton's model repository; what is not
+# fresh is built into it), NAME (of the container), BIND (address to listen on), GRPC_PORT, METRICS_PORT, READY_PORT
+# (each on BIND), BACKEND, PRECISION, BUILD, ADMIN_KEY (file), TLS (off, server, mutual) and TLS_FOLDER, CONTROL (none,
+# explicit), START_TIMEOUT_S, SHM_SIZE, ENGINE, SERVE_IMAGE, GPU, RUN_AS.
 set -euo pipefail
 engine=${ENGINE:-docker}
 name=${NAME:-ctseg-serve}
 bind=${BIND:-127.0.0.1}
 read -ra gpu <<<"${GPU---gpus all}"
-mounts=(-v "$(realpath "${BUNDLES:-data/bundles}"):/bundles:ro" -v "$(realpath "${MODELS:-models}"):/models")
+mounts=(-v "$(realpath "${MODELS:-models}"):/models")
+bundles=${BUNDLES-data/bundles} # empty: the image carries its own
+[[ -z $bundles ]] || mounts+=(-v "$(realpath "$bundles"):/bundles:ro")
 settings=(-e "CTSEG_BACKEND=${BACKEND:-tensorrt}" -e "CTSEG_PRECISION=${PRECISION:-fp32}"
   -e "CTSEG_BUILD_OPTIONS=${BUILD:-}" -e "CTSEG_MODEL_CONTROL=${CONTROL:-none}" -e "CTSEG_TLS=${TLS:-off}")
 if [[ -n ${ADMIN_KEY:-} ]]; then

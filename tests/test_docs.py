@@ -36,7 +36,7 @@ FLAGS_OF_OTHERS = {
     "--large", "--quick", "--full", "--help", "--no-deps",
 }  # fmt: skip
 
-MADE_BY_COMMANDS = {"bundles/", "parity/", "model.py"}
+MADE_BY_COMMANDS = {"bundles/", "parity/", "parity_phantom/", "model.py"}
 """In bundles and entries of a model repository."""
 
 

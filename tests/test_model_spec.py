@@ -31,6 +31,16 @@ def test_json_round_trip_gives_the_same_spec_and_digest():
     assert again.digest == spec.digest
 
 
+def test_what_proved_a_network_is_said_and_older_specs_do_not_say_it():
+    proven = Parity(state="proven", proven_with=("phantom",), graph_proven_with=("scans", "phantom"))
+    assert proven.summary == "proven with phantom (its graph with scans and phantom)"
+    assert Parity(state="proven", proven_with=("scans",), graph_proven_with=("scans",)).summary == "proven with scans"
+    assert Parity(state="unproven", proven_with=("phantom",)).summary == "unproven"
+    for name in ("composition", "sarcoma"):
+        older = ModelSpec.from_json((REPOSITORY / name / "ctseg.json").read_bytes(), source=name)
+        assert (older.parity.proven_with, older.parity.summary) == ((), "proven")
+
+
 def test_json_is_ascii_and_canonical():
     text = make_spec(provenance=Provenance(dataset="Größe")).to_json()
     assert text.isascii()

@@ -116,7 +116,10 @@ def _run_export(args: argparse.Namespace) -> int:
         cases, source = preprocessed_cases(model), "nnU-Net's preprocessed training data"
     bundle = export_model(model, args.output, options, cases=cases, data_source=source, report=print)
     states = ", ".join(f"{item.precision} {'proven' if item.proven else 'UNPROVEN'}" for item in bundle.report.variants)
-    print(f"{bundle.folder}: {states}; parity/ holds patient data; details in parity.md")
+    print(
+        f"{bundle.folder}: {states}; details in parity.md; parity/ holds patient data and stays here, parity_phantom/ "
+        "holds none and goes into images"
+    )
     return 0
 
 
@@ -241,7 +244,7 @@ def _run_build(args: argparse.Namespace) -> int:
     )
     entry = build_entry(args.bundle, args.repository, options, report=print)
     newest = entry.newest
-    print(f"{newest.folder}: {entry.backend}, {newest.spec.precision}, parity {newest.spec.parity.state}")
+    print(f"{newest.folder}: {entry.backend}, {newest.spec.precision}, parity {newest.spec.parity.summary}")
     return 0
 
 

@@ -3,7 +3,8 @@
 Without words, or with flags of tritonserver only, it serves:
 
 1. an entry is built of every bundle under ``CTSEG_BUNDLES`` that has none for this machine yet, under a lock that
-   servers with the same repository share; versions that nobody serves any more are removed;
+   servers with the same repository share; versions that nobody serves any more are removed. Bundles that lie in the
+   image itself may hold no voxels of patients;
 2. everything that would make a start end badly is checked and told: no model, no GPU for a plan,
    shared memory, rights, certificates;
 3. the readiness process is started, and this process becomes ``tritonserver`` (signals reach it directly).
@@ -24,6 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from ctseg.container.baked import bundles_in_image, require_no_patients
 from ctseg.container.builds import build_entries, find_bundles, repository_lock
 from ctseg.container.children import end_by_signals, python_command, run_child
 from ctseg.container.log import log_to_standard_error
@@ -71,6 +73,7 @@ def serve(extra_flags: Sequence[str]) -> NoReturn:
     os.umask(0o022)
     settings = read_settings()
     bundles = find_bundles(settings.bundles)
+    require_no_patients(bundles_in_image(bundles))
     with repository_lock(settings) if bundles else contextlib.nullcontext():
         fitting = build_entries(settings, bundles)
         entries = entries_of(settings)

@@ -13,7 +13,7 @@ from ctseg.deploy.build_job import BuildOptions, Job
 from ctseg.deploy.build_onnxruntime import build_onnxruntime
 from ctseg.deploy.build_python import build_python
 from ctseg.deploy.build_tensorrt import build_tensorrt
-from ctseg.deploy.bundle import Bundle, read_bundle, source_precision
+from ctseg.deploy.bundle import NO_PHANTOM, Bundle, read_bundle, source_precision
 from ctseg.deploy.runtimes import Measure, seconds_per_patch
 from ctseg.deploy.tensorrt_plan import Compiler
 from ctseg.errors import ParityError, SetupError
@@ -70,6 +70,8 @@ def build_entry(
             settings=("device",),
         )
     bundle = read_bundle(bundle_folder)
+    if bundle.parity_sets == ("scans",):
+        report(f"{bundle.folder}: {NO_PHANTOM}: export the model again before one is made")
     spec = _spec_of(bundle, options)
     source = bundle.variant(source_precision(options.precision, options.backend))
     if not source.proven and not options.accept_unproven:

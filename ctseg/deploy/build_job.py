@@ -89,8 +89,8 @@ class Job:
     compiler: Compiler | None = None
 
     @cached_property
-    def data(self) -> ParityData:
-        """What the network is compared on."""
+    def parity_data(self) -> tuple[ParityData, ...]:
+        """What the network is compared on: scans and phantom, as far as the bundle has them."""
         return self.bundle.parity_data()
 
     @property
@@ -120,7 +120,7 @@ class Job:
             ParityError: It does not pass.
         """
         self.report(summary([check]))
-        require(check, model=self.spec.name, accept_unproven=self.options.accept_unproven, data=self.data)
+        require(check, model=self.spec.name, accept_unproven=self.options.accept_unproven)
 
     def entry_on_disk(self) -> Entry | None:
         """Return the entry of this name, None where there is none."""
@@ -233,11 +233,11 @@ def add_to_newest(job: Job, entry: Entry, built: Built) -> Entry:
 
 
 def _draft(job: Job, built: Built, checks: tuple[Check, ...]) -> EntryDraft:
-    proven = job.source.proven and job.data.is_real and built.check.proves
     parity = built.check.as_parity(detail=built.check.network)
+    parity = parity.model_copy(update={"graph_proven_with": job.source.proven_with})
     return EntryDraft(
         spec=job.spec.model_copy(
-            update={"parity": parity if proven else parity.model_copy(update={"state": "unproven"})}
+            update={"parity": parity if job.source.proven else parity.model_copy(update={"state": "unproven"})}
         ),
         backend=job.options.backend,
         model_file=built.model_file,
@@ -261,10 +261,12 @@ def _build_info(job: Job, built: Built) -> dict[str, Any]:
 
 def _reports(job: Job, checks: tuple[Check, ...], suffix: str = "") -> dict[str, str]:
     """Return the parity report, for programs and for people, by file name."""
+    sources = {data.parity_set: data.source for data in job.parity_data}
     report = ParityReport(
         model=job.spec.name,
         network_sha256=job.spec.network_sha256,
-        data=job.data.source,
+        data=sources.get("scans", ""),
+        phantom=sources.get("phantom", ""),
         created=now(),
         variants=(job.source.model_copy(update={"checks": checks}),),
     )

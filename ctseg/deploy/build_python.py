@@ -66,7 +66,7 @@ def build_python(job: Job) -> Entry:
         candidates.append(candidate)
     passing = [candidate for candidate in candidates if candidate.check.passed] or candidates[:1]
     best = min(passing, key=lambda candidate: candidate.seconds)
-    require(best.check, model=job.spec.name, accept_unproven=options.accept_unproven, data=job.data)
+    require(best.check, model=job.spec.name, accept_unproven=options.accept_unproven)
     info = {
         **tools,
         "network": best.check.network,
@@ -130,6 +130,6 @@ def try_runtime(job: Job, runtime: str) -> Candidate:
         network = onnxruntime_network(job.model_file, threads=job.options.threads, device=device)
     where = f"on the {device.upper()}"
     what = " ".join(part for part in (job.source.file, "in", describe_runtime(runtime), hint, where) if part)
-    check = check_network(network, job.data, job.spec, what=what, precision=precision, sha256=job.source.sha256)
+    check = check_network(network, job.parity_data, job.spec, what=what, precision=precision, sha256=job.source.sha256)
     seconds = job.measure(network, job.spec)
     return Candidate("openvino" if runtime == "openvino" else "onnxruntime", hint, check, seconds)

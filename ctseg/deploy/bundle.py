@@ -1,12 +1,13 @@
 """The bundle: what export writes and build reads, one folder for one trained model.
 
 ``ctseg.json`` (spec of the FP32 network), ``model.onnx``, ``model.<precision>.onnx``, beside each ``<name>.data`` with
-its weights if they are too large for one file, ``parity.json``, ``parity.md`` (for people), ``parity/`` (patches and
-one case with PyTorch's logits).
+its weights if they are too large for one file, ``parity.json``, ``parity.md`` (for people), ``parity/`` and
+``parity_phantom/`` (patches and one case with PyTorch's logits, of real scans and of a phantom). The former stays with
+who exported: a bundle works without either, and carries no patient without the first.
 """
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,12 +17,17 @@ from ctseg.deploy.parity_report import ParityReport, Variant
 from ctseg.errors import OutputError, SetupError, SpecError
 from ctseg.files.atomic import appearing
 from ctseg.files.folders import require_writable
-from ctseg.model_spec import SPEC_NAME, ModelSpec, Precision
+from ctseg.model_spec import SPEC_NAME, ModelSpec, ParitySet, Precision
 from ctseg.serving.entries import Backend
 
 PARITY_NAME = "parity.json"
 PAGE_NAME = "parity.md"
-DATA_NAME = "parity"
+PARITY_SETS: Mapping[ParitySet, str] = {"scans": "parity", "phantom": "parity_phantom"}
+"""Names of the folders with what networks are compared on."""
+NO_PHANTOM = (
+    "an older ctseg wrote this bundle, without parity_phantom/: an image that carries it would carry voxels of "
+    "patients, and is refused"
+)
 
 
 def model_name(precision: Precision) -> str:
@@ -81,13 +87,26 @@ class Bundle:
         output = self.spec.output.model_copy(update={"dtype": variant.output_dtype})
         return self.spec.model_copy(update={"precision": precision, "output": output, "parity": parity})
 
-    def parity_data(self) -> ParityData:
-        """Return patches and case.
+    @property
+    def parity_sets(self) -> tuple[ParitySet, ...]:
+        """What is there to compare networks on."""
+        return tuple(name for name, folder in PARITY_SETS.items() if (self.folder / folder).is_dir())
+
+    def parity_data(self) -> tuple[ParityData, ...]:
+        """Return patches and case of the scans, of the phantom, or of both, as far as they are there.
 
         Raises:
-            SpecError: They are missing or broken.
+            SpecError: Both are missing, or one is broken.
         """
-        return ParityData.read(self.folder / DATA_NAME, source=self.report.data)
+        if not self.parity_sets:
+            raise SpecError(
+                f"{self.folder}: found neither {' nor '.join(f'{name}/' for name in PARITY_SETS.values())}, with which "
+                "what is built would be proven: export the model again"
+            )
+        sources: Mapping[ParitySet, str] = {"scans": self.report.data, "phantom": self.report.phantom}
+        return tuple(
+            ParityData.read(self.folder / PARITY_SETS[name], name, source=sources[name]) for name in self.parity_sets
+        )
 
 
 def _require_unchanged(path: Path, sha256: str) -> None:

@@ -69,6 +69,8 @@ def examine(*, repository: Path | None = None, urls: Sequence[str] = (), bundle:
         findings += _running_server(url, repository)
         if bundle is not None:
             findings += _live_parity(url, bundle)
+    if bundle is not None:
+        findings += _bundle(bundle)
     if bundle is not None and not urls:
         findings += _embedded_parity(repository, bundle)
     return findings
@@ -203,7 +205,7 @@ def _repository(folder: Path) -> Iterator[Finding]:
         for item in entry.versions:
             subject = f"model {name}, version {item.version}"
             spec = item.spec
-            found = f"{entry.backend}, {spec.precision}, digest {spec.digest[:12]}, parity {spec.parity.state}"
+            found = f"{entry.backend}, {spec.precision}, digest {spec.digest[:12]}, parity {spec.parity.summary}"
             if spec.parity.state == "proven":
                 yield Finding(subject, "ok", found)
             else:
@@ -276,6 +278,22 @@ def _plan_freshness(subject: str, build: dict[str, Any]) -> Iterator[Finding]:
             f"built with {made_for}; here is {here}",
             "build it again here: `ctseg build`",
         )
+
+
+def _bundle(folder: Path) -> Iterator[Finding]:
+    from ctseg.deploy.bundle import NO_PHANTOM, read_bundle
+
+    subject = f"bundle {folder}, images"
+    try:
+        found = read_bundle(folder).parity_sets
+    except CtsegError:  # what is wrong with it is told where it is compared
+        return
+    if found == ("scans",):
+        yield Finding(subject, "note", NO_PHANTOM, "export the model again, if an image shall carry it")
+    elif "scans" in found:
+        yield Finding(subject, "ok", "parity/ holds patient data and stays here; parity_phantom/ goes into images")
+    elif found:
+        yield Finding(subject, "ok", "parity_phantom/ alone is there: no voxels of patients")
 
 
 def _running_server(url: str, repository: Path | None) -> Iterator[Finding]:

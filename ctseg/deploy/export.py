@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ctseg.deploy.bundle import (
-    DATA_NAME,
     PAGE_NAME,
     PARITY_NAME,
+    PARITY_SETS,
     Bundle,
     check_replaceable,
     model_name,
@@ -109,43 +109,46 @@ def export_model(
     report(
         f"{spec.name}: {model.trainer} {model.configuration}, folds {', '.join(model.folds)}, mirroring: {mirroring}"
     )
-    data = parity_data_of(model, spec, cases, data_source)
-    report(f"  parity data: {data.source}")
+    scans, phantom = parity_data_of(model, spec, cases, data_source)
+    report(f"  parity data: {scans.source}; {phantom.source}")
 
-    return write_bundle(output, lambda folder: _fill(folder, model, spec, data, options, report))
+    return write_bundle(output, lambda folder: _fill(folder, model, spec, (scans, phantom), options, report))
 
 
 def _fill(
     folder: Path,
     model: LoadedModel,
     spec: ModelSpec,
-    data: ParityData,
+    parity_data: tuple[ParityData, ParityData],
     options: ExportOptions,
     report: Callable[[str], None],
 ) -> None:
     """Write graphs, each proven, and what is known about them into the folder of a bundle."""
     with tempfile.TemporaryDirectory(prefix=".outside-", dir=folder) as temporary:  # what comes in holds the rest too
-        job = _Job(folder, spec, data, options, report, Path(temporary))
+        job = _Job(folder, spec, *parity_data, options, report, Path(temporary))
         graph = _write_fp32(job, model)
         check = job.compared(folder / model_name("fp32"), "fp32")
         report(summary([check]))
-        require(check, model=spec.name, accept_unproven=options.accept_unproven, data=data)
+        require(check, model=spec.name, accept_unproven=options.accept_unproven)
         variants = [job.variant("fp32", (check,))]
         for precision in ("fp16", "bf16"):
             if precision in options.precisions:
                 variants.append(_half_variant(job, precision, graph))
-    final = spec.model_copy(update={"parity": check.as_parity(detail="" if data.is_real else "no real scan was given")})
+    detail = "" if job.scans.is_complete else "no real scan was given"
+    final = spec.model_copy(update={"parity": check.as_parity(detail=detail)})
     (folder / SPEC_NAME).write_text(final.to_json() + "\n", encoding="utf-8")
     parity = ParityReport(
         model=spec.name,
         network_sha256=spec.network_sha256,
-        data=data.source,
+        data=job.scans.source,
+        phantom=job.phantom.source,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         variants=tuple(variants),
     )
     (folder / PARITY_NAME).write_text(parity.to_json(), encoding="utf-8")
     (folder / PAGE_NAME).write_text(parity.to_markdown(), encoding="utf-8")
-    data.write(folder / DATA_NAME)
+    for data in parity_data:
+        data.write(folder / PARITY_SETS[data.parity_set])
 
 
 @dataclass(frozen=True)
@@ -155,7 +158,8 @@ class _Job:
     Attributes:
         folder: Takes the bundle's files.
         spec: The network's contract.
-        data: What networks are compared on.
+        scans: What networks are compared on.
+        phantom: What they are compared on besides, and alone where no patient's voxels may go.
         options: How.
         report: Takes lines that say how it goes.
         temporary: For what is needed in between.
@@ -163,7 +167,8 @@ class _Job:
 
     folder: Path
     spec: ModelSpec
-    data: ParityData
+    scans: ParityData
+    phantom: ParityData
     options: ExportOptions
     report: Callable[[str], None]
     temporary: Path
@@ -174,7 +179,7 @@ class _Job:
         how = f", {precision.upper()} tensors rounded to {precision.upper()}," if stands_for else ""
         return check_network(
             onnxruntime_network(path),
-            self.data,
+            (self.scans, self.phantom),
             self.spec,
             what=f"{file.name}{how} in {describe_runtime('onnxruntime')} on the CPU",
             precision=precision,
@@ -207,7 +212,7 @@ def _write_fp32(job: _Job, model: LoadedModel) -> Any:
 def _half_variant(job: _Job, precision: Literal["fp16", "bf16"], graph: Any) -> Variant:
     """Take the first mixed network that passes; the most aggressive comes first.
 
-    Where no real scan was given, none can be proven: random patches are then what it has to pass.
+    Where no real scan was given, none can be proven: the phantom and random patches are then what it has to pass.
     """
     output_dtype: Literal["FP32", "FP16"] = "FP16" if job.options.fp16_output and precision == "fp16" else "FP32"
     path = job.folder / model_name(precision)
@@ -220,13 +225,13 @@ def _half_variant(job: _Job, precision: Literal["fp16", "bf16"], graph: Any) -> 
         last = job.variant(precision, checks, kept_fp32=attempt.kept_fp32, output_dtype=output_dtype)
         job.report(f"  {precision}, kept in FP32: {attempt.kept_fp32}")
         job.report(summary(checks))
-        if last.proven or (checks[0].passed and not job.data.is_real):
-            _require_types_that_fit(path, precision, job.data)
+        if last.proven or (checks[0].passed and not job.scans.is_complete):
+            _require_types_that_fit(path, precision, job.phantom)
             break
     if last is None:
         raise SetupError(f"{job.spec.name}: there is no mixed network to try")
     try:
-        require(last.checks[0], model=job.spec.name, accept_unproven=job.options.accept_unproven, data=job.data)
+        require(last.checks[0], model=job.spec.name, accept_unproven=job.options.accept_unproven)
     except ParityError as error:
         raise ParityError(
             f"{error}; without the {precision.upper()} network the FP32 network is written, which passes",
@@ -242,7 +247,7 @@ def _attempts(
 
     if precision == "bf16":
         return bf16_attempts(graph, outside=job.temporary)
-    patches = np.asarray(job.data.patches if len(job.data.patches) else job.data.random)
+    patches = np.concatenate([job.scans.patches, job.phantom.patches])  # it has to hold the values of both
     return fp16_attempts(graph, patches, output_dtype=output_dtype, outside=job.temporary)
 
 

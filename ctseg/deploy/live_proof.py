@@ -75,5 +75,5 @@ def prove_live(
         predictor = stack.enter_context(connect(urls, name, options=options))
         check = check_live(predictor, bundle, predictor.spec.precision)
     report(summary([check]))
-    require(check, model=name, accept_unproven=accept_unproven, data=bundle.parity_data())
+    require(check, model=name, accept_unproven=accept_unproven)
     return check

@@ -9,7 +9,7 @@ from pydantic import ConfigDict, ValidationError
 
 from ctseg.documents import Document
 from ctseg.errors import SpecError
-from ctseg.model_spec import Parity, Precision
+from ctseg.model_spec import Parity, ParitySet, Precision
 
 
 class _Figures(Document):
@@ -32,12 +32,20 @@ class Comparison(_Figures):
 
     what: str
     """``patches``, ``random patches`` or ``case``."""
+    parity_set: ParitySet = "scans"
+    """Where they come from; of the phantom's, labels count only where PyTorch decides them clearly."""
     relative_l2: float
     max_abs_error: float
     label_difference_share: float
     labels: dict[str, LabelFigures]
     problems: tuple[str, ...]
     """Why this fails; empty when it does not."""
+
+    @property
+    def title(self) -> str:
+        """What was compared, for people."""
+        is_phantom = self.parity_set == "phantom" and self.what != "random patches"
+        return f"phantom {self.what}" if is_phantom else self.what
 
 
 class Check(_Figures):
@@ -53,7 +61,7 @@ class Check(_Figures):
     @property
     def problems(self) -> tuple[str, ...]:
         """Why the check fails, over all comparisons; empty when it passes."""
-        return tuple(f"{item.what}: {problem}" for item in self.comparisons for problem in item.problems)
+        return tuple(f"{item.title}: {problem}" for item in self.comparisons for problem in item.problems)
 
     @property
     def passed(self) -> bool:
@@ -61,16 +69,28 @@ class Check(_Figures):
         return bool(self.comparisons) and not self.problems
 
     @property
+    def proven_with(self) -> tuple[ParitySet, ...]:
+        """The sets on which it passed; none where it failed, or one of them lacks patches or a whole case."""
+        found: dict[ParitySet, set[str]] = {}
+        for item in self.comparisons:
+            found.setdefault(item.parity_set, set()).add(item.what)
+        is_complete = all({"patches", "case"} <= names for names in found.values())
+        return tuple(found) if self.passed and is_complete else ()
+
+    @property
     def proves(self) -> bool:
-        """Whether it passed on what proves something: real patches and a whole case."""
-        return self.passed and {"patches", "case"} <= {item.what for item in self.comparisons}
+        """Whether it passed on what proves something: patches and a whole case of every set."""
+        return bool(self.proven_with)
 
     def as_parity(self, *, detail: str = "") -> Parity:
-        """Return the short form that travels in the spec."""
-        worst = [item for item in self.comparisons if item.labels] or list(self.comparisons)
+        """Return the short form that travels in the spec; its figures are the worst of the scans, where there are."""
+        with_labels = [item for item in self.comparisons if item.labels]
+        worst = [item for item in with_labels if item.parity_set == "scans"] or with_labels or self.comparisons
         dices = [figures.dice for item in worst for figures in item.labels.values() if figures.voxels]
         return Parity(
             state="proven" if self.proves else "unproven",
+            proven_with=self.proven_with,
+            graph_proven_with=self.proven_with,
             relative_l2=_finite(max((item.relative_l2 for item in worst), default=None)),
             max_abs_error=_finite(max((item.max_abs_error for item in worst), default=None)),
             label_difference_share=_finite(max((item.label_difference_share for item in worst), default=None)),
@@ -95,6 +115,11 @@ class Variant(_Figures):
         """Whether there are checks and all of them prove it."""
         return bool(self.checks) and all(check.proves for check in self.checks)
 
+    @property
+    def proven_with(self) -> tuple[ParitySet, ...]:
+        """The sets on which every check passed; none where one proves nothing."""
+        return self.checks[0].proven_with if self.proven else ()
+
 
 class ParityReport(_Figures):
     """``parity.json`` of a bundle, or of a version in a model repository."""
@@ -103,7 +128,9 @@ class ParityReport(_Figures):
     model: str
     network_sha256: str
     data: str
-    """Where the parity data comes from."""
+    """Where the scans of the parity data come from; empty where there were none."""
+    phantom: str = ""
+    """What the phantom was; empty where there was none."""
     created: str
     variants: tuple[Variant, ...]
 
@@ -131,10 +158,11 @@ class ParityReport(_Figures):
 
     def to_markdown(self) -> str:
         """Return a page that a person can read."""
+        on_what = " and ".join(part for part in (self.data, self.phantom) if part)
         lines = [
             f"# Parity of {self.model}",
             "",
-            f"Compared with PyTorch FP32 on {self.data}. Written {self.created}; network {self.network_sha256[:12]}.",
+            f"Compared with PyTorch FP32 on {on_what}. Written {self.created}; network {self.network_sha256[:12]}.",
         ]
         for variant in self.variants:
             state = "**proven**" if variant.proven else "**UNPROVEN**"
@@ -146,7 +174,7 @@ class ParityReport(_Figures):
                 lines += ["|---|---|---|---|---|---|---|---|"]
                 for item in check.comparisons:
                     head = (
-                        f"| {item.what} | {item.relative_l2:.2e} | {item.max_abs_error:.2e} "
+                        f"| {item.title} | {item.relative_l2:.2e} | {item.max_abs_error:.2e} "
                         f"| {item.label_difference_share:.4%} "
                     )
                     rows = [f"| {n} | {f.voxels} | {f.differing} | {f.dice:.6f} |" for n, f in item.labels.items()]
@@ -163,7 +191,7 @@ def summary(checks: Iterable[Check]) -> str:
         for item in check.comparisons:
             dices = [figures.dice for figures in item.labels.values() if figures.voxels]
             lines.append(
-                f"  {check.network}, {item.what}: relative L2 {item.relative_l2:.1e}, "
+                f"  {check.network}, {item.title}: relative L2 {item.relative_l2:.1e}, "
                 f"labels differ {item.label_difference_share:.4%}"
                 + (f", lowest Dice {min(dices):.6f}" if dices else "")
                 + (", one label alone is found here" if len(dices) == 1 else "")

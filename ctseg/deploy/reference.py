@@ -7,9 +7,10 @@ import numpy as np
 
 from ctseg.deploy.parity import CASE_STEP, case_logits_of
 from ctseg.deploy.parity_data import Array, ParityData, PreparedCase
+from ctseg.deploy.phantom import PHANTOM_SOURCE, phantom_case
 from ctseg.deploy.runtimes import Network
 from ctseg.deploy.trained_model import LoadedModel
-from ctseg.model_spec import ModelSpec
+from ctseg.model_spec import ModelSpec, ParitySet
 from ctseg.numerics.decide import labels_of_logits
 from ctseg.numerics.windows import cut_patches, plan_windows
 
@@ -42,47 +43,62 @@ def torch_network(model: LoadedModel, spec: ModelSpec) -> Network:
     return run
 
 
-def parity_data_of(model: LoadedModel, spec: ModelSpec, cases: Sequence[PreparedCase], source: str) -> ParityData:
-    """Choose patches and a case, and run PyTorch on them.
+def parity_data_of(
+    model: LoadedModel, spec: ModelSpec, cases: Sequence[PreparedCase], source: str
+) -> tuple[ParityData, ParityData]:
+    """Choose patches and a case, and run PyTorch on them: of real scans, and of the phantom.
 
     Args:
         model: The trained model.
         spec: Its contract.
         cases: Real scans; the first is run whole, of the others one patch each. Without any there are only random
-            patches, which prove nothing.
+            patches in their place, which prove nothing.
         source: Where they come from, for people.
     """
     network = torch_network(model, spec)
-    channels = len(spec.channels)
-    random = np.random.default_rng(0).standard_normal((2, channels, *spec.patch_size)).astype(np.float32)
-    no_patches = np.empty((0, channels, *spec.patch_size), np.float32)
+    random = np.random.default_rng(0).standard_normal((2, len(spec.channels), *spec.patch_size)).astype(np.float32)
+    phantom = _compared("phantom", PHANTOM_SOURCE, [phantom_case(spec)], random, network, spec)
     if not cases:
-        return ParityData(
-            source="random patches only",
-            patches=no_patches,
-            patches_logits=np.empty((0, spec.num_heads, *spec.patch_size), np.float32),
-            random=random,
-            random_logits=network(random),
-            case=np.empty((channels, 0, 0, 0), np.float32),
-            case_logits=np.empty((spec.num_heads, 0, 0, 0), np.float32),
-        )
-    case, note = _cut_to_limit(cases[0], spec)
-    case_logits = case_logits_of(case, network, spec)
-    patches = [*_patches_with_most_foreground(case, case_logits, spec)]
+        return _compared("scans", "random patches only", (), random, network, spec), phantom
+    count = f"{len(cases)} case{'s' if len(cases) > 1 else ''}"  # no names: they may be patients'
+    return _compared("scans", f"{source or 'scans'}: {count}", cases, random[:0], network, spec), phantom
+
+
+def _compared(
+    parity_set: ParitySet,
+    source: str,
+    cases: Sequence[PreparedCase],
+    random: Array,
+    network: Network,
+    spec: ModelSpec,
+) -> ParityData:
+    case, note = np.empty((len(spec.channels), 0, 0, 0), np.float32), ""
+    case_logits = np.empty((spec.num_heads, 0, 0, 0), np.float32)
+    patches: list[Array] = []
+    if cases:
+        case, note = _cut_to_limit(cases[0], spec)
+        case_logits = case_logits_of(case, network, spec)
+        patches = _patches_with_most_foreground(case, case_logits, spec)
     for other in cases[1:]:
         plan = plan_windows(_size(other.voxels), spec.patch_size, CASE_STEP)
         patches.append(cut_patches(other.voxels, plan, len(plan) // 2, 1)[0])
-    stacked = np.stack(patches)
-    names = ", ".join(item.name for item in cases)
+    stacked = np.stack(patches) if patches else random[:0]
     return ParityData(
-        source=f"{source or 'scans'}: {names}{note}",
+        parity_set=parity_set,
+        source=f"{source}{note}",
         patches=stacked,
-        patches_logits=np.concatenate([network(stacked[i : i + 1]) for i in range(len(stacked))]),
+        patches_logits=_logits_one_by_one(stacked, network, spec),
         random=random,
-        random_logits=network(random),
+        random_logits=_logits_one_by_one(random, network, spec),
         case=case,
         case_logits=case_logits,
+        names=tuple(item.name for item in cases) if parity_set == "scans" else (),
     )
+
+
+def _logits_one_by_one(patches: Array, network: Network, spec: ModelSpec) -> Array:
+    none = np.empty((0, spec.num_heads, *spec.patch_size), np.float32)
+    return np.concatenate([none, *(network(patches[i : i + 1]) for i in range(len(patches)))])
 
 
 def _cut_to_limit(case: PreparedCase, spec: ModelSpec) -> tuple[Array, str]:

@@ -1,6 +1,7 @@
 """Servers with mounted and with baked bundles, and starts that must be refused."""
 
 import contextlib
+import json
 import shutil
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from tritonclient.utils import InferenceServerException
 from scripts.check_images.claims import claim, step
 from scripts.check_images.data import give_to
 from scripts.check_images.images import build_image
+from scripts.check_images.layers import files_in_image, patient_data_in
 from scripts.check_images.machine import KEY, MODEL, SERVER_USER, TRAINER_USER, Machine
 from scripts.check_images.serving import (
     Serving,
@@ -52,10 +54,11 @@ def serve_baked(machine: Machine, data: Path, expected: np.ndarray, mounts: Sequ
     shutil.copytree(data / "bundles", machine.scratch / "context" / "bundles", dirs_exist_ok=True)
     serve_file = str(machine.scratch / "context" / "Dockerfile.serve")
     build_image(machine, mounts, "baked", serve_file, "triton", "--target", "baked")
+    check_no_patients(machine, data)
     shutil.rmtree(data / "models")
     (data / "models").mkdir()
     give_to(data / "models", SERVER_USER)
-    baked = {"SERVE_IMAGE": "localhost/ci/baked", "BUNDLES": str(machine.scratch / "context" / "bundles")}
+    baked = {"SERVE_IMAGE": "localhost/ci/baked", "BUNDLES": ""}
     with serving(machine, data, "baked", TLS="mutual", TLS_FOLDER=str(data / "tls"), **baked) as server:
         with_key = (
             "--tls_client_certificate",
@@ -64,6 +67,9 @@ def serve_baked(machine: Machine, data: Path, expected: np.ndarray, mounts: Sequ
             str(data / "tls/tls.key"),
         )
         trusted = ("--tls_root_certificates", str(data / "tls" / "ca.crt"))
+        parity = json.loads((data / "models" / MODEL / "ctseg.json").read_text())["parity"]
+        proven = (parity["state"], parity["proven_with"], parity["graph_proven_with"])
+        claim("its entry is proven with the phantom", proven == ("proven", ["phantom"], ["scans", "phantom"]), parity)
         compare_labels(machine, server, data, expected, *trusted, *with_key)
         for what, words in (("plain text", ()), ("a client without certificate", trusted)):
             done = machine.run(
@@ -72,6 +78,33 @@ def serve_baked(machine: Machine, data: Path, expected: np.ndarray, mounts: Sequ
             )  # fmt: skip
             claim(f"{what} is refused under mutual TLS", done.returncode == 2, done.stdout)
         check_break(server, data)
+
+
+def check_no_patients(machine: Machine, data: Path) -> None:
+    """No layer of an image carries voxels of patients, and one that was made to does not start."""
+    scans = data / "bundles" / MODEL / "parity"
+    claim("the bundle has voxels of real scans", (scans / "case.npy").is_file())
+    for tag in ("serve", "baked"):
+        paths = files_in_image(machine, f"localhost/ci/{tag}")
+        held = patient_data_in(paths)
+        claim(f"no layer of the {tag} image has a parity/ ({len(paths)} files looked at)", not held, held[:5])
+        phantoms = [path for path in paths if path.endswith("/parity_phantom/case.npy")]
+        claim(f"phantoms in it: {len(phantoms)}", len(phantoms) == (tag == "baked"), phantoms)
+    for lost, told in (("", "/bundles/sarcoma/parity: voxels of patients"), ("parity*", "no parity_phantom/ there")):
+        context = machine.scratch / "careless"
+        shutil.rmtree(context, ignore_errors=True)
+        shutil.copytree(data / "bundles", context / "bundles", ignore=shutil.ignore_patterns(*lost.split()))
+        check = 'RUN ["/opt/ctseg/venv/bin/python", "-I", "-m", "ctseg.container.baked"]'
+        (context / "Dockerfile").write_text(
+            f"FROM localhost/ci/serve AS made\nCOPY bundles /bundles\nFROM made\n{check}\n"
+        )
+        words = ("build", "--format", "docker", "--network", "host", "--pull=never", "-f", context / "Dockerfile")
+        said = machine.podman(*words, context, fails=True)
+        claim(f"a bundle that the image may not carry ends its build: {told}", told in said, said[-2000:])
+        machine.podman(*words, "--target", "made", "-t", "localhost/ci/careless", context)
+        if not lost:
+            flags = ["--network", "none", "--read-only", "--tmpfs", "/tmp", "--user", SERVER_USER]
+            is_told(machine, "voxels of patients in an image made by hand", [told], flags, "careless")
 
 
 def check_break(server: Serving, data: Path) -> None:

@@ -1,5 +1,6 @@
 """Small trained models and the bundles made of them, once for the whole session."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,10 +8,11 @@ import nibabel
 import numpy as np
 import pytest
 
-from ctseg.deploy.bundle import Bundle
+from ctseg.deploy.bundle import PARITY_SETS, Bundle, read_bundle
 from ctseg.deploy.export import ExportOptions, export_model
 from ctseg.deploy.parity_data import PreparedCase
 from ctseg.deploy.trained_model import load_trained_model
+from ctseg.model_spec import ParitySet
 from ctseg.numerics.prepare import prepare
 from tests.support.nnunet_reference import make_dataset, make_plans, make_trained_folder
 
@@ -54,6 +56,27 @@ def export(tmp_path_factory: pytest.TempPathFactory, real_cases: list[PreparedCa
 def bundle(trained_unet: Path, export: Callable[..., Bundle]) -> Bundle:
     """The bundle of one fold of the U-Net, FP32 and FP16."""
     return export(trained_unet, precisions=("fp32", "fp16"), name="unet", max_batch_size=3)
+
+
+@pytest.fixture(params=["scans", "phantom"])
+def parity_set(request: pytest.FixtureRequest) -> ParitySet:
+    """Every planted fault has to be found on the scans alone, and on the phantom alone."""
+    found: ParitySet = request.param
+    return found
+
+
+@pytest.fixture(scope="session")
+def mirroring_bundle(trained_unet: Path, export: Callable[..., Bundle]) -> Bundle:
+    """The bundle of a graph that mirrors."""
+    return export(trained_unet, mirroring="graph", max_batch_size=2)
+
+
+@pytest.fixture(scope="session")
+def phantom_bundle(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The same bundle as an image carries it: without the voxels of patients."""
+    folder = tmp_path_factory.mktemp("image") / "bundle"
+    shutil.copytree(bundle.folder, folder, ignore=shutil.ignore_patterns(PARITY_SETS["scans"]))
+    return read_bundle(folder)
 
 
 @pytest.fixture(scope="session")

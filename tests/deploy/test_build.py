@@ -2,10 +2,11 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import EPFail
 
 from ctseg.cli.main import main
 from ctseg.deploy.build import BuildOptions, build_entry
-from ctseg.deploy.bundle import Bundle
+from ctseg.deploy.bundle import PARITY_SETS, Bundle, read_bundle
 from ctseg.deploy.export import ExportOptions, export_model
 from ctseg.deploy.live_proof import check_live
 from ctseg.deploy.onnx_file import sha256_of_network
@@ -31,7 +32,7 @@ from ctseg.deploy.runtimes import onnxruntime_network, seconds_per_patch
 from ctseg.deploy.trained_model import load_trained_model
 from ctseg.errors import OutputError, ParityError, SetupError, SpecError
 from ctseg.files.digests import sha256_of_file
-from ctseg.model_spec import ModelSpec
+from ctseg.model_spec import ModelSpec, ParitySet
 from ctseg.numerics.mirroring import mirror_subsets
 from ctseg.predict.predictor import Identity
 from ctseg.serving.entries import Backend, read_entry
@@ -40,6 +41,10 @@ from tests.support.nnunet_reference import make_dataset, make_plans, make_traine
 from tests.support.onnx_as_plan import OnnxAsPlan
 
 ONNXRUNTIME = BuildOptions(runtime="onnxruntime")
+REFUSED: Mapping[ParitySet, str] = {
+    "scans": "patches: .*; case: ",
+    "phantom": "phantom patches: .*; random patches: .*; phantom case: ",
+}
 
 
 def build_json(folder: Path, name: str = "build.json") -> dict[str, object]:
@@ -61,6 +66,64 @@ def test_python_entry_is_complete_and_proven(bundle: Bundle, tmp_path: Path) -> 
     assert info["onnx_sha256"] == bundle.variant("fp32").sha256
     assert str(info["runtime"]).startswith("onnxruntime ")
     assert any("case" in line for line in lines)
+
+
+def test_the_spec_says_which_set_proved_what(
+    bundle: Bundle, phantom_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bundle.spec.parity.summary == "proven with scans and phantom"
+    with_both = build_entry(bundle.folder, tmp_path / "both", ONNXRUNTIME).newest.spec
+    assert with_both.parity.summary == "proven with scans and phantom"
+    lines: list[str] = []
+    entry = build_entry(phantom_bundle.folder, tmp_path / "image", ONNXRUNTIME, report=lines.append).newest
+    assert entry.spec.parity.proven_with == ("phantom",)
+    assert entry.spec.parity.graph_proven_with == ("scans", "phantom")
+    assert entry.spec.parity.summary == "proven with phantom (its graph with scans and phantom)"
+    assert entry.spec.digest == with_both.digest == bundle.spec.digest
+    report = ParityReport.read(entry.folder / "parity.json")
+    assert report.variants[0].proven_with == ("phantom",)
+    assert report.data == ""
+    assert "Compared with PyTorch FP32 on a phantom" in (entry.folder / "parity.md").read_text()
+    assert not any(re.search(r", (patches|case): ", line) for line in lines)
+    assert main(["build", str(phantom_bundle.folder), "--repository", str(tmp_path / "image"), "--if_needed"]) == 0
+    assert "parity proven with phantom (its graph with scans and phantom)" in capsys.readouterr().out
+
+
+def test_a_bundle_of_an_older_ctseg_is_built_with_its_scans_and_told_from_one_that_an_image_may_carry(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    older = copy_with(bundle, tmp_path / "b", "scans")
+    report = json.loads((older / "parity.json").read_text())
+    del report["phantom"]
+    for variant in report["variants"]:
+        for check in variant["checks"]:
+            check["comparisons"] = [item for item in check["comparisons"] if item.pop("parity_set") == "scans"]
+    (older / "parity.json").write_text(json.dumps(report))
+    spec = json.loads((older / "ctseg.json").read_text())
+    del spec["parity"]["proven_with"], spec["parity"]["graph_proven_with"]
+    (older / "ctseg.json").write_text(json.dumps(spec))
+    lines: list[str] = []
+    entry = build_entry(older, tmp_path / "r", ONNXRUNTIME, report=lines.append)
+    assert entry.newest.spec.parity.summary == "proven with scans"
+    assert lines[0].endswith(
+        "without parity_phantom/: an image that carries it would carry voxels of patients, and is refused: "
+        "export the model again before one is made"
+    )
+    shutil.rmtree(older / "parity")
+    with pytest.raises(SpecError, match=r"found neither parity/ nor parity_phantom/.*: export the model again"):
+        build_entry(older, tmp_path / "r", ONNXRUNTIME)
+
+
+@pytest.mark.parametrize("backend", ["python", "onnxruntime", "tensorrt"])
+def test_an_entry_carries_no_voxels_and_no_names_of_scans(bundle: Bundle, tmp_path: Path, backend: Backend) -> None:
+    options = BuildOptions(backend=backend, runtime="onnxruntime" if backend == "python" else None)
+    build_entry(bundle.folder, tmp_path, options, compiler=OnnxAsPlan())  # type: ignore[arg-type]
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [path for path in files if path.suffix == ".npy" or path.name == "README.txt"]
+    assert b"STS_" in (bundle.folder / "parity" / "README.txt").read_bytes()
+    assert not [path for path in files if b"STS_" in path.read_bytes()]
+    beside = [path for path in bundle.folder.rglob("*") if path.is_file() and path.parent.name != "parity"]
+    assert not [path for path in beside if b"STS_" in path.read_bytes()]
 
 
 def test_every_build_is_the_next_version_and_if_needed_builds_none(bundle: Bundle, tmp_path: Path) -> None:
@@ -180,9 +243,15 @@ def test_every_run_with_an_unproven_model_warns(
     assert case["made_by"]["parity"] == "unproven"
 
 
-def broken_copy(bundle: Bundle, folder: Path, change: Callable[[onnx.ModelProto], None]) -> Path:
+def copy_with(bundle: Bundle, folder: Path, parity_set: ParitySet) -> Path:
+    """A bundle with one set alone to prove it with."""
+    others = [name for kind, name in PARITY_SETS.items() if kind != parity_set]
+    return Path(shutil.copytree(bundle.folder, folder, ignore=shutil.ignore_patterns(*others)))
+
+
+def broken_copy(bundle: Bundle, folder: Path, change: Callable[[onnx.ModelProto], None], parity_set: ParitySet) -> Path:
     """A bundle whose network was changed, with a report that names the new file: only the gate can tell."""
-    shutil.copytree(bundle.folder, folder)
+    copy_with(bundle, folder, parity_set)
     graph = onnx.load(folder / "model.onnx")
     change(graph)
     old = bundle.variant("fp32").sha256
@@ -208,33 +277,35 @@ def swap_label_channels(graph: onnx.ModelProto) -> None:
 @pytest.mark.parametrize("backend", ["python", "onnxruntime", "tensorrt"])
 @pytest.mark.parametrize("change", [scale_one_tensor, swap_label_channels])
 def test_changed_network_is_refused_by_every_backend(
-    bundle: Bundle, tmp_path: Path, backend: str, change: Callable[[onnx.ModelProto], None]
+    bundle: Bundle, tmp_path: Path, backend: str, change: Callable[[onnx.ModelProto], None], parity_set: ParitySet
 ) -> None:
-    broken = broken_copy(bundle, tmp_path / "b", change)
+    broken = broken_copy(bundle, tmp_path / "b", change, parity_set)
     options = BuildOptions(backend=backend, runtime="onnxruntime")  # type: ignore[arg-type]
-    with pytest.raises(ParityError, match=r"does not give PyTorch's labels: patches: .*; case: "):
+    with pytest.raises(ParityError, match=rf"does not give PyTorch's labels: {REFUSED[parity_set]}"):
         build_entry(broken, tmp_path / "r", options, compiler=OnnxAsPlan())  # type: ignore[arg-type]
     assert not (tmp_path / "r").exists()
 
 
 def test_graph_that_lacks_one_flip_of_eight_is_not_built(
-    trained_unet: Path, export: Callable[..., Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained_unet: Path, mirroring_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parity_set: ParitySet
 ) -> None:
-    whole = export(trained_unet, mirroring="graph", max_batch_size=2)
+    whole = mirroring_bundle
     monkeypatch.setattr("ctseg.deploy.onnx_graph.mirror_subsets", lambda axes: mirror_subsets(axes)[:-1])
     model = load_trained_model(trained_unet, folds=(0,))
     fewer = onnx_graph_of(model, whole.spec)
-    broken = broken_copy(whole, tmp_path / "b", lambda graph: graph.CopyFrom(fewer))
-    with pytest.raises(ParityError, match=r"does not give PyTorch's labels: patches: .*; case: relative L2"):
+    broken = broken_copy(whole, tmp_path / "b", lambda graph: graph.CopyFrom(fewer), parity_set)
+    with pytest.raises(ParityError, match=rf"does not give PyTorch's labels: {REFUSED[parity_set]}relative L2"):
         build_entry(broken, tmp_path / "r", ONNXRUNTIME)
     assert not (tmp_path / "r").exists()
-    assert build_entry(whole.folder, tmp_path / "r", ONNXRUNTIME).newest.spec.parity.state == "proven"
+    healthy = copy_with(whole, tmp_path / "h", parity_set)
+    assert build_entry(healthy, tmp_path / "r", ONNXRUNTIME).newest.spec.parity.state == "proven"
 
 
-def test_plan_that_overflows_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+def test_plan_that_overflows_is_refused(bundle: Bundle, tmp_path: Path, parity_set: ParitySet) -> None:
     compiler = OnnxAsPlan(scale=np.inf)
+    alone = read_bundle(copy_with(bundle, tmp_path / "b", parity_set))
     with pytest.raises(ParityError, match=r"the logits are NaN or infinite \(an overflow of fp16\?\)"):
-        tensorrt(bundle, tmp_path / "r", compiler)
+        tensorrt(alone, tmp_path / "r", compiler)
     assert not (tmp_path / "r").exists()
 
 
@@ -298,7 +369,7 @@ def test_faster_of_the_runtimes_that_pass_is_taken(bundle: Bundle, tmp_path: Pat
 
 
 def test_runtime_that_fails_the_gate_is_not_taken_though_it_is_faster(
-    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parity_set: ParitySet
 ) -> None:
     def wrong(model: Path, **options: object) -> object:
         network = onnxruntime_network(model)
@@ -306,7 +377,8 @@ def test_runtime_that_fails_the_gate_is_not_taken_though_it_is_faster(
 
     monkeypatch.setattr("ctseg.deploy.build_python.openvino_network", wrong)
     given = iter([0.3, 0.2])
-    entry = build_entry(bundle.folder, tmp_path, measure=lambda network, spec: next(given))
+    alone = copy_with(bundle, tmp_path / "b", parity_set)
+    entry = build_entry(alone, tmp_path / "r", measure=lambda network, spec: next(given))
     assert str(build_json(entry.newest.folder)["runtime"]).startswith("onnxruntime ")
 
 
@@ -566,8 +638,9 @@ class Served:
         return self._network(patches) * self._scale
 
 
-def test_live_answers_are_compared_with_pytorch(bundle: Bundle) -> None:
-    assert check_live(Served(bundle), bundle, "fp32").passed
+def test_live_answers_are_compared_with_pytorch(bundle: Bundle, tmp_path: Path, parity_set: ParitySet) -> None:
+    bundle = read_bundle(copy_with(bundle, tmp_path / "b", parity_set))
+    assert check_live(Served(bundle), bundle, "fp32").proven_with == (parity_set,)
     assert not check_live(Served(bundle, scale=1.01), bundle, "fp32").passed
     other = bundle.spec.model_copy(update={"network_sha256": "0" * 64})
     with pytest.raises(SpecError, match=r"the server serves network 000000000000"):

@@ -77,7 +77,7 @@ def test_proven_entry_is_fine(repository: Path) -> None:
     finding = about(examine(repository=repository), "model unet, version 1")
     assert finding.level == "ok"
     assert "python, fp32, digest" in finding.found
-    assert "parity proven" in finding.found
+    assert finding.found.endswith("parity proven with scans and phantom")
 
 
 def test_changed_network_and_unproven_version_are_problems(repository: Path, tmp_path: Path, bundle: Bundle) -> None:
@@ -146,6 +146,20 @@ def test_entry_is_compared_with_its_bundle_by_a_server_of_its_own(
     (finding,) = [item for item in examine(repository=repository, bundle=bundle.folder) if "parity" in item.subject]
     assert finding.level == "ok"
     assert "live server, unet, case: relative L2" in finding.found
+
+
+def test_doctor_says_what_an_image_may_carry_of_a_bundle(
+    bundle: Bundle, phantom_bundle: Bundle, tmp_path: Path
+) -> None:
+    older = Path(shutil.copytree(bundle.folder, tmp_path / "b", ignore=shutil.ignore_patterns("parity_phantom")))
+    for folder, level, words in (
+        (bundle.folder, "ok", "parity/ holds patient data and stays here"),
+        (phantom_bundle.folder, "ok", "no voxels of patients"),
+        (older, "note", "an older ctseg wrote this bundle"),
+    ):
+        finding = about(examine(bundle=folder), f"bundle {folder}, images")
+        assert finding.level == level
+        assert words in finding.found
 
 
 def test_bundle_without_anything_to_compare_is_a_problem(repository: Path, bundle: Bundle, tmp_path: Path) -> None:

@@ -37,12 +37,18 @@ def relative_l2(found: np.ndarray, expected: np.ndarray) -> float:
 
 def test_bundle_has_what_it_should(bundle: Bundle) -> None:
     names = {path.name for path in bundle.folder.iterdir()}
-    assert names == {"ctseg.json", "model.onnx", "model.fp16.onnx", "parity.json", "parity.md", "parity"}
-    assert "PATIENT DATA" in (bundle.folder / "parity" / "README.txt").read_text()
+    documents = {"ctseg.json", "parity.json", "parity.md"}
+    assert names == {*documents, "model.onnx", "model.fp16.onnx", "parity", "parity_phantom"}
+    for folder, begin in (("parity", "PATIENT DATA unless"), ("parity_phantom", "No patient: ")):
+        assert f"\n\n{begin}" in (bundle.folder / folder / "README.txt").read_text()
     assert bundle.spec.parity.state == "proven"
     assert bundle.spec.parity.relative_l2 is not None
     assert bundle.spec.parity.relative_l2 < 1e-5
-    assert len(bundle.parity_data().patches) == 4  # three windows of the first case, one of the second
+    scans, phantom = bundle.parity_data()
+    assert len(scans.patches) == 4  # three windows of the first case, one of the second
+    assert len(phantom.patches) == 2  # the windows of one and a half patches
+    assert phantom.case.shape == (1, 24, 32, 32)
+    assert (len(scans.random), len(phantom.random)) == (0, 2)
 
 
 def test_graph_is_opset_17_with_dynamic_batch_and_the_specs_tensors(bundle: Bundle) -> None:
@@ -64,6 +70,7 @@ def test_batch_of_any_size_equals_single_patches(bundle: Bundle) -> None:
     np.testing.assert_allclose(network(patches), singles, rtol=1e-4, atol=1e-5)
 
 
+SHARED_NAMES = ("ctseg.json", "parity.json", "parity.md", "parity", "parity_phantom")
 NETWORKS = {
     "plain 2d": ((2, "plain"), (32, 32)),
     "residual 3d": ((3, "residual"), (16, 32, 32)),
@@ -98,7 +105,7 @@ def test_every_kind_of_network_gives_pytorchs_logits(name: str, tmp_path: Path) 
     bundle = export_model(model, tmp_path / "bundle", ExportOptions(max_batch_size=2), cases=[case])
     (check,) = bundle.report.variants[0].checks
     assert check.passed
-    assert [item.what for item in check.comparisons] == ["patches", "random patches", "case"]
+    assert check.proven_with == ("scans", "phantom")
     assert max(item.relative_l2 for item in check.comparisons) < 1e-5
     assert bundle.spec.patch_size == patch
 
@@ -142,7 +149,7 @@ def test_later_opsets_can_be_asked_for(trained_unet: Path, opset: int) -> None:
 def test_weights_that_one_file_cannot_hold_lie_beside_each_graph(large_bundle: Bundle, trained_unet: Path) -> None:
     names = {path.name for path in large_bundle.folder.iterdir()}
     graphs = {"model.onnx", "model.fp16.onnx", "model.bf16.onnx"}
-    assert names == {*graphs, *(f"{name}.data" for name in graphs), "ctseg.json", "parity.json", "parity.md", "parity"}
+    assert names == {*graphs, *(f"{name}.data" for name in graphs), *SHARED_NAMES}
     whole, half = ((large_bundle.folder / f"model{name}.onnx.data").stat().st_size for name in ("", ".fp16"))
     assert half < 0.75 * whole
     for variant in large_bundle.report.variants:
@@ -285,9 +292,12 @@ def test_scans_are_prepared_from_files_by_the_command_line(
     bundle = read_bundle(tmp_path / "b")
     assert bundle.spec.provenance.folds == ("1",)
     assert bundle.spec.mirroring == "none"
-    assert bundle.report.data == "scans: STS_042"
+    assert bundle.report.data == "scans: 1 case"
+    assert "scans: 1 case (STS_042)" in (tmp_path / "b" / "parity" / "README.txt").read_text()
     assert bundle.report.variants[0].proven
-    assert "fp32 proven" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "fp32 proven" in told
+    assert "parity/ holds patient data and stays here, parity_phantom/ holds none and goes into images" in told
 
 
 def test_preprocessed_training_data_is_found_without_unpickling(

@@ -3,6 +3,7 @@
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from ctseg.deploy.precision import fp16_attempts
 from ctseg.deploy.runtimes import onnxruntime_network
 from ctseg.deploy.trained_model import load_trained_model
 from ctseg.errors import InputError, ParityError, SpecError
-from ctseg.model_spec import Label, ModelSpec
+from ctseg.model_spec import Label, ModelSpec, ParitySet
 from ctseg.nnunet.plans import spec_from_plans
 from ctseg.numerics.decide import REGION_THRESHOLD, labels_of_logits
 from ctseg.numerics.mirroring import mirror_subsets
@@ -34,10 +35,14 @@ def changed(bundle: Bundle, change: object) -> bytes:
     return graph.SerializeToString()
 
 
-def check_of(bundle: Bundle, graph: bytes) -> Check:
-    return check_network(
-        onnxruntime_network(graph), bundle.parity_data(), bundle.spec, what="changed", precision="fp32"
-    )
+def data_of(bundle: Bundle, parity_set: ParitySet) -> ParityData:
+    (found,) = [data for data in bundle.parity_data() if data.parity_set == parity_set]
+    return found
+
+
+def check_of(bundle: Bundle, graph: bytes, parity_set: ParitySet) -> Check:
+    data = (data_of(bundle, parity_set),)
+    return check_network(onnxruntime_network(graph), data, bundle.spec, what="changed", precision="fp32")
 
 
 def weights_of(graph: onnx.ModelProto) -> list[onnx.TensorProto]:
@@ -49,14 +54,16 @@ def replace_weight(item: onnx.TensorProto, values: np.ndarray) -> None:
 
 
 def test_graph_as_exported_passes(bundle: Bundle) -> None:
-    check = check_of(bundle, (bundle.folder / "model.onnx").read_bytes())
-    assert check.passed
-    assert [item.what for item in check.comparisons] == ["patches", "random patches", "case"]
+    network = onnxruntime_network(bundle.folder / "model.onnx")
+    check = check_network(network, bundle.parity_data(), bundle.spec, what="as exported", precision="fp32")
+    assert check.proven_with == ("scans", "phantom")
+    titles = [item.title for item in check.comparisons]
+    assert titles == ["patches", "case", "phantom patches", "random patches", "phantom case"]
     assert all(item.relative_l2 < 1e-5 for item in check.comparisons)
 
 
 @pytest.mark.parametrize("index", [1, 2, -1])
-def test_one_scaled_weight_tensor_is_refused(bundle: Bundle, index: int) -> None:
+def test_one_scaled_weight_tensor_is_refused(bundle: Bundle, index: int, parity_set: ParitySet) -> None:
     def scale(graph: onnx.ModelProto) -> None:
         item = weights_of(graph)[index]
         values = numpy_helper.to_array(item)
@@ -64,13 +71,13 @@ def test_one_scaled_weight_tensor_is_refused(bundle: Bundle, index: int) -> None
         replace_weight(item, np.concatenate([values[:, :1] * 1.05, values[:, 1:]], axis=1))
 
     graph = changed(bundle, scale)
-    check = check_of(bundle, graph)
+    check = check_of(bundle, graph, parity_set)
     assert not check.passed
-    with pytest.raises(ParityError, match=r"does not give PyTorch's labels: patches: relative L2 error"):
-        require(check, model="unet", accept_unproven=False, data=bundle.parity_data())
+    with pytest.raises(ParityError, match=r"does not give PyTorch's labels: (phantom )?patches: relative L2 error"):
+        require(check, model="unet", accept_unproven=False)
 
 
-def test_swapped_label_channels_are_refused(bundle: Bundle) -> None:
+def test_swapped_label_channels_are_refused(bundle: Bundle, parity_set: ParitySet) -> None:
     def swap(graph: onnx.ModelProto) -> None:
         last = next(node for node in graph.graph.node if graph.graph.output[0].name in node.output)
         assert last.op_type == "Conv"
@@ -78,7 +85,7 @@ def test_swapped_label_channels_are_refused(bundle: Bundle) -> None:
             if item.name in last.input:
                 replace_weight(item, numpy_helper.to_array(item)[::-1])
 
-    check = check_of(bundle, changed(bundle, swap))
+    check = check_of(bundle, changed(bundle, swap), parity_set)
     case = check.comparisons[-1]
     assert case.label_difference_share > 0.5
     assert any("have another label" in problem for problem in case.problems)
@@ -90,7 +97,9 @@ def test_one_missing_flip_of_eight_is_refused(
     monkeypatch.setattr("ctseg.deploy.onnx_graph.mirror_subsets", lambda axes: mirror_subsets(axes)[:-1])
     model = load_trained_model(trained_unet, folds=(0,))
     options = ExportOptions(mirroring="graph", max_batch_size=1)
-    with pytest.raises(ParityError, match=r"patches: relative L2 error .*; random patches: .*; case: relative L2"):
+    titles = ("patches", "case", "phantom patches", "random patches", "phantom case")
+    refusal = ".*; ".join(f"{title}: relative L2 error" for title in titles)
+    with pytest.raises(ParityError, match=refusal):
         export_model(model, tmp_path / "bundle", options, cases=real_cases)
     assert not list(tmp_path.iterdir())
 
@@ -117,17 +126,14 @@ def test_overflow_of_fp16_is_refused_and_the_next_attempt_taken(
     )
     bundle = export(copied, precisions=("fp32", "fp16"))
     graph = onnx.load(bundle.folder / "model.onnx")
-    first = next(fp16_attempts(graph, bundle.parity_data().patches))
-    check = check_network(
-        onnxruntime_network(first.simulated.SerializeToString()),
-        bundle.parity_data(),
-        bundle.spec,
-        what="first attempt",
-        precision="fp16",
-    )
-    assert "patches: 100.000% of the logits are NaN or infinite (an overflow of fp16?)" in check.problems
-    with pytest.raises(ParityError, match=r"overflow of fp16"):
-        require(check, model="unet", accept_unproven=False, data=bundle.parity_data())
+    first = next(fp16_attempts(graph, data_of(bundle, "scans").patches))
+    network = onnxruntime_network(first.simulated.SerializeToString())
+    for data in bundle.parity_data():
+        check = check_network(network, [data], bundle.spec, what="first attempt", precision="fp16")
+        titled = "patches" if data.parity_set == "scans" else "phantom patches"
+        assert f"{titled}: 100.000% of the logits are NaN or infinite (an overflow of fp16?)" in check.problems
+        with pytest.raises(ParityError, match=r"overflow of fp16"):
+            require(check, model="unet", accept_unproven=False)
     variant = bundle.variant("fp16")
     assert variant.proven
     assert re.fullmatch(r"InstanceNormalization, \d nodes with large values", variant.kept_fp32)
@@ -170,9 +176,11 @@ def round_the_weights_to_bf16(graph: onnx.ModelProto) -> None:
 
 
 @pytest.mark.parametrize("fault", [double_the_slope, lose_one_filter, round_the_weights_to_bf16])
-def test_small_faults_are_refused(bundle: Bundle, fault: Callable[[onnx.ModelProto], None]) -> None:
-    check = check_of(bundle, changed(bundle, fault))
-    assert any(re.match(r"case: relative L2 error", problem) for problem in check.problems)
+def test_small_faults_are_refused(
+    bundle: Bundle, fault: Callable[[onnx.ModelProto], None], parity_set: ParitySet
+) -> None:
+    check = check_of(bundle, changed(bundle, fault), parity_set)
+    assert any(re.match(r"(phantom )?case: relative L2 error", problem) for problem in check.problems)
 
 
 def test_logits_that_differ_are_refused_though_no_label_does(bundle: Bundle) -> None:
@@ -186,18 +194,26 @@ def test_logits_that_differ_are_refused_though_no_label_does(bundle: Bundle) -> 
     assert faulty.problems == ("relative L2 error 2.00e-03, at most 1e-03 is allowed",)
 
 
-def test_a_network_that_fails_on_the_case_only_is_refused(bundle: Bundle) -> None:
+def test_a_network_that_fails_on_the_case_only_is_refused(bundle: Bundle, parity_set: ParitySet) -> None:
     network = onnxruntime_network(bundle.folder / "model.onnx")
+    data = data_of(bundle, parity_set)
     calls = []
 
-    def sometimes(patches: np.ndarray) -> np.ndarray:
+    def counted(patches: np.ndarray) -> np.ndarray:
         calls.append(len(patches))
-        logits = network(patches)
-        return logits if len(calls) < 5 else logits * np.nan
+        return network(patches)
 
-    check = check_network(sometimes, bundle.parity_data(), bundle.spec, what="breaks later", precision="fp32")
-    assert not check.passed
-    assert any(problem.startswith("case:") for problem in check.problems)
+    check_network(counted, [replace(data, case=data.case[:, :0])], bundle.spec, what="patches", precision="fp32")
+    before_the_case = len(calls)
+
+    def sometimes(patches: np.ndarray) -> np.ndarray:
+        logits = counted(patches)
+        return logits if len(calls) <= 2 * before_the_case else logits * np.nan
+
+    check = check_network(sometimes, [data], bundle.spec, what="breaks later", precision="fp32")
+    assert len(calls) > 2 * before_the_case
+    (problem,) = check.problems
+    assert re.match(r"(phantom )?case: .*NaN", problem)
 
 
 def test_constant_patches_prove_nothing(bundle: Bundle) -> None:
@@ -213,12 +229,12 @@ def test_without_a_real_scan_nothing_is_proven(trained_unet: Path, tmp_path: Pat
     assert not (tmp_path / "bundle").exists()
     bundle = export_model(model, tmp_path / "bundle", ExportOptions(accept_unproven=True))
     assert bundle.spec.parity.state == "unproven"
-    data = bundle.parity_data()
-    check = check_network(
-        onnxruntime_network(bundle.folder / "model.onnx"), data, bundle.spec, what="x", precision="fp32"
-    )
+    assert bundle.spec.parity.proven_with == ()
+    network = onnxruntime_network(bundle.folder / "model.onnx")
+    check = check_network(network, bundle.parity_data(), bundle.spec, what="x", precision="fp32")
+    assert check.passed  # on the phantom too, which proves nothing of a graph that no scan was shown to
     with pytest.raises(ParityError, match=r"no real scan") as caught:
-        require(check, model="unet", accept_unproven=False, data=data)
+        require(check, model="unet", accept_unproven=False)
 
 
 def test_no_comparison_is_no_proof() -> None:
@@ -305,12 +321,12 @@ def test_report_of_an_infinite_error_round_trips(bundle: Bundle, tmp_path: Path)
 
 def test_broken_parity_data_is_named(bundle: Bundle, tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"parity data cannot be read"):
-        ParityData.read(tmp_path, source="nowhere")
-    assert read_bundle(bundle.folder).parity_data().is_real
+        ParityData.read(tmp_path, "scans", source="nowhere")
+    assert all(data.is_complete for data in read_bundle(bundle.folder).parity_data())
 
 
 def test_whole_case_is_covered_by_windows(bundle: Bundle) -> None:
-    case = np.asarray(bundle.parity_data().case)
+    case = np.asarray(data_of(bundle, "scans").case)
     logits = case_logits_of(case, lambda patches: np.concatenate([patches, -patches], axis=1), bundle.spec)
     np.testing.assert_allclose(logits[0], case[0], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(logits[1], -case[0], rtol=1e-5, atol=1e-6)

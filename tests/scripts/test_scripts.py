@@ -69,6 +69,15 @@ def test_plans_cases_or_configuration_that_are_missing_are_made(engine: Path) ->
     assert commands(calls(engine, "train.sh", "101", "2d", "0", REPLAN="0")) == ["train"]
 
 
+def test_an_image_with_bundles_of_its_own_is_served_with_those(engine: Path) -> None:
+    engine.write_text(engine.read_text() + '[ "$1" != inspect ] || echo true\n')
+    models = {"MODELS": str(engine.parent)}
+    for variables, is_mounted in (({"BUNDLES": str(engine.parent)}, True), ({"BUNDLES": ""}, False)):
+        (started, *_) = calls(engine, "serve.sh", **models, **variables)
+        assert (":/bundles:ro " in started) == is_mounted
+        assert f"-v {engine.parent}:/models " in started
+
+
 NVIDIAS = """#!/bin/bash
 echo "== a banner =="
 export LD_LIBRARY_PATH=/usr/local/cuda/compat/lib.real
