@@ -114,7 +114,10 @@ def add_commands(commands: "argparse._SubParsersAction[Parser]") -> None:
     limits.add_argument("--timeout_s", type=_seconds, default=300.0, help="longest time without any answer (300)")
     limits.add_argument("--case_timeout_s", type=_seconds, help="longest time for one case (no limit)")
     limits.add_argument("--max_in_flight", type=int, help="requests at once (default: what keeps the server busy)")
-    limits.add_argument("--memory_gb", type=_gigabytes, help="memory for the cases in flight (half of what is free)")
+    limits.add_argument(
+        "--memory_gb", dest="memory_bytes", type=_gigabytes,
+        help="memory for the cases in flight, and the most for one (half of what is free; one alone: all of it)",
+    )  # fmt: skip
     add_verbosity(predict)
     predict.set_defaults(run=_run)
 
@@ -131,7 +134,7 @@ def _run(args: argparse.Namespace) -> int:
             save_probabilities=args.save_probabilities,
             overwrite=args.overwrite,
             case_timeout_s=args.case_timeout_s,
-            memory_bytes=None if args.memory_gb is None else int(args.memory_gb * (1 << 30)),
+            memory_bytes=None if args.memory_bytes is None else int(args.memory_bytes * (1 << 30)),
             part=_part(args),
             recursive=args.recursive,
         )

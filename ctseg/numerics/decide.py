@@ -1,5 +1,7 @@
 """Which label a voxel gets from its logits: the one rule, which the fused kernel of ``restore_kernels`` follows too."""
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -46,8 +48,15 @@ class Decision:
     @property
     def labels(self) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
         """The values of the label map, after every head has been added."""
-        decided: npt.NDArray[np.uint8] | npt.NDArray[np.uint16] = self._values[self._indices]
-        return decided
+        return look_up(self._values, self._indices)
+
+
+def look_up(values: npt.NDArray[np.unsignedinteger], indices: npt.NDArray[np.unsignedinteger]) -> npt.NDArray[Any]:
+    """Return ``values[indices]``, plane by plane, because NumPy makes indices of 8 bytes."""
+    found = np.empty(indices.shape, values.dtype)
+    for plane, target in zip(indices, found, strict=True):
+        target[...] = values[plane]
+    return found
 
 
 def values_of_indices(spec: ModelSpec) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:

@@ -8,6 +8,7 @@ from scipy import ndimage
 
 from ctseg.arrays import LabelMap
 from ctseg.model_spec import ModelSpec
+from ctseg.numerics.decide import look_up
 
 
 def apply_postprocessing(labels: LabelMap, spec: ModelSpec) -> LabelMap:
@@ -45,7 +46,7 @@ def keep_largest_components(labels: LabelMap, groups: Sequence[tuple[int, ...]])
     of_label = np.zeros(int(labels.max(initial=0)) + 1, dtype=np.min_scalar_type(len(groups)))
     for number, values in enumerate(groups, 1):
         of_label[[value for value in values if value < len(of_label)]] = number
-    grouped = of_label[labels]
+    grouped = look_up(of_label, labels)
     box = ndimage.find_objects((grouped != 0).view(np.uint8))
     if not box or box[0] is None:
         return result

@@ -106,9 +106,7 @@ def prepare(voxels: npt.NDArray[Any], spacing_mm: Spacing, spec: ModelSpec) -> P
     cropped = transposed[:, z, y, x]  # a view, as nnU-Net's: the rounding of means depends on it
     cropped_shape: Shape3 = (cropped.shape[1], cropped.shape[2], cropped.shape[3])
     network_spacing = spec.spacing_of_network(spacing)
-    network_shape = cropped_shape
-    if not isinstance(spec.resampling_data, NoResampling):
-        network_shape = compute_new_shape(cropped_shape, spacing, network_spacing)
+    network_shape = network_shape_of(cropped_shape, spacing, spec)
     plan = plan_resampling(spec.resampling_data, cropped_shape, network_shape, spacing, network_spacing)
     prepared = np.empty((len(voxels), *plan.target_shape), dtype=np.float32)
     inside = _nonzero_mask(transposed)[z, y, x] if any(_needs_mask(channel) for channel in spec.channels) else None
@@ -126,6 +124,22 @@ def prepare(voxels: npt.NDArray[Any], spacing_mm: Spacing, spec: ModelSpec) -> P
         network_shape=network_shape,
     )
     return Prepared(prepared, record)
+
+
+def network_shape_of(cropped_shape: Shape3, spacing_mm: Spacing, spec: ModelSpec) -> Shape3:
+    """Return how many voxels the network sees along each axis.
+
+    Args:
+        cropped_shape: Voxels along the transposed axes, after cropping.
+        spacing_mm: Along the same axes, in millimetres, as read.
+        spec: The network's contract.
+
+    Raises:
+        InputError: An axis would be left with no voxel.
+    """
+    if isinstance(spec.resampling_data, NoResampling):
+        return cropped_shape
+    return compute_new_shape(cropped_shape, spacing_mm, spec.spacing_of_network(spacing_mm))
 
 
 def find_nonzero_box(voxels: npt.NDArray[Any]) -> Box:

@@ -80,10 +80,13 @@ def compute_new_shape(shape: Sequence[int], spacing_mm: Sequence[float], new_spa
     Source:
         nnU-Net's function of this name; the order of its operations decides the rounding.
     """
-    z, y, x = (
-        int(round(old / new * size))  # noqa: RUF046  # NumPy's round gives no int
-        for old, new, size in zip(spacing_mm, new_spacing_mm, shape, strict=True)
-    )
+    try:
+        z, y, x = (
+            int(round(old / new * size))  # noqa: RUF046  # NumPy's round gives no int
+            for old, new, size in zip(spacing_mm, new_spacing_mm, shape, strict=True)
+        )
+    except OverflowError as error:
+        raise InputError(f"expected a spacing in millimetres, found {tuple(spacing_mm)}: is it right?") from error
     if min(z, y, x) < 1:
         raise InputError(
             f"expected at least one voxel along each axis at {tuple(new_spacing_mm)} mm, found shape {(z, y, x)} "
@@ -170,9 +173,7 @@ def resample(volume: Voxels, plan: ResamplingPlan, *, out: Voxels | None = None)
         return out
     across = plan.slice_axis
     tables = plan.tables
-    changed = [axis for axis in range(3) if tables[axis] is not None]
-    # what shrinks most comes first; slices are finished before anything is done across them
-    order = sorted(changed, key=lambda axis: (axis == across, plan.target_shape[axis] / plan.source_shape[axis]))
+    order = resampling_order(plan.source_shape, plan.target_shape, across)
     in_plane = [axis for axis in order if axis != across]
     last_in_plane = in_plane[-1] if in_plane else None
     bounds: tuple[Any, Any] | None = None
@@ -188,6 +189,15 @@ def resample(volume: Voxels, plan: ResamplingPlan, *, out: Voxels | None = None)
         _resize_axis(current, target, axis, plan, bounds if axis == last_in_plane else None)
         current = target
     return current
+
+
+def resampling_order(shape: Shape3, new_shape: Shape3, slice_axis: int | None) -> list[int]:
+    """Return the axes whose size changes, in the order in which :func:`resample` changes them.
+
+    What shrinks most comes first; slices are finished before anything is done across them.
+    """
+    changed = [axis for axis in range(3) if shape[axis] != new_shape[axis]]
+    return sorted(changed, key=lambda axis: (axis == slice_axis, new_shape[axis] / shape[axis]))
 
 
 def _resize_axis(

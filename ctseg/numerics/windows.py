@@ -36,10 +36,27 @@ def window_starts(
     for size, patch in zip(image_size, patch_size, strict=True):
         if size < patch:
             raise ValueError(f"expected an image as large as the patch {tuple(patch_size)}, found {tuple(image_size)}")
-        steps = math.ceil((size - patch) / (patch * tile_step_size)) + 1
+        steps = _steps(size, patch, tile_step_size)
         step = (size - patch) / (steps - 1) if steps > 1 else 0.0
         starts.append(tuple(round(step * i) for i in range(steps)))
     return tuple(starts)
+
+
+def count_windows(image_size: Shape3, patch_size: tuple[int, ...], tile_step_size: float) -> int:
+    """Return how many windows :func:`plan_windows` would lay, without laying them.
+
+    Args:
+        image_size: (z, y, x) of the prepared volume.
+        patch_size: Of the network; two entries for a 2d configuration.
+        tile_step_size: Largest step as a fraction of the patch.
+    """
+    sides = zip(image_size[-len(patch_size) :], patch_size, strict=True)
+    planes = image_size[0] if len(patch_size) == 2 else 1
+    return planes * math.prod(_steps(max(size, patch), patch, tile_step_size) for size, patch in sides)
+
+
+def _steps(size: int, patch: int, tile_step_size: float) -> int:
+    return math.ceil((size - patch) / (patch * tile_step_size)) + 1
 
 
 @dataclass(frozen=True)

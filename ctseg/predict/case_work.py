@@ -19,12 +19,12 @@ from ctseg.files.cases import Case
 from ctseg.files.formats import with_companions
 from ctseg.files.identity import KnownFile, known, printable, stamp_of
 from ctseg.files.probabilities import ProbabilityFile
-from ctseg.files.volume import Volume, read_volume, write_label_map
+from ctseg.files.volume import Volume, read_volume, read_volume_header, write_label_map
 from ctseg.model_spec import ModelSpec
 from ctseg.predict.claims import Claim, ClaimLostError
 from ctseg.predict.ledger import Ledger, Staged, kept
 from ctseg.predict.left import Reason
-from ctseg.predict.memory import MemoryBudget, estimated_bytes
+from ctseg.predict.memory import MemoryBudget
 from ctseg.predict.options import BatchOptions
 from ctseg.predict.outcomes import CaseError, MadeBy, Options, Outcome, error_of
 from ctseg.predict.presence import Presence
@@ -254,32 +254,33 @@ class CaseWork:
         self._segmenter.abort()
 
     def _segment(self, case: Case, index: int) -> Staged:
-        """Read, segment and write one case into the run's own folder."""
+        """Read, segment and write one case into the run's own folder, once there is memory for it."""
         if case.problem is not None:
             raise InputError(case.problem)
         _check_lengths(self._wanted(case), self._scratch)
-        spec = self._segmenter.spec
+        spec, saves_probabilities = self._segmenter.spec, self._options.save_probabilities
         clock = StageClock(case.name, self._progress)
-        with clock.stage("read"):
-            volume, inputs = _read(case, spec)
         label_path, probabilities_path = (self._scratch / name for name in self._names(case))
         files = {label_path.name: label_path}
         with (
-            self._budget.reserved(estimated_bytes(volume, spec)),
-            _probability_file(probabilities_path, wanted=self._options.save_probabilities) as probabilities,
+            _memory_for(case, self._segmenter, self._budget, clock, saves_probabilities=saves_probabilities),
+            _probability_file(probabilities_path, wanted=saves_probabilities) as probabilities,
         ):
+            if self.stopped.is_set() or self.went_away.is_set():
+                raise CancelledError
+            with clock.stage("read"):
+                volume, inputs = _read(case, spec)
             result = self._segmenter.segment(volume, CaseContext(index, clock, probabilities))
             with clock.stage("write"):
                 write_label_map(label_path, result.labels, volume)
                 if probabilities is not None:
                     probabilities.commit()
                     files[probabilities_path.name] = probabilities_path
-        outcome = Outcome(
+        return Staged(Outcome(
             case=printable(case.name), status="ok", made_by=self._made_by, inputs=inputs,
             volumes_ml=_volumes_ml(result.labels, spec, volume.geometry.spacing_mm), seconds=clock.seconds,
             windows=result.windows, bytes_sent=result.bytes_sent, bytes_received=result.bytes_received,
-        )  # fmt: skip
-        return Staged(outcome, files)
+        ), files)  # fmt: skip
 
     def _blank(self, case: Case) -> Outcome:
         return Outcome(case=printable(case.name), status="failed", made_by=self._made_by)
@@ -292,6 +293,18 @@ class CaseWork:
 
     def _names(self, case: Case) -> tuple[str, str]:
         return f"{case.name}{self._segmenter.spec.file_ending}", f"{case.name}.npz"
+
+
+@contextmanager
+def _memory_for(
+    case: Case, segmenter: CaseSegmenter, budget: MemoryBudget, clock: StageClock, *, saves_probabilities: bool
+) -> Iterator[None]:
+    """Wait until the memory is there that a case will take by its headers, and hold it meanwhile."""
+    with clock.stage("read"):
+        header = read_volume_header(case.channels, segmenter.spec.reader)
+    estimate = segmenter.estimate(header, saves_probabilities=saves_probabilities)
+    with budget.reserved(estimate, printable(case.name)):
+        yield
 
 
 def _read(case: Case, spec: ModelSpec) -> tuple[Volume, tuple[KnownFile, ...]]:

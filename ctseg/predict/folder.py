@@ -20,7 +20,7 @@ from ctseg.files.identity import printable
 from ctseg.model_spec import ModelSpec
 from ctseg.predict.case_work import CaseWork, Turn
 from ctseg.predict.left import NotDone, leave, take_over_left
-from ctseg.predict.memory import MemoryBudget, available_bytes
+from ctseg.predict.memory import MemoryBudget
 from ctseg.predict.model_notes import write_model_note
 from ctseg.predict.options import BatchOptions
 from ctseg.predict.parts import digest_of_list, note_part
@@ -87,7 +87,7 @@ class FolderRun:
         self._output = output
         self._options = options
         self._progress = progress or Progress()
-        self._budget = MemoryBudget(options.memory_bytes or available_bytes() // 2)
+        self._budget = MemoryBudget(options.memory_bytes)
 
     def segment(self, cases: Sequence[Case]) -> Report:
         """Segment the cases; see :func:`segment_cases`."""

@@ -1,82 +1,88 @@
-"""How much memory the cases in flight may take together."""
+"""How much memory the cases in flight may take together, and what is too large for all of it."""
 
+import logging
 import threading
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from math import prod
-from pathlib import Path
 
-import numpy as np
+from ctseg.errors import InputError
+from ctseg.predict.estimate import MemoryEstimate, gigabytes
+from ctseg.predict.memory_limits import Available, available_memory
 
-from ctseg.files.volume import Volume
-from ctseg.model_spec import ModelSpec
-
-_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
-_MEMINFO = Path("/proc/meminfo")
-
-
-def available_bytes() -> int:
-    """Return the memory that this machine or container has to give, in bytes; 8 GiB where it cannot be told."""
-    limits = [8 << 30]
-    try:
-        lines = dict(line.split(":") for line in _MEMINFO.read_text().splitlines())
-        limits = [int(lines["MemAvailable"].split()[0]) << 10]
-        limits.append(int(_CGROUP_LIMIT.read_text()))
-    except (OSError, ValueError, KeyError):
-        pass  # no such file, or the word "max": no limit is set there
-    return min(limits)
-
-
-def estimated_bytes(volume: Volume, spec: ModelSpec) -> int:
-    """Estimate the peak memory of segmenting a case.
-
-    The scan, its float32 form before and after resampling, the slabs of logits in the blender and
-    the restorer, and the label map.
-
-    Args:
-        volume: The scan.
-        spec: The network's contract.
-
-    Returns:
-        Bytes.
-    """
-    spacing_mm = [volume.spacing_mm[axis] for axis in spec.transpose_forward]
-    sides = [volume.voxels.shape[1 + axis] for axis in spec.transpose_forward]
-    network_spacing_mm = spec.spacing_of_network((spacing_mm[0], spacing_mm[1], spacing_mm[2]))
-    network_sides = [
-        max(round(side * old / new), 1) for side, old, new in zip(sides, spacing_mm, network_spacing_mm, strict=True)
-    ]
-    depth = 1 if spec.is_2d else min(spec.patch_size[0], network_sides[0])
-    plane = network_sides[1] * network_sides[2]
-    if getattr(spec.resampling_logits, "order", 1) > 1:
-        depth = network_sides[0]
-    scan = volume.voxels.nbytes + 4 * volume.voxels.size
-    prepared = 2 * 4 * len(spec.channels) * prod(network_sides)
-    slabs = 2 * 4 * spec.num_heads * depth * plane
-    return int(scan + prepared + slabs + np.dtype(np.uint16).itemsize * prod(sides))
+logger = logging.getLogger(__name__)
 
 
 class MemoryBudget:
-    """Lets cases pass while the sum of their estimates fits; one case alone always passes.
+    """Lets cases pass, in the order in which they come, while the sum of their estimates fits.
+
+    A case that is larger than what the cases share, and not than all that there is, passes when no other is in
+    flight, and none passes beside it.
 
     Args:
-        total_bytes: What the cases in flight may take together.
+        total_bytes: What the cases in flight may take together, and what one may take; None: half of what is
+            available, and all of it.
+        look: Says what is available.
     """
 
-    def __init__(self, total_bytes: int) -> None:
-        self._total = total_bytes
+    def __init__(self, total_bytes: int | None = None, look: Callable[[], Available] = available_memory) -> None:
+        self._allowed = None if total_bytes is None else Available(total_bytes, "allowed")
+        self._look = look
+        self._whole = self._allowed or look()
+        self._shared = self._whole.size if self._allowed else self._whole.size // 2
         self._used = 0
-        self._condition = threading.Condition()
+        self._waiting: deque[object] = deque()
+        self._changed = threading.Condition()
 
     @contextmanager
-    def reserved(self, size: int) -> Iterator[None]:
-        """Wait until ``size`` bytes fit, and hold them meanwhile."""
-        with self._condition:
-            self._condition.wait_for(lambda: self._used == 0 or self._used + size <= self._total)
-            self._used += size
+    def reserved(self, estimate: MemoryEstimate, case: str) -> Iterator[None]:
+        """Wait until a case fits, and hold what it takes meanwhile; tell where no other will run beside it.
+
+        Args:
+            estimate: What it takes.
+            case: Its name.
+
+        Raises:
+            InputError: It is larger than all that there is: at once where no case that ends can help, else when
+                its turn comes. The message does not name the case.
+        """
+        size, turn = estimate.peak_bytes, object()
+        with self._changed:
+            if size > self._whole.size:
+                _check_fits(estimate, self._whole_without_others())
+            self._waiting.append(turn)
+            try:
+                self._changed.wait_for(lambda: self._waiting[0] is turn and self._fits(size))
+                if size > self._shared:
+                    _check_fits(estimate, self._allowed or self._look())
+                    logger.info("%s: takes about %s: no other case runs beside it", case, estimate)
+                self._used += size
+            finally:
+                self._waiting.remove(turn)
+                self._changed.notify_all()
         try:
             yield
         finally:
-            with self._condition:
+            with self._changed:
                 self._used -= size
-                self._condition.notify_all()
+                self._changed.notify_all()
+
+    def _whole_without_others(self) -> Available:
+        """Return what a case may take at most once those in flight have ended."""
+        if self._allowed is not None:
+            return self._allowed
+        now = self._look()
+        return max(self._whole, Available(now.size + self._used, now.bound))
+
+    def _fits(self, size: int) -> bool:
+        return self._used == 0 or self._used + size <= self._shared
+
+
+def _check_fits(estimate: MemoryEstimate, whole: Available) -> None:
+    if estimate.peak_bytes > whole.size:
+        raise InputError(
+            f"expected a scan that can be segmented in {gigabytes(whole.size)} ({whole.bound}), found one that would "
+            f"take {estimate}: is the spacing in the file right? If it is, use a machine with more memory, or allow "
+            "more",
+            settings=("memory_bytes",),
+        )

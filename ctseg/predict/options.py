@@ -22,7 +22,8 @@ class BatchOptions:
         save_probabilities: Write ``<case>.npz`` beside each label map.
         overwrite: Replace label maps that ctseg has not made, or that were changed since.
         case_timeout_s: Longest time from when a case's first window is sent to when its last is back; None: no limit.
-        memory_bytes: What the cases in flight may take together; None: half of what is available.
+        memory_bytes: What the cases in flight may take together, and any of them; None: half of what is available
+            together, and all of it alone.
         part: Which cases of the list are done; all by default.
         recursive: Whether scans in sub-folders count, see :func:`ctseg.files.cases.find_cases`.
 

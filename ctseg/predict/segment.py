@@ -90,8 +90,20 @@ def segment(volume: Volume, inference: InferenceQueue, options: WindowOptions, c
     with clock.stage("restore"):
         receiver = _probabilities_receiver(context.probabilities, spec, prepared.record)
         restorer = LabelRestorer(spec, prepared.record, on_probabilities=receiver)
-        blender = SlabBlender(plan, spec.num_heads, model=spec.name)
     windows = _Windows(prepared, plan, inference, context.priority, _CaseTimeout(options.timeout_s))
+    del prepared  # its memory is free once the windows are through
+    _run(windows, plan, restorer, spec, clock)
+    sent, received = windows.bytes_sent, windows.bytes_received
+    del windows
+    with clock.stage("restore"):
+        labels = apply_postprocessing(restorer.finish(), spec)
+    return Segmentation(labels, len(plan), sent, received)
+
+
+def _run(windows: "_Windows", plan: WindowPlan, restorer: LabelRestorer, spec: ModelSpec, clock: StageClock) -> None:
+    """Run all windows through the network; blend and restore what comes back."""
+    with clock.stage("restore"):
+        blender = SlabBlender(plan, spec.num_heads, model=spec.name)
     with closing(windows.logits()) as answers:  # after a failure, what is queued is cancelled at once
         while True:
             with clock.stage("network"):
@@ -104,9 +116,6 @@ def segment(volume: Volume, inference: InferenceQueue, options: WindowOptions, c
                     restorer.add(slab)
             del logits  # its memory may be the predictor's, which uses it again
             clock.progress.windows_done(count)
-    with clock.stage("restore"):
-        labels = apply_postprocessing(restorer.finish(), spec)
-    return Segmentation(labels, len(plan), windows.bytes_sent, windows.bytes_received)
 
 
 def _check_count(plan: WindowPlan, tile_step_size: float) -> None:

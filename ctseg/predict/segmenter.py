@@ -3,11 +3,12 @@
 from typing import Protocol
 
 from ctseg.arrays import LabelMap
-from ctseg.files.volume import Volume
+from ctseg.files.volume import Volume, VolumeHeader
 from ctseg.model_spec import ModelSpec
+from ctseg.predict.estimate import MemoryEstimate, WindowLoad, estimate_memory
 from ctseg.predict.inference_queue import InferenceQueue
 from ctseg.predict.predictor import Identity, PatchPredictor
-from ctseg.predict.segment import CaseContext, Segmentation, WindowOptions, segment
+from ctseg.predict.segment import BATCHES_AHEAD, CaseContext, Segmentation, WindowOptions, segment
 
 
 class CaseSegmenter(Protocol):
@@ -24,6 +25,18 @@ class CaseSegmenter(Protocol):
     @property
     def spec(self) -> ModelSpec:
         """The contract of the network that runs."""
+        ...
+
+    def estimate(self, header: VolumeHeader, *, saves_probabilities: bool) -> MemoryEstimate:
+        """Estimate the memory that reading and segmenting a scan takes in this process, before it is read.
+
+        Args:
+            header: What the scan's files say, by the reader that the spec names.
+            saves_probabilities: Whether probabilities are written.
+
+        Raises:
+            InputError: The scan cannot be segmented by this model.
+        """
         ...
 
     def segment(self, volume: Volume, context: CaseContext) -> Segmentation:
@@ -70,6 +83,18 @@ class WindowSegmenter:
     def spec(self) -> ModelSpec:
         """The predictor's."""
         return self._inference.predictor.spec
+
+    def estimate(self, header: VolumeHeader, *, saves_probabilities: bool) -> MemoryEstimate:
+        """See :meth:`CaseSegmenter.estimate`."""
+        predictor = self._inference.predictor
+        running = predictor.max_in_flight * predictor.max_batch_size
+        load = WindowLoad(
+            waiting=BATCHES_AHEAD * running,
+            running=running,
+            mirrored=self._inference.requests_per_batch > 1,
+            tile_step_size=self._options.tile_step_size,
+        )
+        return estimate_memory(header, predictor.spec, load, saves_probabilities=saves_probabilities)
 
     def segment(self, volume: Volume, context: CaseContext) -> Segmentation:
         """See :meth:`CaseSegmenter.segment`."""

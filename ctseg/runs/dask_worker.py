@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from ctseg.errors import CtsegError, ServerAwayError, SetupError
 from ctseg.files.cases import Case
 from ctseg.model_spec import ModelSpec
 from ctseg.predict.case_work import CaseWork, Turn
-from ctseg.predict.memory import MemoryBudget, available_bytes
+from ctseg.predict.memory import MemoryBudget
+from ctseg.predict.memory_limits import Available, available_memory
 from ctseg.predict.options import BatchOptions
 from ctseg.predict.outcomes import Outcome, OutcomeStore
 from ctseg.predict.predictor import Identity
@@ -200,7 +202,7 @@ class _Session:
         self._left = threading.Condition()
         self._ending = threading.Event()
         self._store = OutcomeStore(job.output)
-        self._memory_bytes = job.options.memory_bytes or min(available_bytes(), memory_limit or sys.maxsize) // 2
+        self._budget = MemoryBudget(job.options.memory_bytes, partial(_available_memory, memory_limit))
         self._work: CaseWork | None = None
         _check_versions(job)
         _check_paths(job)
@@ -268,7 +270,7 @@ class _Session:
     def _work_of(self, list_digest: str) -> CaseWork:
         with self._left:
             if self._work is None:
-                options, budget = self._job.options, MemoryBudget(self._memory_bytes)
+                options, budget = self._job.options, self._budget
                 self._work = CaseWork(
                     self.segmenter, self.presence, self._job.output, options, budget, _Silent(), list_digest=list_digest
                 )
@@ -280,6 +282,11 @@ class _Session:
         while not self._ending.wait(TOUCH_S):
             if others.is_dead(self._job.run) or others.is_silent(self._job.run):
                 self.close(drop=False)
+
+
+def _available_memory(memory_limit: int | None) -> Available:
+    here = available_memory()
+    return here if memory_limit is None else min(here, Available(memory_limit, "this worker's limit"))
 
 
 class _Silent(Progress):

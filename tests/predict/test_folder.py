@@ -6,6 +6,7 @@ import os
 import resource
 import sys
 import threading
+import time
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -15,12 +16,12 @@ import pytest
 
 from ctseg.errors import InputError, OutputError, ServerUnavailableError, SetupError, SpecError
 from ctseg.files.cases import find_cases
-from ctseg.files.volume import read_volume
+from ctseg.files.volume import read_volume, read_volume_header
 from ctseg.predict.folder import segment_cases
 from ctseg.predict.options import BatchOptions
 from ctseg.predict.progress import Progress
 from ctseg.predict.report import Report
-from ctseg.predict.segmenter import segment_volume
+from ctseg.predict.segmenter import WindowSegmenter, segment_volume
 from tests.support.threshold import ThresholdPredictor, write_scan
 
 
@@ -35,6 +36,9 @@ class RecordingProgress(Progress):
 
     def stage_ended(self, case, stage):
         self.told.append(("ended", case, stage))
+
+    def of(self, name):
+        return [(event, stage) for event, case, stage in list(self.told) if case == name]
 
 
 @pytest.fixture
@@ -245,10 +249,70 @@ def test_a_full_disk_fails_the_case_and_keeps_the_report_valid(folder):
         os.system(f"umount {out}")
 
 
-def test_memory_is_shared_so_that_one_case_at_a_time_passes_a_small_budget(folder):
-    for name in ("a", "b", "c"):
-        write_scan(folder / f"{name}.nii.gz")
-    assert set(status_of(run(folder, memory_bytes=1)).values()) == {"ok"}
+def estimate_of(scan: Path, predictor) -> int:
+    segmenter = WindowSegmenter(predictor)
+    try:
+        header = read_volume_header([scan], predictor.spec.reader)
+        return segmenter.estimate(header, saves_probabilities=False).peak_bytes
+    finally:
+        segmenter.close()
+
+
+def test_a_scan_that_waits_for_memory_is_not_read_before_it_is_there(folder):
+    """Three scans, memory for one and a half: two of them are headers only while the first is segmented."""
+    expected = {name: write_scan(folder / f"{name}.nii.gz", seed=i) for i, name in enumerate("abc")}
+    predictor, progress, reports = ThresholdPredictor(), RecordingProgress(), []
+    predictor.waits_for = threading.Event()
+    options = BatchOptions(memory_bytes=estimate_of(folder / "a.nii.gz", predictor) * 3 // 2)
+    cases = find_cases(folder, channels=1)
+    runner = threading.Thread(
+        target=lambda: reports.append(
+            segment_cases(cases, predictor, folder.parent / "out", options, progress=progress)
+        )
+    )
+    runner.start()
+    header = ("began", "read"), ("ended", "read")
+    deadline = time.monotonic() + 300
+    while {predictor.calls > 0, *(progress.of(name)[:2] == [*header] for name in "abc")} != {True}:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert sorted(len(progress.of(name)) > 2 for name in "abc") == [False, False, True]
+    predictor.waits_for.set()
+    runner.join()
+    assert set(status_of(reports[0]).values()) == {"ok"}
+    for name, labels in expected.items():
+        written = nib.load(folder.parent / "out" / f"{name}.nii.gz")
+        assert np.array_equal(np.asarray(written.dataobj), labels)
+
+
+@pytest.mark.parametrize("spacing", [39, 50, 100, "metres"])
+def test_a_scan_of_wrong_spacing_is_refused_by_name_and_the_others_are_done(folder, spacing):
+    """By its header: its voxels are damaged, and nobody looks."""
+    for name in "acdefg":
+        write_scan(folder / f"{name}.nii.gz", shape=(12, 12, 8))
+    voxels = np.zeros((60, 64, 40), np.int16)
+    image = nib.Nifti1Image(voxels, np.diag([1.0, 2.0, 3.0, 1.0] if spacing == "metres" else [spacing] * 3 + [1.0]))
+    image.header.set_xyzt_units("meter" if spacing == "metres" else "mm")
+    nib.save(image, folder / "b.nii.gz")
+    content = (folder / "b.nii.gz").read_bytes()
+    (folder / "b.nii.gz").write_bytes(content[:-8] + bytes(8))
+    report = run(folder, memory_bytes=256 << 20)
+    assert status_of(report) == {name: "failed" if name == "b" else "ok" for name in "abcdefg"}
+    bad = next(case for case in report.cases if case.case == "b")
+    shape = {39: "520 x 1248 x 2340", 50: "667 x 1600 x 3000", 100: "1333 x 3200 x 6000"}
+    assert bad.error.type == "InputError"
+    assert bad.error.settings == ("memory_bytes",)
+    assert f"{shape.get(spacing, '40000 x 64000 x 60000')} voxels (z, y, x)" in bad.error.message
+    assert "in 0.25 GB (allowed)" in bad.error.message
+    assert "is the spacing in the file right?" in bad.error.message
+
+
+def test_memory_that_the_user_names_counts_both_ways(folder):
+    write_scan(folder / "a.nii.gz")
+    size = estimate_of(folder / "a.nii.gz", ThresholdPredictor())
+    assert status_of(run(folder, memory_bytes=size)) == {"a": "ok"}
+    assert status_of(run(folder, memory_bytes=size - 1)) == {"a": "failed"}
+    assert status_of(run(folder, memory_bytes=1 << 50)) == {"a": "ok"}
 
 
 @pytest.mark.parametrize(("mirroring", "requests"), [(False, 1), (True, 4)])
@@ -271,10 +335,11 @@ def test_progress_is_told_of_every_stage_of_every_case(folder):
     predictor = ThresholdPredictor()
     segment_cases(find_cases(folder, channels=1), predictor, folder.parent / "out", BatchOptions(), progress=recorder)
     for name in "ab":
-        told = [(event, stage) for event, case, stage in recorder.told if case == name]
-        assert told[:4] == [("began", "read"), ("ended", "read"), ("began", "prepare"), ("ended", "prepare")]
+        told = recorder.of(name)
+        assert told[:2] == [("began", "read"), ("ended", "read")]  # its headers
+        assert told[2:6] == [("began", "read"), ("ended", "read"), ("began", "prepare"), ("ended", "prepare")]
         assert told[-2:] == [("began", "write"), ("ended", "write")]
-        middle = told[4:-2]
+        middle = told[6:-2]
         assert {stage for _, stage in middle} == {"network", "restore"}
         assert [event for event, _ in middle] == ["began", "ended"] * (len(middle) // 2)
 
