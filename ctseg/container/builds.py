@@ -9,12 +9,13 @@ from pathlib import Path
 from filelock import Timeout
 
 from ctseg.container.build_process import BuildJob, BuiltVersion
-from ctseg.container.children import python_command, run_child
+from ctseg.container.children import run_child
 from ctseg.container.settings import Settings
 from ctseg.errors import OutputError, SetupError
 from ctseg.files.folders import require_writable
 from ctseg.files.locking import acquired, holder_of
 from ctseg.model_spec import SPEC_NAME
+from ctseg.serving.isolation import empty_folder, python_command
 
 _LOCK_NAME = ".ctseg-start.lock"
 _log = logging.getLogger(__name__)
@@ -78,9 +79,10 @@ def build_entries(settings: Settings, bundles: Sequence[Path]) -> dict[str, int]
     built = {}
     for bundle in bundles:
         _log.info("%s: %s, %s", bundle, words.backend, words.precision)
-        job = BuildJob(bundle=bundle, repository=settings.models, words=words)
+        job = BuildJob(bundle=bundle.absolute(), repository=settings.models.absolute(), words=words)
         command = python_command("-m", "ctseg.container.build_process")
-        status, answer = run_child(command, sent=job.model_dump_json(), keep_output=True)
+        with empty_folder("ctseg-build-") as folder:
+            status, answer = run_child(command, sent=job.model_dump_json(), keep_output=True, folder=folder)
         if status:
             raise SetupError(f"{bundle}: its build ended with status {status}: nothing is served")
         version = BuiltVersion.model_validate_json(answer)

@@ -2,27 +2,27 @@
 
 import signal
 import subprocess
-import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
+
+from ctseg.serving.isolation import isolated_environment
 
 CHILD_TIMEOUT_S = 20.0
 """What a child may take to clean up when the container is stopped."""
 
 
-def python_command(*words: str) -> list[str]:
-    """Return the command that runs this Python with some words, as isolated as this process is."""
-    return [sys.executable, *(["-I"] if sys.flags.isolated else []), *words]
-
-
-def run_child(command: Sequence[str], *, sent: str | None = None, keep_output: bool = False) -> tuple[int, str]:
-    """Run a program; it ends with this process.
+def run_child(
+    command: Sequence[str], *, sent: str | None = None, keep_output: bool = False, folder: Path | None = None
+) -> tuple[int, str]:
+    """Run a program; it ends with this process, and looks for nothing in the current folder.
 
     Args:
         command: The program and its words.
         sent: Text for its standard input; None lets it have this process's.
         keep_output: Return what it writes to standard output, instead of letting it appear.
+        folder: Where it starts; None: where this process is.
 
     Returns:
         Its status, as a shell counts it, and its output.
@@ -31,6 +31,8 @@ def run_child(command: Sequence[str], *, sent: str | None = None, keep_output: b
         command,
         stdin=None if sent is None else subprocess.PIPE,
         stdout=subprocess.PIPE if keep_output else None,
+        cwd=folder,
+        env=isolated_environment(),
         text=True,
     ) as child:
         try:

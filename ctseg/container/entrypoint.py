@@ -21,13 +21,14 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from ctseg.container.baked import bundles_in_image, require_no_patients
 from ctseg.container.builds import build_entries, find_bundles, repository_lock
-from ctseg.container.children import end_by_signals, python_command, run_child
+from ctseg.container.children import end_by_signals, run_child
 from ctseg.container.log import log_to_standard_error
 from ctseg.container.settings import Settings, read_settings
 from ctseg.container.shared_memory import require_shared_memory
@@ -35,6 +36,7 @@ from ctseg.container.versions import mark_as_served, remove_superseded, served_v
 from ctseg.container.view import served_view
 from ctseg.errors import CtsegError, SetupError
 from ctseg.serving.entries import Entry, list_entries
+from ctseg.serving.isolation import isolated_environment, python_command, temporary_parent
 from ctseg.serving.triton_flags import Restriction, TritonFlags, flags_in_help
 
 ADMIN_HEADER = "ctseg-admin"
@@ -55,7 +57,8 @@ def main(words: Sequence[str]) -> int:
         if program is None and os.getpid() == 1:  # which could not be ended: ctseg has no handler of its own
             end_by_signals()
             return run_child(command)[0]
-        os.execv(program or sys.executable, command)  # noqa: S606 (an argument list, no shell)
+        environment = dict(os.environ) if program else isolated_environment()
+        os.execve(program or sys.executable, command, environment)  # noqa: S606 (an argument list, no shell)
     try:
         serve(words)
     except CtsegError as error:
@@ -82,11 +85,13 @@ def serve(extra_flags: Sequence[str]) -> NoReturn:
             remove_superseded(settings.models, entries)
             entries = entries_of(settings)
     require_shared_memory(entries)
-    server = shutil.which("tritonserver")
+    isolated = isolated_environment()
+    server = shutil.which("tritonserver", path=isolated["PATH"])
     if server is None:
         raise SetupError("tritonserver is not on the PATH: the base of this image is not NVIDIA's Triton image")
-    known = subprocess.run([server, "--help"], capture_output=True, text=True, check=False, timeout=120)
     repository = served_view(entries, VIEW, fitting, grows=settings.explicit)
+    os.chdir(tempfile.mkdtemp(prefix="ctseg-work-", dir=temporary_parent(needed_bytes=0)))  # empty: see isolation.py
+    known = subprocess.run([server, "--help"], env=isolated, capture_output=True, text=True, check=False, timeout=120)
     flags = server_flags(settings, repository, entries).arguments(flags_in_help(known.stdout + known.stderr))
     _start_readiness(settings)
     _log.info(
@@ -150,11 +155,11 @@ def entries_of(settings: Settings) -> list[Entry]:
 
 
 def _server_environment(entries: Sequence[Entry]) -> dict[str, str]:
-    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONNOUSERSITE": "1"}
+    environment = {**isolated_environment(), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONNOUSERSITE": "1"}
     if any(entry.backend == "python" for entry in entries):
         # the backend's Python is the base's, of the same version; it looks for its packages where the first python3
         # of the PATH has them, and, in some releases, in PYTHONPATH
-        environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
         environment["PYTHONPATH"] = sysconfig.get_path("purelib")
     return environment
 
@@ -166,7 +171,7 @@ def _start_readiness(settings: Settings) -> None:
         "port": READY_PORT,
     }
     command = python_command("-m", "ctseg.container.readiness")
-    child = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, env=isolated_environment(), start_new_session=True)
     if child.stdin is None:
         raise SetupError("the readiness process has no standard input")
     child.stdin.write(json.dumps(job).encode())  # not as arguments: those are public

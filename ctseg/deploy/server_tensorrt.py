@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ctseg.errors import SetupError
+from ctseg.serving.isolation import isolated_environment
 
 
 def server_library(backends: Sequence[Path] = (Path("/opt/tritonserver/backends"),)) -> Path | None:
@@ -28,7 +29,12 @@ def library_version(library: Path) -> str:
     """
     program = "import ctypes, sys; print(ctypes.CDLL(sys.argv[1]).getInferLibVersion())"
     done = subprocess.run(
-        [sys.executable, "-c", program, str(library)], capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-I", "-S", "-c", program, str(library)],
+        env=isolated_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
     )
     if done.returncode:
         raise SetupError(f"{library}: cannot be loaded: {done.stderr.strip().splitlines()[-1:]}")

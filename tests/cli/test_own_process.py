@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.planted import plant_modules, what_ran
+
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="has /dev/full, and an embedded server")
 ROOT = Path(__file__).parents[2]
 SAY = "from ctseg.cli import own_process\nimport os, sys\nown_process.prepare()\n"
@@ -98,3 +100,17 @@ def test_what_the_process_starts_finds_nothing_in_the_current_folder() -> None:
     environment = {**os.environ, "PATH": ":/usr/bin:.", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
     assert done.stdout == "/usr/bin 1\n"
+
+
+def test_python_m_takes_back_the_current_folder_before_anything_is_imported(tmp_path: Path) -> None:
+    record = plant_modules(tmp_path)
+    words = ["predict", "-i", ".", "-o", "out", "-m", "x", "--repository", "none"]
+    done = subprocess.run(
+        [sys.executable, "-m", "ctseg", *words],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert not what_ran(record)
