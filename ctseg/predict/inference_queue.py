@@ -43,12 +43,8 @@ class InferenceQueue:
         self._running: set[Future[Logits]] = set()
         self._lock = threading.Lock()
         self._order = itertools.count()
-        self._threads = [
-            threading.Thread(target=self._work, name=f"inference-{i}", daemon=True)
-            for i in range(predictor.max_in_flight)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._threads: list[threading.Thread] = []
+        self._keep_up()
 
     @property
     def predictor(self) -> PatchPredictor:
@@ -74,6 +70,7 @@ class InferenceQueue:
         """
         if self._aborted.is_set():
             raise CancelledError
+        self._keep_up()
         future: Future[Logits] = Future()
         self._waiting.put((priority, next(self._order), _Batch(patches, future, on_start)))
         return future
@@ -97,6 +94,14 @@ class InferenceQueue:
         if not self._aborted.is_set():
             for thread in self._threads:
                 thread.join()
+
+    def _keep_up(self) -> None:
+        """Have as many threads as the predictor takes calls at once, which may become more."""
+        with self._lock:
+            while len(self._threads) < self._predictor.max_in_flight:
+                name = f"inference-{len(self._threads)}"
+                self._threads.append(threading.Thread(target=self._work, name=name, daemon=True))
+                self._threads[-1].start()
 
     def _drop_waiting(self) -> None:
         try:

@@ -37,8 +37,10 @@ _GRACE_OF_GONE_VERSION_S = 5.0
 _SHARED_MEMORY_CHANCES = 3
 
 
-def connect_server(address: Address, wanted: WantedModel, options: ClientOptions) -> "ServerConnection":
-    """Connect to one server and find the version to use.
+def connect_server(
+    address: Address, wanted: WantedModel, options: ClientOptions, on_wait: Callable[[], None] = lambda: None
+) -> "ServerConnection":
+    """Connect to one server and find the version to use; ``on_wait`` is called when it does not answer at once.
 
     Raises:
         SetupError: A certificate file cannot be used, or contradicts the address; or what listens there is not what
@@ -46,9 +48,14 @@ def connect_server(address: Address, wanted: WantedModel, options: ClientOptions
         SpecError: The server has no spec for the model, or one that cannot be used.
         ServerError: See its children; ``ServerUnavailableError`` after ``connect_timeout_s``.
     """
+
+    def look() -> None:
+        look_at(address, options)
+        on_wait()
+
     client = TritonClient(address, options)
     try:
-        served = choose_version(client, wanted, options.connect_timeout_s, lambda: look_at(address, options))
+        served = choose_version(client, wanted, options.connect_timeout_s, look)
     except CallError as error:
         client.close()
         error.text += proxy_hint(address) if error.status in (*AWAY, DEADLINE) else ""

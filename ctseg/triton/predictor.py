@@ -19,7 +19,8 @@ from ctseg.model_spec import ModelSpec
 from ctseg.numerics.finite import all_finite
 from ctseg.predict.predictor import Identity
 from ctseg.triton.addresses import address_of
-from ctseg.triton.connection import ServerConnection, connect_server
+from ctseg.triton.arrivals import Arrivals
+from ctseg.triton.connection import ServerConnection
 from ctseg.triton.course import Course
 from ctseg.triton.errors import WRONG, CallError, SharedMemoryRefusedError, server_error_of
 from ctseg.triton.options import ClientOptions
@@ -43,7 +44,8 @@ def connect(
     """Connect to one or more Triton servers that serve the same model.
 
     The spec comes from the server's configuration, is checked against the server's own tensors, and
-    must be the same (by digest) on all servers.
+    must be the same (by digest) on all servers. One server that answers is enough to begin: the others get work when
+    they come.
 
     Args:
         urls: ``host:port`` of each server's gRPC endpoint, ``grpcs://host:port`` where it is encrypted.
@@ -65,24 +67,28 @@ def connect(
     if not urls:
         raise ValueError("no URL to connect to")
     wanted = WantedModel(model, version, spec)
+    arrivals = Arrivals(list(dict.fromkeys(address_of(url) for url in urls)), wanted, options)
     servers: list[ServerConnection] = []
     try:
-        for address in dict.fromkeys(address_of(url) for url in urls):
-            servers.append(connect_server(address, wanted, options))
-        first = servers[0]
+        servers = arrivals.first()
         for other in servers[1:]:
-            if other.spec.digest != first.spec.digest:
-                raise SpecError(
-                    f"{model}: {first.url} serves version {first.version} with the spec {first.spec.digest[:12]}, "
-                    f"{other.url} version {other.version} with {other.spec.digest[:12]}: results would depend on the "
-                    "server; deploy the same version to both, or name one of them only",
-                    settings=("urls",),
-                )
-        return TritonPredictor(servers, options)
+            _check_same(servers[0], other)
+        return TritonPredictor(servers, options, arrivals)
     except BaseException:
+        arrivals.close()
         for server in servers:
             server.close()
         raise
+
+
+def _check_same(first: ServerConnection, other: ServerConnection) -> None:
+    if other.spec.digest != first.spec.digest:
+        raise SpecError(
+            f"{first.spec.name}: {first.url} serves version {first.version} with the spec {first.spec.digest[:12]}, "
+            f"{other.url} version {other.version} with {other.spec.digest[:12]}: results would depend on the "
+            "server; deploy the same version to both, or name one of them only",
+            settings=("urls",),
+        )
 
 
 class TritonPredictor:
@@ -92,14 +98,16 @@ class TritonPredictor:
     shared memory that is used again once the array and its views are gone.
     """
 
-    def __init__(self, servers: Sequence[ServerConnection], options: ClientOptions) -> None:
+    def __init__(
+        self, servers: Sequence[ServerConnection], options: ClientOptions, arrivals: Arrivals | None = None
+    ) -> None:
         self._timeout_s = options.timeout_s
         self._spec = servers[0].spec
         self._process = os.getpid()
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._retries = 0
-        self._max_in_flight = options.max_in_flight or sum(min(4, max(2, s.instances + 1)) for s in servers)
+        self._max_in_flight = options.max_in_flight
         self._max_batch_size = min(
             batch_limit(self._spec, options.max_message_bytes), *(server.max_batch_size for server in servers)
         )
@@ -107,6 +115,9 @@ class TritonPredictor:
         self._messages = MessageTransport(self._spec, options.timeout_s, self._closing, self._traffic)
         self._shared_memory = share_memory_with(servers, self._messages, options)
         self._rota = Rota(servers, self._ask, options.timeout_s)
+        self._arrivals = arrivals
+        if arrivals is not None:
+            arrivals.take_in_later(self._take_in)
 
     @property
     def spec(self) -> ModelSpec:
@@ -127,8 +138,8 @@ class TritonPredictor:
 
     @property
     def urls(self) -> tuple[str, ...]:
-        """The servers' addresses."""
-        return tuple(server.url for server in self._rota.servers)
+        """The servers' addresses, of those too that have not answered yet."""
+        return tuple(server.url for server in self._rota.servers) if self._arrivals is None else self._arrivals.urls
 
     @property
     def max_batch_size(self) -> int:
@@ -137,8 +148,8 @@ class TritonPredictor:
 
     @property
     def max_in_flight(self) -> int:
-        """How many calls at once keep the servers busy."""
-        return self._max_in_flight
+        """How many calls at once keep the servers busy: more when another one comes."""
+        return self._max_in_flight or sum(min(4, max(2, server.instances + 1)) for server in self._rota.servers)
 
     @property
     def bytes_sent(self) -> int:
@@ -185,6 +196,8 @@ class TritonPredictor:
         do not survive.
         """
         self._closing.set()
+        if self._arrivals is not None:
+            self._arrivals.close()
         self._rota.close()
         for server in self._rota.servers:
             server.wait_until_idle(_DRAIN_TIMEOUT_S)
@@ -200,6 +213,25 @@ class TritonPredictor:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def _take_in(self, server: ServerConnection) -> None:
+        """Let a server that came later have work, if it gives the same results."""
+        first = self._rota.servers[0]
+        try:
+            _check_same(first, server)
+            if server.max_batch_size < self._max_batch_size:
+                raise SpecError(
+                    f"{server.url} takes {server.max_batch_size} patches at once, the others {self._max_batch_size}"
+                )
+        except SpecError as error:
+            log.warning("%s has come and is not used: %s", server.url, error)
+            server.close()
+            return
+        if self._shared_memory is not None and server.is_local:
+            self._shared_memory.offer(server)
+        log.info("%s has come and gets work, too", server.url)
+        if not self._rota.add(server):
+            server.close()
 
     def _check(self, patches: Patches) -> None:
         if os.getpid() != self._process:

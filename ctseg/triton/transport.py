@@ -34,6 +34,7 @@ SEGMENT_PREFIX = "ctseg-client-"
 """Begin of the names of the client's shared-memory segments."""
 
 _MESSAGE_OVERHEAD_BYTES = 4096
+_TRIAL_BYTES = 4096
 _WORTHWHILE_BATCH_BYTES = 128 << 20
 """Windows that are larger than this together keep a GPU as busy one by one, in less memory."""
 
@@ -244,6 +245,20 @@ class SharedMemoryTransport:
         messages.traffic.count(received=answer.nbytes)
         return answer
 
+    def offer(self, server: ServerConnection) -> CallError | None:
+        """Try shared memory with a server, which notes whether it takes it; return why not."""
+        trial = self._pool.take(_TRIAL_BYTES)
+        if trial is None:
+            return CallError(NO_ANSWER, "no space in /dev/shm")
+        try:
+            server.register(trial, self._register_timeout_s)
+        except CallError as error:
+            return error
+        finally:
+            self._pool.give_back(trial)
+        server.shares_memory = True
+        return None
+
     def close(self, servers: Sequence[ServerConnection]) -> None:
         """Remove the memory's names, and let the servers forget it; answers that are held stay readable."""
         for segment in self._pool.close():
@@ -282,18 +297,7 @@ def share_memory_with(
         return None
     pool = shared_memory.SegmentPool(SEGMENT_PREFIX, max_bytes=options.max_shared_memory_bytes)
     transport = SharedMemoryTransport(messages, pool, options.connect_timeout_s)
-    trial = pool.take(4096)
-    reasons = []
-    for server in candidates:
-        try:
-            if trial is None:
-                raise CallError(NO_ANSWER, "no space in /dev/shm")
-            server.register(trial, options.connect_timeout_s)
-            server.shares_memory = True
-        except CallError as error:
-            reasons.append(f"{server.url}: {error}")
-    if trial is not None:
-        pool.give_back(trial)
+    reasons = [f"{server.url}: {error}" for server in candidates if (error := transport.offer(server))]
     if required and reasons:
         transport.close(servers)
         raise SetupError(
