@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import logging
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -406,9 +407,13 @@ def _failed(task: Task, error: BaseException) -> Task:
 
 
 def _sample_of(input_path: Path) -> tuple[Path, int] | None:
-    """Return a file of the input with its size, for workers to look at."""
-    paths = sorted(input_path.rglob("*")) if input_path.is_dir() else [input_path]
-    return next(((path, path.stat().st_size) for path in paths if path.is_file()), None)
+    """Return a file of the input that can be read here, with its size, for workers to look at."""
+    for path in input_path.rglob("*") if input_path.is_dir() else [input_path]:
+        with suppress(OSError):
+            if path.is_file():  # a pipe would never open
+                with path.open("rb") as file:
+                    return path, os.fstat(file.fileno()).st_size
+    return None
 
 
 def _version_problem(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str | None:

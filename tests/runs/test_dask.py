@@ -28,7 +28,7 @@ from ctseg.predict.outcomes import MEMORY_NAME, OutcomeStore
 from ctseg.predict.presence import OtherRuns, Presence
 from ctseg.predict.report import Report
 from ctseg.runs.dask import DaskScheduler, segment_folder_on_dask
-from ctseg.runs.dask_run import _version_problem
+from ctseg.runs.dask_run import _sample_of, _version_problem
 from ctseg.runs.dask_worker import CasesOnWorker, Job, Task
 from ctseg.runs.folder import segment_folder
 from ctseg.runs.model import ServedModel
@@ -571,6 +571,16 @@ def test_a_cluster_with_certificates_is_used_by_who_has_one(scans, tmp_path, ser
     with pytest.raises(SetupError, match="certificate for the Dask scheduler cannot be used") as caught:
         segment(scans, tmp_path / "no", model_on(server), missing, server)
     assert caught.value.settings == ("tls_ca", "tls_certificate", "tls_key")
+
+
+def test_workers_look_at_a_file_that_can_be_read(tmp_path):
+    os.mkfifo(tmp_path / "a.nii.gz")
+    (tmp_path / "b.nii.gz").symlink_to("nowhere")
+    assert _sample_of(tmp_path) is None
+    (tmp_path / "patient").mkdir()
+    scan = tmp_path / "patient" / "c.nii.gz"
+    scan.write_bytes(b"12345")
+    assert _sample_of(tmp_path) == _sample_of(scan) == (scan, 5)
 
 
 def test_versions_that_differ_are_told():
