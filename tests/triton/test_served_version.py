@@ -6,7 +6,7 @@ import pytest
 from ctseg.errors import ModelNotFoundError, RequestRejectedError, SpecError
 from ctseg.model_spec import KeepLargest
 from ctseg.serving.process import RunningServer
-from ctseg.triton.errors import RESTRICTED, UNAVAILABLE, CallError
+from ctseg.triton.errors import NOT_FOUND, RESTRICTED, UNAVAILABLE, CallError
 from ctseg.triton.options import ClientOptions
 from ctseg.triton.predictor import connect
 from ctseg.triton.served_version import WantedModel, choose_version
@@ -104,3 +104,14 @@ def test_a_model_that_cannot_be_used_is_refused_by_name(
 def test_a_version_that_is_not_there_is_named(server: RunningServer) -> None:
     with pytest.raises(ModelNotFoundError, match="version 7"):
         connect([server.url], "toy", version=7, options=ClientOptions(headers=server.headers))
+
+
+def test_a_server_that_stops_is_waited_for_at_the_first_contact_and_one_that_lacks_the_model_is_not() -> None:
+    missing = CallError(NOT_FOUND, "Request for unknown model: 'toy' has no available versions")
+    stopping = FakeClient()
+    stopping.failures = {"get_model_metadata": [missing], "is_server_live": [CallError(UNAVAILABLE, "Server exiting")]}
+    assert choose_version(stopping, WantedModel("toy"), 240).version == 1
+    lacking = FakeClient()
+    lacking.failures = {"get_model_metadata": [missing]}
+    with pytest.raises(CallError, match="NOT_FOUND"):
+        choose_version(lacking, WantedModel("toy"), 240)
