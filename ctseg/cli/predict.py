@@ -134,7 +134,7 @@ def _run(args: argparse.Namespace) -> int:
             save_probabilities=args.save_probabilities,
             overwrite=args.overwrite,
             case_timeout_s=args.case_timeout_s,
-            memory_bytes=None if args.memory_bytes is None else int(args.memory_bytes * (1 << 30)),
+            memory_bytes=args.memory_bytes,
             part=_part(args),
             recursive=args.recursive,
         )
@@ -257,8 +257,9 @@ def _seconds(text: str) -> float:
     return value
 
 
-def _gigabytes(text: str) -> float:
+def _gigabytes(text: str) -> int:
+    """Return bytes."""
     value = float(text)
     if not 1e-9 < value <= _MOST_GB:
         raise argparse.ArgumentTypeError(f"expected gigabytes above 0 and at most {_MOST_GB}, found {text}")
-    return value
+    return int(value * (1 << 30))
