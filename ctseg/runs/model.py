@@ -15,6 +15,7 @@ from ctseg.predict.predictor import Identity
 from ctseg.serving.entries import CONFIG_NAME, read_spec, require_model_name
 from ctseg.serving.process import RunningServer, ServerOptions
 from ctseg.serving.server import embedded_server
+from ctseg.serving.threads import require_threads, threads_of_run
 from ctseg.triton.options import ClientOptions
 from ctseg.triton.predictor import TritonPredictor, connect
 
@@ -71,6 +72,7 @@ def opened(model: ServedModel) -> "Iterator[TritonPredictor | PredictorOfServer]
         SpecError: The model has no spec, or one that ctseg cannot run.
         ServerError: No server answers.
     """
+    require_threads(threads_of_run(starts_server=model.repository is not None))
     if model.repository is None:
         load_kernels_ahead(KERNEL_MODULES)
         with _connected(model, model.urls, model.client) as predictor:

@@ -18,6 +18,7 @@ from ctseg.serving.private_folder import private_folder, sweep_private_folders
 from ctseg.serving.process import DEFAULT_OPTIONS, Launch, RunningServer, ServerOptions, stop
 from ctseg.serving.proof import random_patches
 from ctseg.serving.signals import signals_as_exit
+from ctseg.serving.threads import require_threads, threads_of_run
 from ctseg.triton import shared_memory
 from ctseg.triton.configuration import spec_parameters
 from ctseg.triton.predictor import connect
@@ -55,6 +56,7 @@ def embedded_server(
             raise SetupError(
                 f"model repository {repository} has no model {name!r}, only {', '.join(list_models(repository))}"
             )
+    require_threads(threads_of_run(starts_server=True))
     shared_memory.sweep(SHM_PREFIX)
     sweep_private_folders()
     with signals_as_exit(), contextlib.ExitStack() as stack:

@@ -1,11 +1,15 @@
 """Where a model runs: one of two ways, told before anything is started."""
 
+import sys
 from pathlib import Path
 
+import numpy as np
+import psutil
 import pytest
 
-from ctseg.errors import SetupError
+from ctseg.errors import ServerAwayError, SetupError
 from ctseg.runs.model import ServedModel, opened
+from tests.support.toy_models import toy_logits, toy_patches, write_toy_entry
 
 
 @pytest.mark.parametrize("given", [{}, {"urls": ("gpu1:8001",), "repository": Path("models")}])
@@ -24,3 +28,33 @@ def test_a_missing_repository_is_told_before_a_server_is_looked_for(
         opened(ServedModel("liver", repository=tmp_path / "none")),
     ):
         pass
+
+
+@pytest.mark.live
+@pytest.mark.skipif(sys.platform != "linux", reason="the embedded server is for Linux")
+def test_a_run_goes_on_when_its_servers_stub_is_killed_and_ends_at_once_when_nobody_keeps_the_server(
+    tmp_path: Path,
+) -> None:
+    write_toy_entry(tmp_path / "models")
+    patches = toy_patches(2)
+    with opened(ServedModel("toy", repository=tmp_path / "models")) as predictor:
+        np.testing.assert_allclose(predictor.predict(patches), toy_logits(patches), rtol=1e-6, atol=1e-6)
+        (server,) = (c for c in psutil.Process().children(recursive=True) if c.name() == "tritonserver")
+        supervisor = server.parent()
+        next(child for child in server.children() if child.name().startswith("triton_python")).kill()
+        np.testing.assert_allclose(predictor.predict(patches), toy_logits(patches), rtol=1e-6, atol=1e-6)
+        supervisor.kill()
+
+        def answer_until_it_is_heard() -> None:
+            while True:
+                np.testing.assert_allclose(predictor.predict(patches), toy_logits(patches), rtol=1e-6, atol=1e-6)
+
+        with pytest.raises(ServerAwayError, match="toy: the server that was started for this run has ended"):
+            answer_until_it_is_heard()
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a/b", "a b", ".x", "-x", "é", "a\n", "x" * 129])
+def test_a_name_that_leads_elsewhere_is_no_name_of_a_model(name: str) -> None:
+    with pytest.raises(SetupError, match="no name of a model") as caught:
+        ServedModel(name, urls=("gpu1:8001",))
+    assert caught.value.settings == ("model",)
