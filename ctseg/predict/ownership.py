@@ -37,6 +37,8 @@ def is_foreign(path: Path, outcome: Outcome | None, left: Mapping[str, str]) -> 
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:  # nothing can stand there
             return False
+        if error.errno == errno.EINVAL:  # a pipe, a folder, a device
+            return True
         raise OutputError(f"{path}: stands in the way and cannot be read: {error.strerror or error}") from error
 
 
