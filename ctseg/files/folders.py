@@ -1,4 +1,4 @@
-"""Whether a folder can be written to, asked before any work."""
+"""Folders that are written into: whether they can be, asked before any work; and how they are made."""
 
 import os
 from pathlib import Path
@@ -27,3 +27,15 @@ def require_writable(folder: Path, *, name: str = "") -> None:
         f"{name}{': ' if name else ''}cannot write into {folder}: {there} is read-only, or no folder "
         f"({who}owner {owner.st_uid}:{owner.st_gid}, mode {owner.st_mode & 0o777:o})"
     )
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it that are missing; one that is there stays as it is.
+
+    Raises:
+        OutputError: It cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be made: {error.strerror or error}") from error

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from ctseg.documents import Document
 from ctseg.errors import OutputError
 from ctseg.files.atomic import temporary_path, write_text
+from ctseg.files.folders import make_folder
 from ctseg.files.locking import acquired, holder_of
 from ctseg.predict.outcomes import MEMORY_NAME, key_of
 from ctseg.predict.presence import SILENT_S, OtherRuns, Presence
@@ -81,10 +82,7 @@ class Claims:
         self._through = presence.folder
         self._others = others
         for folder in (self._folder, self._locks):
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise OutputError(f"{folder}: cannot be made: {error.strerror or error}") from error
+            make_folder(folder)
         self._in_process = [threading.Lock() for _ in range(_LOCKS)]
         self._lock = threading.Lock()
         self._held: set[Path] = set()

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from ctseg.errors import OutputError, SetupError, SpecError
+from ctseg.errors import SetupError, SpecError
 from ctseg.files.cases import Case
+from ctseg.files.folders import make_folder
 from ctseg.files.formats import WRITE_ENDINGS, require_packages
 from ctseg.files.identity import printable
 from ctseg.model_spec import ModelSpec
@@ -93,7 +94,7 @@ class FolderRun:
         """Segment the cases; see :func:`segment_cases`."""
         try:
             check_can_be_written(cases, self._segmenter.spec, self._output)
-            self._make_output()
+            make_folder(self._output)
             work: CaseWork | None = None
             is_folded = False
             try:
@@ -125,12 +126,6 @@ class FolderRun:
         """Write down which cases this run leaves, where it was stopped, or server or disk went away."""
         left = [case for case in cases if not work.has_ended(case)]
         return leave(self._output, run, left, work.reason_of_left, work.ledger.before, of=len(cases))
-
-    def _make_output(self) -> None:
-        try:
-            self._output.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"{self._output}: the output folder cannot be made: {error.strerror or error}") from error
 
     def _run(self, cases: Sequence[Case], work: CaseWork) -> None:
         """Segment cases on threads; those in flight at a kill last and alone; wait for those of other runs."""

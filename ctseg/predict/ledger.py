@@ -9,10 +9,11 @@ from pathlib import Path
 from ctseg.errors import OutputError
 from ctseg.files.cases import Case
 from ctseg.files.digests import sha256_of_file
+from ctseg.files.folders import make_folder
 from ctseg.files.formats import with_companions
 from ctseg.files.identity import KnownFile, printable
 from ctseg.predict.claims import Claim, Claims
-from ctseg.predict.outcomes import MadeBy, Outcome, OutcomeStore, key_of
+from ctseg.predict.outcomes import MadeBy, Outcome, OutcomeStore, key_of, memory_at_hand
 from ctseg.predict.ownership import is_foreign
 from ctseg.predict.presence import OtherRuns, Presence
 from ctseg.predict.report import adopt_earlier_report, now
@@ -52,14 +53,12 @@ class Ledger:
         self._overwrite = overwrite
         self._store = OutcomeStore(output, through=presence.folder)
         self.others = OtherRuns(output)
-        self.others.remove_leftovers()
-        try:
-            self._store.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"{self._store.folder}: cannot be made: {error.strerror or error}") from error
-        adopt_earlier_report(output, self._store)
+        make_folder(self._store.folder)
+        with memory_at_hand(output):
+            self.others.remove_leftovers()
+            adopt_earlier_report(output, self._store)
+            self.before = self._store.written()
         self.claims = Claims(output, presence, self.others)
-        self.before = self._store.written()
 
     def ended_since(self, case: str) -> Outcome | None:
         """Return the outcome of a case that was written since this run began."""

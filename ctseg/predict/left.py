@@ -3,19 +3,17 @@
 ``OUT/.ctseg/left/<run>.json`` names them. A case counts as left until somebody writes an outcome of it.
 """
 
-import json
+import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ValidationError
-
 from ctseg.documents import Document
 from ctseg.errors import OutputError
-from ctseg.files.atomic import write_text
 from ctseg.files.cases import Case
 from ctseg.files.identity import printable
+from ctseg.predict.notes import read_notes, write_note
 from ctseg.predict.outcomes import MEMORY_NAME, key_of
 
 logger = logging.getLogger(__name__)
@@ -79,13 +77,7 @@ def write_left(output: Path, run: str, cases: Sequence[Case], reason: Reason, be
     left = tuple(
         _LeftCase(key=(key := key_of(case.name)), case=printable(case.name), before=before.get(key)) for case in cases
     )
-    folder = _folder(output)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be made: {error.strerror or error}") from error
-    work = _LeftWork(reason=reason, cases=left)
-    write_text(folder / f"{run}.json", json.dumps(work.model_dump(mode="json")))
+    write_note(_folder(output) / f"{run}.json", _LeftWork(reason=reason, cases=left))
 
 
 def read_left(output: Path, outcomes: Mapping[str, Stamp]) -> tuple[NotDone, ...]:
@@ -97,7 +89,7 @@ def read_left(output: Path, outcomes: Mapping[str, Stamp]) -> tuple[NotDone, ...
     """
     found = {
         left.key: NotDone(case=left.case, reason=work.reason)
-        for _, work in _works(output)
+        for _, work in read_notes(_folder(output), _LeftWork)
         for left in _still(work, outcomes)
     }
     return tuple(sorted(found.values(), key=lambda case: case.case))
@@ -112,19 +104,10 @@ def take_over_left(output: Path, cases: Sequence[Case], outcomes: Mapping[str, S
         outcomes: The folder's outcomes by key, as they are now.
     """
     taken = {key_of(case.name) for case in cases}
-    for path, work in _works(output):
+    for path, work in read_notes(_folder(output), _LeftWork):
         if {left.key for left in _still(work, outcomes)} <= taken:
-            path.unlink(missing_ok=True)
-
-
-def _works(output: Path) -> list[tuple[Path, _LeftWork]]:
-    works = []
-    for path in sorted(_folder(output).glob("*.json")):
-        try:
-            works.append((path, _LeftWork.model_validate_json(path.read_bytes())))
-        except (OSError, ValidationError):
-            continue
-    return works
+            with contextlib.suppress(OSError):  # its cases count as left no more once they have new outcomes
+                path.unlink(missing_ok=True)
 
 
 def _still(work: _LeftWork, outcomes: Mapping[str, Stamp]) -> list[_LeftCase]:

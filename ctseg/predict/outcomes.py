@@ -9,13 +9,14 @@ import json
 import os
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 from pydantic import ValidationError
 
 from ctseg.documents import Document
-from ctseg.errors import CtsegError
+from ctseg.errors import CtsegError, OutputError
 from ctseg.files.atomic import write_text
 from ctseg.files.identity import KnownFile
 
@@ -23,6 +24,25 @@ MEMORY_NAME = ".ctseg"
 """Folder in an output folder: outcomes, claims, and what runs that live are writing."""
 _SLUG_LENGTH = 48
 _SLUG = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-")
+
+
+@contextmanager
+def memory_at_hand(output: Path) -> Iterator[None]:
+    """Look into a folder's memory in the block; what this user may not read there, or no disk gives, is told.
+
+    Args:
+        output: The folder.
+
+    Raises:
+        OutputError: It cannot be looked at.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"{error.filename or output / MEMORY_NAME}: cannot be looked at: {error.strerror or error}: what became of "
+            f"the cases in {output} stands there: let this user read it, or name another folder"
+        ) from error
 
 
 class CaseError(Document):

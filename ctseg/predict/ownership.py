@@ -9,11 +9,11 @@ from collections.abc import Container, Mapping
 from functools import cached_property
 from pathlib import Path
 
-from ctseg.errors import OutputError
+from ctseg.errors import InputError, OutputError
 from ctseg.files.digests import sha256_of_file
 from ctseg.files.identity import printable
 from ctseg.predict.claims import being_put
-from ctseg.predict.outcomes import Outcome, names_of_outputs
+from ctseg.predict.outcomes import MEMORY_NAME, Outcome, names_of_outputs
 from ctseg.predict.report import REPORT_NAME, TABLE_NAME
 
 
@@ -50,6 +50,9 @@ class OwnFiles(Container[str]):
 
     Args:
         folder: Of scans and, perhaps, of label maps.
+
+    Raises:
+        InputError: When a name is looked up: what the folder remembers cannot be read.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -60,5 +63,11 @@ class OwnFiles(Container[str]):
 
     @cached_property
     def _names(self) -> frozenset[str]:
-        putting = being_put(self._folder)  # first: a claim ends once the outcome is written
-        return putting | names_of_outputs(self._folder) | {REPORT_NAME, TABLE_NAME}
+        try:
+            putting = being_put(self._folder)  # first: a claim ends once the outcome is written
+            return putting | names_of_outputs(self._folder) | {REPORT_NAME, TABLE_NAME}
+        except (OSError, OutputError) as error:
+            raise InputError(
+                f"{self._folder}: expected a {MEMORY_NAME} that can be read, which tells scans from label maps that "
+                f"ctseg has written ({error}): let this user read it, or give a folder of scans alone"
+            ) from error

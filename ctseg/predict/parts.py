@@ -4,8 +4,8 @@ Each part lists the whole input and takes every N-th case, as nnU-Net does. Host
 would leave cases to nobody: so each part writes down which list it saw, and what differs is told.
 """
 
+import contextlib
 import hashlib
-import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -13,12 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ValidationError
-
 from ctseg.documents import Document
-from ctseg.errors import OutputError, SetupError
-from ctseg.files.atomic import write_text
+from ctseg.errors import SetupError
 from ctseg.files.cases import Case
+from ctseg.predict.notes import read_notes, write_note
 from ctseg.predict.outcomes import MEMORY_NAME
 from ctseg.predict.presence import Presence
 
@@ -127,13 +125,7 @@ def note_part(output: Path, presence: Presence, part: Part, cases: Sequence[Case
     if part.num_parts == 1:
         return
     note = PartNote(part=str(part), list_digest=digest_of_list(cases), cases=len(cases), run=presence.run)
-    folder = _folder(output)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be made: {error.strerror or error}") from error
-    path = folder / f"{part.part_id}-of-{part.num_parts}.json"
-    write_text(path, json.dumps(note.model_dump(mode="json")), through=presence.folder)
+    write_note(_folder(output) / f"{part.part_id}-of-{part.num_parts}.json", note, through=presence.folder)
     if told := different_lists(output):
         logger.warning("%s", told)
 
@@ -145,14 +137,11 @@ def different_lists(output: Path) -> str | None:
     """
     notes: dict[str, list[PartNote]] = {}
     newest = (0, "")
-    for path in _folder(output).glob("*-of-*.json"):
-        try:
-            written, note = path.stat().st_mtime_ns, PartNote.model_validate_json(path.read_bytes())
-        except (OSError, ValidationError):
-            continue
+    for path, note in read_notes(_folder(output), PartNote):
         number = note.part.partition("/")[2]
         notes.setdefault(number, []).append(note)
-        newest = max(newest, (written, number))
+        with contextlib.suppress(OSError):
+            newest = max(newest, (path.stat().st_mtime_ns, number))
     lists: dict[str, list[PartNote]] = {}
     for note in notes.get(newest[1], ()):
         lists.setdefault(note.list_digest, []).append(note)

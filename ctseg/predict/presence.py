@@ -156,7 +156,8 @@ class OtherRuns:
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # another user's
+                    path.unlink(missing_ok=True)
 
     def _half_made(self) -> list[Path]:
         """Return what runs were killed in the making of: older by far than the newest run, by the disk's clock."""

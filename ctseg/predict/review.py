@@ -9,7 +9,7 @@ from ctseg.files.cases import Case, find_cases
 from ctseg.files.identity import printable
 from ctseg.predict.ledger import is_scan_of
 from ctseg.predict.model_notes import read_model_notes
-from ctseg.predict.outcomes import MEMORY_NAME, Outcome, OutcomeStore
+from ctseg.predict.outcomes import MEMORY_NAME, Outcome, OutcomeStore, memory_at_hand
 from ctseg.predict.ownership import OwnFiles
 from ctseg.predict.parts import different_lists
 from ctseg.predict.presence import OtherRuns
@@ -49,24 +49,25 @@ def review_folder(
     Raises:
         SetupError: The folder has no memory, or models of several numbers of channels have worked in it.
         InputError: The input cannot be read, or holds no scans.
-        OutputError: The report cannot be written.
+        OutputError: What the folder remembers cannot be read, or the report cannot be written.
     """
-    if not (output / MEMORY_NAME).is_dir():
-        raise SetupError(f"{output}: expected a folder that ctseg has segmented into, found no {MEMORY_NAME} in it")
-    others = OtherRuns(output)
-    others.listen()
-    cases = None
-    if input_path is not None:
-        channels = channels or _channels_in(output)
-        cases = find_cases(input_path, channels=channels, recursive=recursive, own=OwnFiles, not_into=(output,))
-    report = fold_report(output, others)
-    there = frozenset(printable(path.name) for path in output.iterdir())
-    if cases is None:
-        known = {case.case for case in report.cases} | {case.case for case in report.not_done}
-        looked_at, left = len(known), _left_of(report, there)
-    else:
-        looked_at, left = len(cases), _left_of_input(cases, output, report, there)
-    return Review(report, looked_at, tuple(left), tuple(others.living()), different_lists(output))
+    with memory_at_hand(output):
+        if not (output / MEMORY_NAME).is_dir():
+            raise SetupError(f"{output}: expected a folder that ctseg has segmented into, found no {MEMORY_NAME} in it")
+        others = OtherRuns(output)
+        others.listen()
+        cases = None
+        if input_path is not None:
+            channels = channels or _channels_in(output)
+            cases = find_cases(input_path, channels=channels, recursive=recursive, own=OwnFiles, not_into=(output,))
+        report = fold_report(output, others)
+        there = frozenset(printable(path.name) for path in output.iterdir())
+        if cases is None:
+            known = {case.case for case in report.cases} | {case.case for case in report.not_done}
+            looked_at, left = len(known), _left_of(report, there)
+        else:
+            looked_at, left = len(cases), _left_of_input(cases, output, report, there)
+        return Review(report, looked_at, tuple(left), tuple(others.living()), different_lists(output))
 
 
 def _channels_in(output: Path) -> int:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ctseg.errors import OutputError, ServerUnavailableError, SetupError, missing_package
+from ctseg.errors import ServerUnavailableError, SetupError, missing_package
+from ctseg.files.folders import make_folder
 from ctseg.predict.options import BatchOptions
 from ctseg.predict.progress import Progress
 from ctseg.predict.report import Report
@@ -92,10 +93,7 @@ def segment_folder_on_dask(
     scans = scans_for(input_path.absolute(), output, options)
     connected = _connected(scheduler) if isinstance(scheduler, DaskScheduler) else nullcontext(scheduler)
     with signals_as_exit(), connected as client:
-        try:
-            output.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"{output}: the output folder cannot be made: {error.strerror or error}") from error
+        make_folder(output)
         run = DaskRun(client, output, options, patience_s=model.client.timeout_s)
         return run.segment(scans, _absolute(model), dict(header_variables or {}), progress_for)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ctseg.errors import InputError, SetupError
+from ctseg.errors import InputError, OutputError, SetupError
 from ctseg.files.cases import find_cases
 from ctseg.predict.folder import segment_cases
 from ctseg.predict.model_notes import write_model_note
@@ -14,6 +14,7 @@ from ctseg.predict.outcomes import names_of_outputs
 from ctseg.predict.presence import Presence
 from ctseg.predict.report import Report
 from ctseg.predict.review import review_folder
+from tests.support.scan_files import nobody
 from tests.support.threshold import ThresholdPredictor, write_scan
 from tests.support.toy_models import toy_spec
 
@@ -109,6 +110,13 @@ def test_a_folder_without_memory_or_an_input_without_scans_is_refused(scans: Pat
     shutil.rmtree(out / ".ctseg")
     with pytest.raises(SetupError, match=r"found no \.ctseg"):
         review_folder(out, scans)
+
+
+def test_a_memory_that_this_user_may_not_read_is_told(scans: Path, out: Path) -> None:
+    run(scans, out)
+    with nobody(out / ".ctseg", 0o000), pytest.raises(OutputError, match="cannot be looked at: Permission denied"):
+        review_folder(out)
+    assert review_folder(out).left == ()
 
 
 def test_cases_of_sub_folders_are_looked_at_where_that_is_asked_for(tmp_path: Path, out: Path) -> None:
