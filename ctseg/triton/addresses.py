@@ -62,12 +62,10 @@ def address_of(url: str) -> Address:
         return Address(_checked(url, url))
     if scheme.lower() not in _SCHEMES:
         secure = scheme.lower() in ("https", "wss")
-        host = urlsplit(url).hostname or "gpu1"
-        host = f"[{host}]" if ":" in host else host
         raise _refusal(
             url,
             f"ctseg speaks gRPC, not {scheme}: Triton's gRPC port is {_GRPC_PORT} by default: write "
-            f"{'grpcs://' if secure else ''}{host}:{_GRPC_PORT}",
+            f"{'grpcs://' if secure else ''}{_host_in(url)}:{_GRPC_PORT}",
         )
     return Address(_checked(rest, url), _SCHEMES[scheme.lower()])
 
@@ -90,9 +88,18 @@ def _checked(text: str, url: str) -> str:
         raise _refusal(
             url, f"expected host:port of Triton's gRPC endpoint: write {host}:{_GRPC_PORT}, if that is its port"
         )
-    if not port.isdigit() or not 0 < int(port) < 65536:
+    if not (port.isascii() and port.isdigit()) or not 0 < int(port) < 65536:
         raise _refusal(url, f"expected a port of 1 to 65535 after {host}:, found {port!r}: Triton's is {_GRPC_PORT}")
     return text
+
+
+def _host_in(url: str) -> str:
+    """Return the host of a URL, as it stands in an address; one of no name where the URL is none."""
+    try:
+        host = urlsplit(url).hostname or "gpu1"
+    except ValueError:  # brackets that hold no address
+        return "gpu1"
+    return f"[{host}]" if ":" in host else host
 
 
 def _refusal(url: str, why: str) -> SetupError:

@@ -33,16 +33,25 @@ def proxy_of(address: Address) -> Proxy | None:
     """Return the proxy through which gRPC goes to a server, None where it goes directly.
 
     Source:
-        gRPC's ``http_proxy_mapper.cc``: the first variable that is set counts, names in lower case only.
+        gRPC's ``http_proxy_mapper.cc``: the first variable that is set counts, names in lower case only; what does not
+        begin with ``http://`` is taken for none.
     """
     host = address.host
     if host is None or address.is_local or _is_excepted(host):
         return None
     for variable in _VARIABLES:
         if url := os.environ.get(variable):
-            parts = urlsplit(url if "://" in url else f"http://{url}")
-            return Proxy(parts.hostname or "?", parts.port or 80, variable)
+            return _proxy_at(url, variable) if url.startswith("http://") else None
     return None
+
+
+def _proxy_at(url: str, variable: str) -> Proxy:
+    """Return a proxy by its URL; where that is none, one that nobody reaches: gRPC tries, and does not either."""
+    try:
+        parts = urlsplit(url)
+        return Proxy(parts.hostname or "?", parts.port or 80, variable)
+    except ValueError:  # brackets or a port that are none
+        return Proxy(url.partition("://")[2].rpartition("@")[2].rpartition(":")[0], 0, variable)
 
 
 def _is_excepted(host: str) -> bool:

@@ -45,6 +45,8 @@ def test_an_address_is_what_grpc_takes(url: str, address: Address) -> None:
         ("gpu1:8001/v2", "expected host:port"),
         ("gpu1:8001,gpu2:8001", "several servers: write them apart: gpu1:8001 gpu2:8001$"),
         ("", "expected host:port"),
+        ("gpu1:²", "expected a port of 1 to 65535 after gpu1:, found '²'"),
+        ("http://[::1:8001", "ctseg speaks gRPC, not http: .* write gpu1:8001$"),
     ],
 )
 def test_what_is_no_address_is_refused_with_the_one_to_write(url: str, told: str) -> None:

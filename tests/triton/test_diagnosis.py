@@ -2,6 +2,8 @@
 
 import contextlib
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -190,6 +192,30 @@ def test_a_proxy_that_is_not_there_is_named_without_its_credentials(
     assert "name gpu1.invalid in no_proxy" in str(error)
     assert "secret" not in str(error)
     assert "doctor" not in str(error)
+
+
+@pytest.mark.parametrize("url", ["http://doctor:secret@127.0.0.1:99999", "http://doctor:secret@127.0.0.1:port"])
+def test_a_proxy_that_nobody_can_reach_is_named_too(url: str, no_proxies: pytest.MonkeyPatch) -> None:
+    no_proxies.setenv("http_proxy", url)
+    error = refusal("gpu1.invalid:8001")
+    assert "goes through the proxy 127.0.0.1:0 (http_proxy), which does not answer" in str(error)
+    assert "secret" not in str(error)
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:9", "https://127.0.0.1:9", "socks5://127.0.0.1:9"])
+def test_what_grpc_takes_for_no_proxy_is_none(url: str, no_proxies: pytest.MonkeyPatch) -> None:
+    no_proxies.setenv("http_proxy", url)
+    assert proxy_of(address_of("gpu1:8001")) is None
+    code = (
+        "import grpc, os, socket\n"
+        "listening = socket.create_server(('127.0.0.1', 0))\n"
+        "listening.settimeout(60)\n"
+        "grpc.channel_ready_future(grpc.insecure_channel(f'localhost:{listening.getsockname()[1]}'))\n"
+        "print(listening.accept()[0].recv(3), flush=True)\n"
+        "os._exit(0)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "b'PRI'\n"
 
 
 def test_a_proxy_that_refuses_is_named(no_proxies: pytest.MonkeyPatch) -> None:
