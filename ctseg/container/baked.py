@@ -5,7 +5,6 @@
 """
 
 import logging
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +14,8 @@ from ctseg.container.log import log_to_standard_error
 from ctseg.container.settings import read_settings
 from ctseg.deploy.bundle import PARITY_SETS
 from ctseg.errors import CtsegError, SetupError
+from ctseg.files.mounts import MOUNTS, read_mounts
 
-MOUNTS = Path("/proc/self/mountinfo")
 _log = logging.getLogger("ctseg.container.baked")  # not __name__, which is "__main__" in its process
 
 
@@ -70,12 +69,10 @@ def bundles_in_image(bundles: Sequence[Path], mounts: Path = MOUNTS) -> list[Pat
         bundles: Folders.
         mounts: The kernel's list of mounts; where it cannot be read, nothing is known to lie in an image.
     """
-    try:
-        lines = mounts.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    except OSError:
+    found = read_mounts(mounts)
+    if not found:
         return []
-    points = {Path(re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), line.split()[4])) for line in lines}
-    points.discard(Path("/"))
+    points = {Path(mount.point) for mount in found} - {Path("/")}
     return [bundle for bundle in bundles if points.isdisjoint((bundle.resolve(), *bundle.resolve().parents))]
 
 

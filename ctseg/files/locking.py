@@ -1,8 +1,8 @@
-"""Who may write into a model repository: one at a time, also where the file system refuses flock.
+"""One at a time, in a folder that several hosts may share, also where its file system refuses flock.
 
 By rule the kernel's flock decides, which ends with its process whatever happens to that. Network file systems may
 refuse it, or keep it to one host. There a file decides that only one writer can create; a writer that was killed
-leaves it, and the next one on the same host sees that and goes on. What a repository needs is remembered in it, so
+leaves it, and the next one on the same host sees that and goes on. What a folder needs is remembered in it, so
 that all its writers take turns by the same thing.
 """
 
@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, SoftFileLock
+
+from ctseg.files.mounts import MOUNTS, read_mounts
 
 _log = logging.getLogger(__name__)
 
@@ -97,7 +99,7 @@ def flock_serves(folder: Path) -> bool:
     return not (folder / _NOTE_NAME).exists() and not why_flock_fails(folder)
 
 
-def why_flock_fails(folder: Path, *, mounts: Path = Path("/proc/self/mountinfo")) -> str:
+def why_flock_fails(folder: Path, *, mounts: Path = MOUNTS) -> str:
     """Return why flock does not keep writers apart in a folder; empty where it does.
 
     Args:
@@ -135,16 +137,10 @@ def _writers_need_a_file(folder: Path) -> bool:
 
 
 def _mount_options(folder: Path, mounts: Path) -> set[str]:
-    """Return the options of the mount that a folder lies on; none where the system does not tell."""
+    """Return the options of all mounts of the file system that a folder lies on; none where nobody tells."""
     try:
-        lines = mounts.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-        device = folder.stat().st_dev
+        number = folder.stat().st_dev
     except OSError:
         return set()
-    options: set[str] = set()
-    for line in lines:
-        before, _, after = line.partition(" - ")
-        major, _, minor = before.split()[2].partition(":")
-        if (int(major), int(minor)) == (os.major(device), os.minor(device)):
-            options |= {*before.split()[5].split(","), *after.split()[-1].split(",")}
-    return options
+    device = (os.major(number), os.minor(number))
+    return {option for mount in read_mounts(mounts) if mount.device == device for option in mount.options}

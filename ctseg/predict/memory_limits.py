@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from ctseg.files.mounts import MOUNTS, read_mounts
+
 _UNKNOWN = 8 << 30
 """Taken where nothing can be told."""
 _NO_LIMIT = 1 << 60
@@ -80,15 +82,12 @@ def _folders(root: Path, kind: str) -> Iterator[Path]:
     group = _group(root, kind)
     if group is None:
         return
-    for line in _text(root / "proc/self/mountinfo").splitlines():
-        mount, _, rest = line.partition(" - ")
-        fields, source = mount.split(" "), rest.split(" ")
-        if len(fields) < 5 or source[0] != kind or (kind == "cgroup" and "memory" not in source[-1].split(",")):
+    for mount in read_mounts(root / MOUNTS.relative_to("/")):
+        if mount.kind != kind or (kind == "cgroup" and "memory" not in mount.options):
             continue
-        mounted, point = (PurePosixPath(_unescaped(field)) for field in fields[3:5])
-        top = root / point.relative_to("/")
+        top = root / mount.point.lstrip("/")
         # in a container without a namespace of its own the group is named as outside, where only a part is mounted
-        inside = group.relative_to(mounted) if group.is_relative_to(mounted) else PurePosixPath()
+        inside = group.relative_to(mount.root) if group.is_relative_to(mount.root) else PurePosixPath()
         if ".." in inside.parts:
             inside = PurePosixPath()
         for depth in range(len(inside.parts), -1, -1):
@@ -104,10 +103,6 @@ def _group(root: Path, kind: str) -> PurePosixPath | None:
         if (number == "0" and not controllers) if kind == "cgroup2" else "memory" in controllers.split(","):
             return PurePosixPath(name)
     return None
-
-
-def _unescaped(field: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)
 
 
 def _numbers(path: Path) -> dict[str, int]:
