@@ -277,7 +277,7 @@ def _run_serve(args: argparse.Namespace) -> int:
         grpc_port=args.grpc_port,
         metrics_port=args.metrics_port,
         start_timeout_s=args.start_timeout_s,
-        restarts=3,
+        restarts=12,
     )
     run_server(args.repository, options, tell)
     print("stopped", flush=True)

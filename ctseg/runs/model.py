@@ -20,7 +20,7 @@ from ctseg.triton.options import ClientOptions
 from ctseg.triton.predictor import TritonPredictor, connect
 
 _log = logging.getLogger(__name__)
-_KEPT_RUNNING = ServerOptions(restarts=3)
+_KEPT_RUNNING = ServerOptions(restarts=12)  # the windows of one scan that kills it do so three times each
 
 
 @dataclass(frozen=True)
@@ -142,15 +142,17 @@ class PredictorOfServer:
             ServerAwayError: The server has ended by itself, for good.
             ServerError: See its other children.
         """
+        life = self._server.life
         try:
-            return self._predictor.predict(patches)
+            logits = self._predictor.predict(patches)
         except ServerError as error:
-            life = self._server.life
             if not life.reason:
                 raise
             raise ServerAwayError(
                 f"{self.spec.name}: the server that was started for this run has ended: {life.reason}"
             ) from error
+        life.computed()
+        return logits
 
     def _end(self) -> None:
         _log.error("the end of tritonserver's log:\n%s", self._server.end_of_log)

@@ -28,6 +28,8 @@ class ServerLife:
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._is_stopped = False
+        self._was_begun_again = False
+        self._supervisor: subprocess.Popen[str] | None = None
         self._at_end: list[Callable[[], None]] = []
 
     def begin(self, supervisor: "subprocess.Popen[str]", shm_prefix: str) -> None:
@@ -37,11 +39,21 @@ class ServerLife:
             supervisor: Leads a process group in which the server and all that it starts are.
             shm_prefix: Begin of the names of the server's shared memory.
         """
+        self._supervisor = supervisor
         threading.Thread(target=self._listen, args=(supervisor, shm_prefix), name="server", daemon=True).start()
 
     def stopped(self) -> None:
         """From now on its end is no surprise."""
         self._is_stopped = True
+
+    def computed(self) -> None:
+        """Note that it has computed something: the ends before do not count any more."""
+        if not self._was_begun_again or self._supervisor is None or self._supervisor.stdin is None:
+            return
+        self._was_begun_again = False
+        with contextlib.suppress(OSError, ValueError):  # it has ended, which is heard elsewhere
+            self._supervisor.stdin.write("computed\n")
+            self._supervisor.stdin.flush()
 
     def wait_for_end(self, timeout_s: float) -> bool:
         """Wait so long until it has ended by itself, for good; return whether it has."""
@@ -63,6 +75,7 @@ class ServerLife:
                     said = json.loads(line)
                     reason = said.get("ended", reason)
                     if said.get("after"):
+                        self._was_begun_again = True
                         _log.warning("%s: tritonserver was started again", said["after"])
         if self._is_stopped:
             return

@@ -50,7 +50,8 @@ class ServerOptions:
         extra_arguments: Further arguments of tritonserver; paths in them are absolute, it runs in an empty folder.
         client: How to reach the server, where ``extra_arguments`` made it ask for TLS.
         restarts: How often within ten minutes it is started again, on its port, when it has ended by itself or has
-            lost a process of a model; 0: never, and lost processes are not looked for.
+            lost a process of a model, and has computed nothing in between; 0: never, and lost processes are not looked
+            for.
         prove: Run each model once before it is used, and check that the answer is there and finite.
     """
 

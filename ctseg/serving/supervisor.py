@@ -4,11 +4,12 @@ The parent holds the other end of standard input; when that closes (also by ``ki
 everything it started are stopped, and its shared memory and its private folder are removed. A server that ends by
 itself, and one that has lost a process of a model (Triton's python backend does not recover from that), is started
 again with the same command, so on the same port: a few times within some minutes, and only after the parent has
-called it ready. Only the standard library is used and nothing of ctseg is imported, so that it starts in a few
-milliseconds.
+called it ready. What it has computed since forgives its ends before. Only the standard library is used and nothing of
+ctseg is imported, so that it starts in a few milliseconds.
 
 Usage: ``python -I -S supervisor.py``, and one line of JSON on standard input: command, environment,
-log, folder, shm_prefix, stop_timeout_s, restarts; later a line when the server is ready. On standard output a line of
+log, folder, shm_prefix, stop_timeout_s, restarts; later a line when the server is ready, and when it has computed
+something after it was started again. On standard output a line of
 JSON for each server that it starts (pid, shm_prefix, after: why the last one ended), and for its end (ended: why).
 """
 
@@ -117,7 +118,9 @@ class _Keeper:
             if said == b"" or self.is_orphan:
                 _stop(server, self._job["stop_timeout_s"])
                 return ""
-            self._is_ready = self._is_ready or bool(said)
+            if said:
+                self._is_ready = True
+                self._begun_again.clear()
             if self._is_ready and self._job["restarts"] and (dead := stubs.dead()):
                 return dead
         return f"tritonserver {_how(server.returncode)}"

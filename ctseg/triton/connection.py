@@ -78,6 +78,7 @@ class ServerConnection:
         is_trusted: False after a failure, until it has been checked; set again by the rota.
         refusal: Why it is not asked again at all; None while it may be.
         has_to_prove: Whether it has to answer the probe before it is trusted again; set by the rota.
+        is_left_aside: Whether that is because it failed what can be computed; set by the rota.
         probing: Held by who sends it the probe.
         try_again_at: When it may be checked, by the monotonic clock.
         last_problem: Why it is not trusted.
@@ -92,6 +93,7 @@ class ServerConnection:
         self.is_trusted = True
         self.refusal: SpecError | ModelNotFoundError | None = None
         self.has_to_prove = False
+        self.is_left_aside = False
         self.probing = threading.Lock()
         self.try_again_at = 0.0
         self.last_problem = CallError(UNAVAILABLE, "not connected", url=self.url)
@@ -176,7 +178,7 @@ class ServerConnection:
 
     def forget_failure(self) -> None:
         """Note that what failed is over; that the server computes is told by :meth:`answered`."""
-        self.has_to_prove = False
+        self.has_to_prove = self.is_left_aside = False
         self._unregister_abandoned()
 
     def answered(self) -> None:

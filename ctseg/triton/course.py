@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 from ctseg.arrays import Logits, Patches
 from ctseg.triton.connection import ServerConnection
-from ctseg.triton.errors import AWAY, HICCUPS, NO_ANSWER, CallError
+from ctseg.triton.errors import AWAY, DIED, HICCUPS, NO_ANSWER, UNAVAILABLE, CallError
 from ctseg.triton.rota import Rota
 
 _FAILURES_OF_A_REQUEST = 2
+_DEATHS_OF_A_REQUEST = 3
 
 
 class Course:
@@ -17,7 +18,8 @@ class Course:
 
     A server that is away is the server's misfortune: the request waits, or goes to another. A failure is the request's
     own if a second server fails it too, or if the server that fails it still computes what was computed before; it is
-    the server's if another server computes it, or if the server fails what was computed before.
+    the server's if another server computes it, or if the server fails what was computed before. A request whose server
+    dies with it again and again, though it computes others, is what kills it.
 
     Args:
         rota: Chooses the servers.
@@ -46,6 +48,7 @@ class Course:
         self._failures: dict[ServerConnection, CallError] = {}
         self._silent: ServerConnection | None = None
         self._has_seen_collapse = False
+        self._deaths = 0
 
     @property
     def seconds(self) -> float:
@@ -66,11 +69,16 @@ class Course:
         """
         while True:
             # a request may be what makes servers fail: those that saw one fail go one by one, so that it is known which
-            with self._rota.alone if self._has_seen_collapse else contextlib.nullcontext():
-                logits = self._try()
+            with self._rota.alone if self._is_suspect else contextlib.nullcontext() as alone:
+                while (logits := self._try()) is None and alone:
+                    self._on_retry()
             if logits is not None:
                 return logits
             self._on_retry()
+
+    @property
+    def _is_suspect(self) -> bool:
+        return self._has_seen_collapse or self._deaths > 0
 
     def _try(self) -> Logits | None:
         """Send the request once; return None where it is to be sent again."""
@@ -82,7 +90,9 @@ class Course:
             self._silent = server if error.status == NO_ANSWER else None
             if self._rota.is_closed:
                 raise
-            if error.status in AWAY:
+            if error.status == UNAVAILABLE and not server.is_alive():
+                self._count_death(server, error)
+            elif error.status in AWAY:
                 self._rota.away(server, error)
             elif self._is_at_fault(server, error):
                 raise
@@ -94,6 +104,22 @@ class Course:
                 self._rota.outdone(failed, problem, self.patches)
         self._rota.answered(self.patches)
         return logits
+
+    def _count_death(self, server: ServerConnection, error: CallError) -> None:
+        """Note that a server is gone that had the request.
+
+        Raises:
+            CallError: The request is what kills servers.
+        """
+        self._deaths += 1
+        self._rota.died(server, error)
+        if self._deaths >= _DEATHS_OF_A_REQUEST:
+            raise CallError(
+                DIED,
+                f"the server died each of the {self._deaths} times that it had this request, and computed others in "
+                f"between: look at the scan, and at the server's log ({error})",
+                url=server.url,
+            ) from error
 
     def _is_at_fault(self, server: ServerConnection, error: CallError) -> bool:
         """Whether the request fails by its own fault, now that a server has failed it."""

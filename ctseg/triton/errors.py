@@ -26,6 +26,8 @@ NO_ANSWER = "no answer"
 """Not of gRPC: nothing came back within the client's own limit."""
 WRONG = "wrong answer"
 """Not of gRPC: what came back is not what the spec says."""
+DIED = "died"
+"""Not of gRPC: the server is gone each time that it gets the request."""
 RESTRICTED = "restricted"
 """Not of gRPC: the server asks for a key."""
 AWAY = (UNAVAILABLE, CANCELLED, NO_ANSWER, NOT_FOUND)
@@ -43,6 +45,7 @@ _ERROR_OF_STATUS: Mapping[str, type[ServerError]] = {
     NOT_FOUND: ModelNotFoundError,
     INTERNAL: InferenceFailedError,
     WRONG: InferenceFailedError,
+    DIED: InferenceFailedError,
     "StatusCode.UNKNOWN": InferenceFailedError,
     "StatusCode.DATA_LOSS": InferenceFailedError,
 }  # every other status is a refusal: RequestRejectedError

@@ -11,6 +11,8 @@ import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 
+import numpy as np
+
 from ctseg.arrays import Logits, Patches
 from ctseg.errors import ModelNotFoundError, SpecError
 from ctseg.triton.connection import ServerConnection
@@ -151,6 +153,15 @@ class Rota:
         server.suspect(problem)
         self._watch(server)
 
+    def died(self, server: ServerConnection, problem: CallError) -> None:
+        """Note that a server is gone with a request that may be why: it has to compute something else before it."""
+        spec = server.spec
+        with self._changed:
+            server.has_to_prove = True
+            if self._probe is None:
+                self._probe = np.zeros((1, len(spec.channels), *spec.patch_size), np.float32)
+        self.away(server, problem)
+
     def outdone(self, server: ServerConnection, problem: CallError, patches: Patches) -> None:
         """Note that a server failed what another has computed: it is left aside until it computes that, too."""
         self._probe = patches.copy()
@@ -178,8 +189,8 @@ class Rota:
 
     def _leave_aside(self, server: ServerConnection, problem: CallError, what: str) -> None:
         with self._changed:
-            is_new = not server.has_to_prove
-            server.has_to_prove = True
+            is_new = not server.is_left_aside
+            server.has_to_prove = server.is_left_aside = True
         if is_new:
             log.warning(
                 "%s is left aside: it fails what %s (%s): look at its log, or start it again; it is asked again until "
@@ -198,7 +209,7 @@ class Rota:
 
     def _bring_back(self, server: ServerConnection) -> None:
         """Check a server again and again, until it is well or serves something else."""
-        is_told = server.has_to_prove
+        is_told = server.is_left_aside
         while self._wait_until_due(server):
             try:
                 server.check()

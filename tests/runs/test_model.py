@@ -1,15 +1,18 @@
 """Where a model runs: one of two ways, told before anything is started."""
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 
-from ctseg.errors import ServerAwayError, SetupError
+from ctseg.errors import InferenceFailedError, ServerAwayError, SetupError
 from ctseg.runs.model import ServedModel, opened
-from tests.support.toy_models import toy_logits, toy_patches, write_toy_entry
+from ctseg.triton.configuration import spec_parameter
+from tests.support.live_triton import ANSWER
+from tests.support.toy_models import toy_logits, toy_patches, toy_spec, write_foreign_entry, write_toy_entry
 
 
 @pytest.mark.parametrize("given", [{}, {"urls": ("gpu1:8001",), "repository": Path("models")}])
@@ -51,6 +54,26 @@ def test_a_run_goes_on_when_its_servers_stub_is_killed_and_ends_at_once_when_nob
 
         with pytest.raises(ServerAwayError, match="toy: the server that was started for this run has ended"):
             answer_until_it_is_heard()
+
+
+@pytest.mark.live
+@pytest.mark.skipif(sys.platform != "linux", reason="the embedded server is for Linux")
+@pytest.mark.parametrize("victim", ["os.getppid()", "os.getpid()"], ids=["server", "stub"])
+def test_windows_that_kill_the_server_fail_and_the_others_are_computed(tmp_path: Path, victim: str) -> None:
+    code = f"if patches[0, 0, 0, 0, 0] == 77: import os; os.kill({victim}, 9); time.sleep(60)\n{ANSWER}"
+    write_foreign_entry(tmp_path / "models", "toy", code, parameters={spec_parameter(1): toy_spec("toy").to_json()})
+    patches, deadly = toy_patches(1), toy_patches(1)
+    deadly[0, 0, 0, 0, 0] = 77
+    with (
+        opened(ServedModel("toy", repository=tmp_path / "models")) as predictor,
+        ThreadPoolExecutor(4) as pool,
+    ):
+        requests = [pool.submit(predictor.predict, window) for window in (deadly, deadly, patches, patches)]
+        for request in requests[:2]:
+            with pytest.raises(InferenceFailedError):
+                request.result()
+        for request in requests[2:]:
+            np.testing.assert_allclose(request.result(), toy_logits(patches), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", "a b", ".x", "-x", "é", "a\n", "x" * 129])

@@ -1,7 +1,7 @@
 """A Triton server in this process whose answers, failures and silence a test decides; no clock is involved."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +11,7 @@ from ctseg.model_spec import ModelSpec
 from ctseg.triton.addresses import Address
 from ctseg.triton.configuration import ModelConfig, spec_parameter
 from ctseg.triton.connection import ServerConnection
-from ctseg.triton.errors import INTERNAL, CallError
+from ctseg.triton.errors import INTERNAL, UNAVAILABLE, CallError
 from ctseg.triton.served_version import WantedModel, served_version
 from tests.support.toy_models import toy_spec
 
@@ -41,6 +41,8 @@ class FakeClient:
         """What every request ends with, where the server is ready and its model is not well."""
         self.poison: float | None = None
         """A request with this first value breaks the model."""
+        self.lethal: Collection[float] = ()
+        """A request with one of these first values ends the server."""
         self.received: list[float] = []
         """The first value of each request."""
         self.is_closed = False
@@ -82,6 +84,9 @@ class FakeClient:
         self.received.append(first)
         if first == self.poison:
             self.broken = CallError(INTERNAL, "the model's process is dead")
+        if first in self.lethal:
+            self.gone = CallError(UNAVAILABLE, "Socket closed")
+            raise CallError(self.gone.status, self.gone.text)
         if self.broken is not None:
             raise CallError(self.broken.status, self.broken.text)
         if self.failures.get("infer"):

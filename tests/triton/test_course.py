@@ -1,6 +1,7 @@
 """Whose fault a failure is, the request's or the server's, and what becomes of both."""
 
 import logging
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -166,6 +167,51 @@ def test_a_request_that_kills_the_model_each_time_fails_alone(pool: ThreadPoolEx
         with pytest.raises(InferenceFailedError, match="the model's process is dead"):
             deadly.result()
         assert all((answer.result(240) == 1.0).all() for answer in harmless)
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_requests_that_kill_the_server_each_time_fail_alone(is_first: bool, pool: ThreadPoolExecutor) -> None:
+    client = FakeClient()
+    client.lethal = (666.0, 667.0)
+    with predictor_of(client) as predictor:
+        if not is_first:
+            predictor.predict(toy_patches(1))
+        deadly = [pool.submit(predictor.predict, patches_of(value)) for value in client.lethal]
+        harmless = [pool.submit(predictor.predict, patches_of(value)) for value in range(1, 20)]
+
+        def have_died() -> bool:
+            client.gone = None  # as a supervisor that starts it again
+            return all(request.done() for request in deadly)
+
+        wait_for(have_died)
+        client.gone = None
+        for request in deadly:
+            with pytest.raises(InferenceFailedError, match="the server died each of the 3 times that it had this"):
+                request.result()
+        assert all((answer.result(240) == 1.0).all() for answer in harmless)
+    assert [client.received.count(value) for value in client.lethal] == [3, 3]
+
+
+def test_a_server_that_dies_of_every_request_is_away_and_no_request_is_to_blame(pool: ThreadPoolExecutor) -> None:
+    client = FakeClient()
+    client.lethal = (0.0, 1.0, 2.0)  # 0: the probe
+    over = threading.Event()
+
+    def start_again() -> None:
+        while not over.wait(0.01):
+            client.gone = None
+
+    supervisor = threading.Thread(target=start_again)
+    supervisor.start()
+    try:
+        with predictor_of(client, timeout_s=3) as predictor:
+            requests = [pool.submit(predictor.predict, patches_of(value)) for value in (1, 2)]
+            for request in requests:
+                with pytest.raises(ServerAwayError, match="no server has computed anything for 3 s"):
+                    request.result()
+    finally:
+        over.set()
+        supervisor.join()
 
 
 def test_a_model_that_is_unloaded_and_loaded_again_loses_no_request(pool: ThreadPoolExecutor) -> None:
