@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from ctseg.arrays import Logits, Patches
 from ctseg.triton.connection import ServerConnection
-from ctseg.triton.errors import AWAY, DIED, HICCUPS, NO_ANSWER, UNAVAILABLE, CallError
+from ctseg.triton.errors import AWAY, DIED, HICCUPS, KEY_REFUSED, NO_ANSWER, UNAVAILABLE, CallError
 from ctseg.triton.rota import Rota
 
 _FAILURES_OF_A_REQUEST = 2
@@ -16,10 +16,10 @@ _DEATHS_OF_A_REQUEST = 3
 class Course:
     """One request until it is computed.
 
-    A server that is away is the server's misfortune: the request waits, or goes to another. A failure is the request's
-    own if a second server fails it too, or if the server that fails it still computes what was computed before; it is
-    the server's if another server computes it, or if the server fails what was computed before. A request whose server
-    dies with it again and again, though it computes others, is what kills it.
+    A server that is away, or takes the key no more, is the server's misfortune: the request waits, or goes to another.
+    A failure is the request's own if a second server fails it too, or if the server that fails it still computes what
+    was computed before; it is the server's if another server computes it, or if the server fails what was computed
+    before. A request whose server dies with it again and again, though it computes others, is what kills it.
 
     Args:
         rota: Chooses the servers.
@@ -94,6 +94,8 @@ class Course:
                 self._count_death(server, error)
             elif error.status in AWAY:
                 self._rota.away(server, error)
+            elif error.status in KEY_REFUSED:
+                self._rota.refused_key(server, error)
             elif self._is_at_fault(server, error):
                 raise
             return None

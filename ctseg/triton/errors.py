@@ -30,6 +30,8 @@ DIED = "died"
 """Not of gRPC: the server is gone each time that it gets the request."""
 RESTRICTED = "restricted"
 """Not of gRPC: the server asks for a key."""
+KEY_REFUSED = ("StatusCode.UNAUTHENTICATED", "StatusCode.PERMISSION_DENIED", RESTRICTED)
+"""The server, or what stands before it, does not take the key that is sent, or asks for one."""
 AWAY = (UNAVAILABLE, CANCELLED, NO_ANSWER, NOT_FOUND)
 """A server that had the model is away: gone, starting, stopping, overloaded, hung, or loading the model again."""
 HICCUPS = (INTERNAL, WRONG, DEADLINE, "StatusCode.UNKNOWN", "StatusCode.DATA_LOSS")

@@ -16,12 +16,13 @@ import numpy as np
 from ctseg.arrays import Logits, Patches
 from ctseg.errors import ModelNotFoundError, SpecError
 from ctseg.triton.connection import ServerConnection
-from ctseg.triton.errors import AWAY, CANCELLED, CallError
+from ctseg.triton.errors import AWAY, CANCELLED, KEY_REFUSED, CallError
 
 log = logging.getLogger(__name__)
 
 _LOOK_AGAIN_S = 1.0
 _TOLD_CHARACTERS = 300
+_NEW_KEY = "has a token expired? Start the folder again with a new one"
 
 
 class NobodyAnswersError(Exception):
@@ -129,9 +130,11 @@ class Rota:
     def problems(self) -> str:
         """Say what is wrong with the servers that get no work."""
         with self._changed:
-            return "; ".join(
-                f"{s.url}: {_line(s.refusal or s.last_problem)}" for s in self._servers if not s.is_trusted
-            )
+            away = [server for server in self._servers if not server.is_trusted]
+            problems = [f"{server.url}: {_line(server.refusal or server.last_problem)}" for server in away]
+            if any(server.last_problem.status in KEY_REFUSED for server in away):
+                problems.append(_NEW_KEY)
+            return "; ".join(problems)
 
     def _well(self) -> list[ServerConnection]:
         return [server for server in self._servers if server.refusal is None and server.is_trusted]
@@ -155,17 +158,26 @@ class Rota:
 
     def died(self, server: ServerConnection, problem: CallError) -> None:
         """Note that a server is gone with a request that may be why: it has to compute something else before it."""
+        self._let_prove(server)
+        self.away(server, problem)
+
+    def refused_key(self, server: ServerConnection, problem: CallError) -> None:
+        """Note that a server does not take the key any more, whatever the request is: it is away until it does."""
+        self._let_prove(server)
+        self._leave_aside(server, problem, "refuses the key")
+
+    def _let_prove(self, server: ServerConnection) -> None:
+        """Let a server compute something before it gets work, what was computed before or else nothing but zeros."""
         spec = server.spec
         with self._changed:
             server.has_to_prove = True
             if self._probe is None:
                 self._probe = np.zeros((1, len(spec.channels), *spec.patch_size), np.float32)
-        self.away(server, problem)
 
     def outdone(self, server: ServerConnection, problem: CallError, patches: Patches) -> None:
         """Note that a server failed what another has computed: it is left aside until it computes that, too."""
         self._probe = patches.copy()
-        self._leave_aside(server, problem, "another server computed")
+        self._leave_aside(server, problem, "fails what another server computed")
 
     def is_well(self, server: ServerConnection) -> bool:
         """Ask a server that failed for what was computed before; leave it aside if it fails that, too.
@@ -183,19 +195,18 @@ class Rota:
                 if error.status in AWAY:
                     self.away(server, error)
                 else:
-                    self._leave_aside(server, error, "was computed before")
+                    self._leave_aside(server, error, "fails what was computed before")
                 return False
             return True
 
-    def _leave_aside(self, server: ServerConnection, problem: CallError, what: str) -> None:
+    def _leave_aside(self, server: ServerConnection, problem: CallError, why: str) -> None:
         with self._changed:
             is_new = not server.is_left_aside
             server.has_to_prove = server.is_left_aside = True
         if is_new:
-            log.warning(
-                "%s is left aside: it fails what %s (%s): look at its log, or start it again; it is asked again until "
-                "it answers", server.url, what, _line(problem),
-            )  # fmt: skip
+            cure = _NEW_KEY if problem.status in KEY_REFUSED else "look at its log, or start it again"
+            told = "%s is left aside: it %s (%s): %s; it is asked again until it answers"
+            log.warning(told, server.url, why, _line(problem), cure)
         self.away(server, problem)
 
     # --- servers that come back

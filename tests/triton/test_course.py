@@ -11,7 +11,7 @@ import pytest
 
 from ctseg.errors import InferenceFailedError, RequestRejectedError, ServerAwayError, ServerTimeoutError
 from ctseg.triton.connection import ServerConnection
-from ctseg.triton.errors import INTERNAL, NOT_FOUND, UNAVAILABLE, WRONG, CallError
+from ctseg.triton.errors import INTERNAL, KEY_REFUSED, NOT_FOUND, UNAVAILABLE, WRONG, CallError
 from ctseg.triton.options import ClientOptions
 from ctseg.triton.predictor import TritonPredictor
 from tests.support.fake_triton import FakeClient, fake_connection
@@ -212,6 +212,21 @@ def test_a_server_that_dies_of_every_request_is_away_and_no_request_is_to_blame(
     finally:
         over.set()
         supervisor.join()
+
+
+@pytest.mark.parametrize("status", KEY_REFUSED)
+def test_a_key_that_is_refused_in_mid_run_is_no_fault_of_the_request(
+    status: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = FakeClient()
+    client.broken = CallError(status, "Jwt is expired")
+    with (
+        predictor_of(client, timeout_s=2) as predictor,
+        pytest.raises(ServerAwayError, match=r"Jwt is expired; has a token expired.* with a new one"),
+    ):
+        predictor.predict(toy_patches(1))
+    assert "127.0.0.1:1 is left aside: it refuses the key (" in caplog.text
+    assert caplog.text.count("left aside") == 1
 
 
 def test_a_model_that_is_unloaded_and_loaded_again_loses_no_request(pool: ThreadPoolExecutor) -> None:
