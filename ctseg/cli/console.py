@@ -4,6 +4,15 @@ import argparse
 import logging
 import sys
 
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
+
+
+class _Formatter(logging.Formatter):
+    """Lets no character out of a file's name move the cursor or colour the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return without_controls(super().format(record))
+
 
 class _StderrHandler(logging.Handler):
     """Writes to whatever standard error is now, so that a progress bar can put itself below."""
@@ -28,10 +37,15 @@ def add_verbosity(parser: argparse.ArgumentParser) -> None:
 def configure_logging(*, quiet: bool = False, verbose: bool = False) -> None:
     """Let ctseg's log lines go to standard error."""
     handler = _StderrHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
     root = logging.getLogger("ctseg")
     root.handlers = [handler]
     root.setLevel(logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO)
+
+
+def without_controls(text: str) -> str:
+    r"""Return a text with control characters as ``\\xNN``, all but line breaks and tabs."""
+    return text.translate(_CONTROLS)
 
 
 def log_to_standard_output(room: str) -> None:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from ctseg.cli import deploy, own_process, predict, report, train
-from ctseg.cli.console import configure_logging
+from ctseg.cli.console import configure_logging, without_controls
 from ctseg.cli.exit_codes import INTERRUPTED, WENT_AWAY, WRONG_SETUP
 from ctseg.cli.parser import Parser, worded
 from ctseg.errors import CtsegError, OutputError, ServerAwayError
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(args.run(args))
     except CtsegError as error:
-        print(worded(error, args.parser), file=sys.stderr)
+        print(without_controls(worded(error, args.parser)), file=sys.stderr)
         return WENT_AWAY if _went_away(error) else WRONG_SETUP
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

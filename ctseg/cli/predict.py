@@ -115,7 +115,7 @@ def add_commands(commands: "argparse._SubParsersAction[Parser]") -> None:
     limits.add_argument("--case_timeout_s", type=_seconds, help="longest time for one case (no limit)")
     limits.add_argument("--max_in_flight", type=int, help="requests at once (default: what keeps the server busy)")
     limits.add_argument(
-        "--memory_gb", dest="memory_bytes", type=_gigabytes,
+        "--memory_gb", dest="memory_bytes", type=_gigabytes, metavar="GB",
         help="memory for the cases in flight, and the most for one (half of what is free; one alone: all of it)",
     )  # fmt: skip
     add_verbosity(predict)
@@ -206,6 +206,7 @@ def _summarise(report: "Report", args: argparse.Namespace) -> int:
     print(f"{counted(report, skipped=True)}: {args.output / 'report.json'}")
     failed = [case.case for case in report.cases if case.status == "failed"]
     _name("failed", failed)  # why has been logged
+    _name("kept, --overwrite replaces them", [case.case for case in report.cases if case.status == "kept"])
     _name("not done", [case.case for case in report.not_done])
     settings = [setting for case in report.cases if case.error is not None for setting in case.error.settings]
     if flags := flags_worded(settings, args.parser):

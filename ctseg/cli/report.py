@@ -39,6 +39,8 @@ def _run(args: argparse.Namespace) -> int:
     review = review_folder(args.output, args.input, channels=args.channels, recursive=args.recursive)
     for case, why in review.left:
         print(f"{case}: {why}")
+    for case, why in review.kept:
+        print(f"{case}: {why}")
     for run in review.working:
         print(f"{run} still works in {args.output}")
     if review.different_lists is not None:

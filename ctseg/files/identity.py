@@ -1,5 +1,6 @@
 """Whether a file still holds the bytes that it once had, by its digest or by what the file system says of it."""
 
+import re
 import time
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from ctseg.files.regular import require_regular
 
 _SETTLED_NS = 2_000_000_000
 """Times of files are coarse (2 s on FAT): a change so soon after a look may leave them as they were."""
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 class FileStamp(Document):
@@ -88,5 +90,9 @@ def known(path: Path, *, since: FileStamp | None = None) -> KnownFile:
 
 
 def printable(name: str) -> str:
-    r"""Return a file's name for people and JSON: bytes that are no UTF-8 become ``\xNN``."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    r"""Return a file's name for people and JSON, on one line: bytes that are no UTF-8 become ``\xNN``.
+
+    So do characters that end a line, move a terminal's cursor, or turn the direction of the text.
+    """
+    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)

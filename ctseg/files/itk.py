@@ -93,6 +93,8 @@ def _opened(path: Path) -> Any:
     with _translated(path):
         file.ReadImageInformation()
     _check_information(file, size, path)
+    if _IMAGE_IO.get(path.suffix.lower()) == "MetaImageIO":
+        _check_all_slices_are_named(path, file.GetSize())
     return file
 
 
@@ -107,6 +109,21 @@ def _check_dimensions(path: Path) -> None:
                 )
             if _DATA_FILE.fullmatch(line):
                 return
+
+
+def _check_all_slices_are_named(path: Path, shape: tuple[int, int, int]) -> None:
+    """Refuse a list that names too few files: MetaIO leaves whatever was in memory in the place of the others."""
+    with _header_lines(path) as lines:
+        values = (match[1] for match in map(_DATA_FILE.fullmatch, lines) if match)
+        value = next(values, b"")
+        if not (value.upper().startswith(b"LIST") or _NUMBERED.fullmatch(value)):
+            return
+        named = sum(1 for _ in itertools.islice(_names_given(value, lines), shape[2]))
+    if named < shape[2]:
+        raise InputError(
+            f"{path.name}: expected a file for each of {shape[2]} slices, found the names of {named}: convert the scan "
+            "again"
+        )
 
 
 def _unreadable_data_file(path: Path) -> tuple[str, OSError] | None:
@@ -133,9 +150,11 @@ def _translated(path: Path) -> Iterator[None]:
     except RuntimeError as error:
         if unreadable := _unreadable_data_file(path):
             raise _misses(path, *unreadable) from error
+        why = _last_line(error)
+        if why.startswith("Reason: "):  # MetaIO's word for too few bytes is whatever failed last in the process
+            why = "voxels are missing"
         raise InputError(
-            f"{path.name}: expected a whole {path.suffix} image, found one that ITK cannot read "
-            f"({_last_line(error)}): copy it again"
+            f"{path.name}: expected a whole {path.suffix} image, found one that ITK cannot read ({why}): copy it again"
         ) from error
 
 

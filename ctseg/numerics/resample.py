@@ -89,10 +89,14 @@ def compute_new_shape(shape: Sequence[int], spacing_mm: Sequence[float], new_spa
         raise InputError(f"expected a spacing in millimetres, found {tuple(spacing_mm)}: is it right?") from error
     if min(z, y, x) < 1:
         raise InputError(
-            f"expected at least one voxel along each axis at {tuple(new_spacing_mm)} mm, found shape {(z, y, x)} "
-            f"from {tuple(shape)} voxels of {tuple(spacing_mm)} mm: is the spacing in the file right?"
+            f"expected at least one voxel along each axis at {_words(new_spacing_mm)} mm, found shape {(z, y, x)} "
+            f"from {tuple(shape)} voxels of {_words(spacing_mm)} mm: is the spacing in the file right?"
         )
     return (z, y, x)
+
+
+def _words(spacing_mm: Sequence[float]) -> str:
+    return f"({', '.join(f'{value:.4g}' for value in spacing_mm)})"
 
 
 def find_slice_axis(

@@ -22,7 +22,7 @@ from ctseg.files.probabilities import ProbabilityFile
 from ctseg.files.volume import Volume, read_volume, read_volume_header, write_label_map
 from ctseg.model_spec import ModelSpec
 from ctseg.predict.claims import Claim, ClaimLostError
-from ctseg.predict.ledger import Ledger, Staged, kept
+from ctseg.predict.ledger import Ledger, Staged
 from ctseg.predict.left import Reason
 from ctseg.predict.memory import MemoryBudget
 from ctseg.predict.options import BatchOptions
@@ -103,15 +103,16 @@ class CaseWork:
         except ClaimLostError as error:
             logger.warning("%s", error)
             return False
-        except (OutputError, OSError) as error:
+        except (OutputError, OSError) as raised:
             if self.stopped.is_set():
                 return False
+            away = _as_output_error(raised)
             if turn is Turn.FREE:
-                logger.warning("%s: tried again at the end of the run: %s", printable(case.name), error)
+                logger.warning("%s: tried again at the end of the run: %s", printable(case.name), away)
                 with self._lock:
                     self._put_off.add(case.name)
                 return False
-            outcome = self._failed(case, error)
+            outcome = self._failed(case, away)
             with self._lock:
                 self._unwritten[case.name] = (case, outcome)
         if outcome is None:
@@ -171,35 +172,35 @@ class CaseWork:
             self.ledger.claims.drop(claim, is_done=theirs is not None)
 
     def _outcome(self, case: Case, index: int, turn: Turn, failed: CtsegError | None) -> Outcome | None:
-        if (outcome := self._ended_elsewhere(case)) is not None:
+        if (outcome := self._ended_elsewhere(case) or self._done_before(case)) is not None:
             return outcome
         claim = self.ledger.claims.take(case.name, suspects=turn is Turn.SUSPECTS)
         if claim is None:
             return None
         outcome = None
         try:
-            outcome = self._ended_elsewhere(case)  # between the look and the claim
+            outcome = self._ended_elsewhere(case, tells=True)  # between the look and the claim
             return outcome or self._segmented(case, index, claim, failed)
         finally:
             self.ledger.claims.drop(claim, is_done=outcome is not None)
 
-    def _ended_elsewhere(self, case: Case) -> Outcome | None:
-        """Return the outcome of a case that another run ended since this one began, or that is done already."""
-        if (outcome := self.ledger.ended_since(case.name)) is not None:
-            if (why := self.ledger.differs(outcome, case, self._made_by)) is None:
-                return outcome
+    def _ended_elsewhere(self, case: Case, *, tells: bool = False) -> Outcome | None:
+        """Return the outcome of a case that another run ended since this one began."""
+        outcome = self.ledger.ended_since(case.name)
+        if outcome is None or (why := self.ledger.differs(outcome, case, self._made_by)) is None:
+            return outcome
+        if tells:
             logger.warning("%s: done again after another run did it: %s", printable(case.name), why)
-            return None
+        return None
+
+    def _done_before(self, case: Case) -> Outcome | None:
+        """Return the outcome of a case that was done when this run began, and need not be done again."""
         if not self._options.continue_prediction:
             return None
-        found = self.ledger.done_before(case, self._wanted(case), self._made_by)
-        if isinstance(found, str):
-            logger.warning("%s: done again: %s", printable(case.name), found)
-            return None
-        if found is None:
+        if (outcome := self.ledger.done_before(case, self._wanted(case), self._made_by)) is None:
             return None
         self.ledger.claims.forget(case.name)
-        return found.model_copy(update={"status": "skipped"})
+        return outcome.model_copy(update={"status": "skipped"})
 
     def _segmented(self, case: Case, index: int, claim: Claim, failed: CtsegError | None) -> Outcome | None:
         """Segment a case that is this run's, and put it in place; a failure is an outcome too.
@@ -211,9 +212,7 @@ class CaseWork:
         scratch = [self._scratch / name for name in names]
         try:
             if foreign := self.ledger.foreign(claim, self._wanted(case)):
-                return self.ledger.put(
-                    claim, Staged(kept(self._blank(case), foreign, self.ledger.read(case.name))), stale=()
-                )
+                return self.ledger.put(claim, Staged(self.ledger.kept(case, self._blank(case), foreign)), stale=())
             staged = self._try(case, index) if failed is None else Staged(self._failed(case, failed))
             if staged is None or self.stopped.is_set():
                 return None
@@ -314,6 +313,15 @@ def _read(case: Case, spec: ModelSpec) -> tuple[Volume, tuple[KnownFile, ...]]:
     volume = read_volume(case.channels, spec.reader)
     with _cannot_be_read_is_an_input_error():
         return volume, tuple(known(path, since=stamp) for path, stamp in stamps.items())
+
+
+def _as_output_error(error: OutputError | OSError) -> OutputError:
+    """Return the error of an output folder that cannot be looked at or written."""
+    if isinstance(error, OutputError):
+        return error
+    told = OutputError(f"{error.filename or 'the output folder'}: cannot be used: {error.strerror or error}")
+    told.__cause__ = error
+    return told
 
 
 def _told_of(case: Case, error: BaseException) -> CaseError:

@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -51,6 +52,7 @@ class Ledger:
     def __init__(self, output: Path, presence: Presence, *, overwrite: bool) -> None:
         self._output = output
         self._overwrite = overwrite
+        self._to_do: set[str] = set()
         self._store = OutcomeStore(output, through=presence.folder)
         self.others = OtherRuns(output)
         make_folder(self._store.folder)
@@ -68,29 +70,23 @@ class Ledger:
             return None
         return self._store.read(case)
 
-    def done_before(self, case: Case, wanted: Sequence[str], made_by: MadeBy) -> Outcome | str | None:
-        """Return the outcome of a case that need not be done again, or why it must; None: nothing is known of it.
+    def done_before(self, case: Case, wanted: Sequence[str], made_by: MadeBy) -> Outcome | None:
+        """Return the outcome of a case that need not be done again; why another must is told once, and looked at once.
 
         Args:
             case: With the files that would be segmented now.
             wanted: Names of the files that must be there.
             made_by: What would segment it now.
         """
-        outcome = self._store.read(case.name)
-        if outcome is None or outcome.status != "ok":
+        if case.name in self._to_do:
             return None
-        if (why := self.differs(outcome, case, made_by)) is not None:
-            return why
-        if not {printable(name) for name in wanted} <= {file.name for file in outcome.outputs}:
-            return "its probabilities were not saved"
-        try:
-            if missing := [name for name in wanted if not (self._output / name).exists()]:
-                return f"{missing[0]} has gone"
-            if any(self._is_foreign(name, outcome) for name in wanted):
-                return None  # what stands there decides
-        except OSError as error:
-            return f"it cannot be looked at ({error.strerror or error})"
-        return outcome
+        found = self._found_done(case, wanted, made_by)
+        if isinstance(found, Outcome):
+            return found
+        self._to_do.add(case.name)
+        if found is not None:
+            logger.warning("%s: done again: %s", printable(case.name), found)
+        return None
 
     def differs(self, outcome: Outcome, case: Case, made_by: MadeBy) -> str | None:
         """Return why an outcome is not that of a case's files as they are now and by what would segment them.
@@ -109,16 +105,26 @@ class Ledger:
             return f"it cannot be looked at ({error.strerror or error})"
         return None
 
-    def read(self, case: str) -> Outcome | None:
-        """Return the outcome of a case as it stands; None: nothing is known of it."""
-        return self._store.read(case)
-
     def foreign(self, claim: Claim, names: Sequence[str]) -> list[str]:
         """Return which files of a case stand there and are not ctseg's, unless they may be replaced."""
         if self._overwrite:
             return []
         outcome = self._store.read(claim.case)
         return [name for name in names if is_foreign(self._output / name, outcome, claim.left)]
+
+    def kept(self, case: Case, outcome: Outcome, names: Sequence[str]) -> Outcome:
+        """Return the outcome of a case in whose place something stands that is not ctseg's.
+
+        Args:
+            case: With the files that would be segmented now.
+            outcome: What its outcome would be.
+            names: Of the files that are not ctseg's.
+        """
+        earlier, is_of_another_scan = self._store.read(case.name), False
+        with suppress(OSError):  # a scan that cannot be looked at
+            if earlier is not None and earlier.inputs and case.problem is None:
+                is_of_another_scan = not is_scan_of(earlier, case)
+        return _kept(outcome, names, earlier, is_of_another_scan=is_of_another_scan)
 
     def put(self, claim: Claim, staged: Staged, stale: Sequence[str]) -> Outcome:
         """Put a case's files in place, remove those that are stale, and write its outcome; ends the claim.
@@ -142,13 +148,31 @@ class Ledger:
             if outcome.status != "kept":
                 outcome = outcome.model_copy(update={"outputs": tuple(files), "ended": now()})
             if changed := self.foreign(claim, list(staged.files)):  # while it was computed
-                outcome = kept(outcome, changed, earlier)
+                outcome = _kept(outcome, changed, earlier, is_of_another_scan=_is_of_another_scan(earlier, outcome))
             else:
                 self._rename(staged.files)
             gone = [name for name in stale if name not in staged.files and self._removed(name, earlier, claim)]
             if gone:
                 logger.warning("%s: removed %s, which an earlier run had made", claim.case, ", ".join(gone))
             self._store.write(claim.case, outcome)
+        return outcome
+
+    def _found_done(self, case: Case, wanted: Sequence[str], made_by: MadeBy) -> Outcome | str | None:
+        """Return the outcome of a case that need not be done again, or why it must; None: nothing is known of it."""
+        outcome = self._store.read(case.name)
+        if outcome is None or outcome.status != "ok":
+            return None
+        if (why := self.differs(outcome, case, made_by)) is not None:
+            return why
+        if not {printable(name) for name in wanted} <= {file.name for file in outcome.outputs}:
+            return "its probabilities were not saved"
+        try:
+            if missing := [name for name in wanted if not (self._output / name).exists()]:
+                return f"{missing[0]} has gone"
+            if any(self._is_foreign(name, outcome) for name in wanted):
+                return None  # what stands there decides
+        except OSError as error:
+            return f"it cannot be looked at ({error.strerror or error})"
         return outcome
 
     def _is_foreign(self, name: str, outcome: Outcome) -> bool:
@@ -174,24 +198,34 @@ class Ledger:
         return True
 
 
-def kept(outcome: Outcome, names: Sequence[str], earlier: Outcome | None) -> Outcome:
+def _kept(
+    outcome: Outcome, names: Sequence[str], earlier: Outcome | None, *, is_of_another_scan: bool = False
+) -> Outcome:
     """Return the outcome of a case in whose place something stands that is not ctseg's.
 
     Args:
         outcome: What the case's would be.
         names: Of the files that are not ctseg's.
-        earlier: The case's outcome until now: what it calls ctseg's stays so.
+        earlier: The case's outcome until now: what it calls ctseg's stays so, and the scan that was segmented.
+        is_of_another_scan: Whether the scan is no longer that one.
     """
     text = f"{', '.join(map(printable, names))}: not made by ctseg, or changed since: left alone"
+    if is_of_another_scan:
+        text += ", though the scan of this name is not the one that was segmented"
     return Outcome(
         case=outcome.case,
         status="kept",
         made_by=outcome.made_by,
-        inputs=outcome.inputs,
+        inputs=earlier.inputs if earlier is not None else (),
         outputs=earlier.outputs if earlier is not None else (),
         warnings=(text,),
         ended=now(),
     )
+
+
+def _is_of_another_scan(earlier: Outcome | None, outcome: Outcome) -> bool:
+    digests = [[file.sha256 for file in one.inputs] for one in (earlier, outcome) if one is not None and one.inputs]
+    return len(digests) == 2 and digests[0] != digests[1]
 
 
 def is_scan_of(outcome: Outcome, case: Case) -> bool:

@@ -4,12 +4,14 @@
 writes into a folder adds to it, and none forgets what others found there; ``report.json`` is folded from it.
 """
 
+import errno
 import hashlib
 import json
+import logging
 import os
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +20,10 @@ from pydantic import ValidationError
 from ctseg.documents import Document
 from ctseg.errors import CtsegError, OutputError
 from ctseg.files.atomic import write_text
-from ctseg.files.identity import KnownFile
+from ctseg.files.identity import KnownFile, printable
+from ctseg.files.regular import open_regular
+
+logger = logging.getLogger(__name__)
 
 MEMORY_NAME = ".ctseg"
 """Folder in an output folder: outcomes, claims, and what runs that live are writing."""
@@ -142,14 +147,23 @@ class OutcomeStore:
     def __init__(self, output: Path, *, through: Path | None = None) -> None:
         self.folder = output / MEMORY_NAME / "outcomes"
         self._through = through
+        self._told: set[Path] = set()
 
     def read(self, case: str) -> Outcome | None:
-        """Return what became of a case; None where nothing is known, or nothing that can be read.
+        """Return what became of a case; None where nothing is known, or nothing that can be used, which is told once.
 
         Raises:
             OSError: The file is there and cannot be read.
         """
-        return _read(self._path(case))
+        path = self._path(case)
+        try:
+            outcome = _read(path)
+        except FileNotFoundError:
+            return None
+        if outcome is None and path not in self._told:
+            self._told.add(path)
+            logger.warning("%s: cannot be used: nothing is known of case %s", path, printable(case))
+        return outcome
 
     def digest(self, case: str) -> str:
         """Return the SHA-256 of a case's outcome as it stands, the same on every host; empty: there is none.
@@ -181,7 +195,8 @@ class OutcomeStore:
             return
         for path in sorted(self.folder.glob("*.json")):
             if not path.name.startswith("."):
-                yield path, _read(path)
+                with suppress(FileNotFoundError):
+                    yield path, _read(path)
 
     def written(self) -> dict[str, tuple[int, int]]:
         """Return inode and time of each outcome's file by its key: another, and it was written since."""
@@ -219,10 +234,21 @@ def names_of_outputs(folder: Path) -> frozenset[str]:
 
 
 def _read(path: Path) -> Outcome | None:
+    """Return what an outcome's file says; None where it cannot be used.
+
+    Raises:
+        FileNotFoundError: There is none.
+        OSError: It cannot be read.
+    """
     try:
-        return Outcome.model_validate_json(path.read_bytes())
-    except (FileNotFoundError, ValidationError):
+        with open_regular(path) as file:
+            return Outcome.model_validate_json(file.read())
+    except ValidationError:
         return None
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # a pipe, a folder
+            return None
+        raise
 
 
 def error_of(exception: BaseException) -> CaseError:

@@ -24,6 +24,7 @@ class Review:
         report: As it stands in ``report.json``.
         cases: How many were looked at.
         left: What of them is not done, by the case's name, in order: why, for people.
+        kept: Likewise, of the other cases those in whose place something stands that is not ctseg's.
         working: Runs that work in the folder.
         different_lists: A sentence, where parts of the folder saw different lists of cases.
     """
@@ -31,6 +32,7 @@ class Review:
     report: Report
     cases: int
     left: tuple[tuple[str, str], ...]
+    kept: tuple[tuple[str, str], ...]
     working: tuple[str, ...]
     different_lists: str | None
 
@@ -64,10 +66,11 @@ def review_folder(
         there = frozenset(printable(path.name) for path in output.iterdir())
         if cases is None:
             known = {case.case for case in report.cases} | {case.case for case in report.not_done}
-            looked_at, left = len(known), _left_of(report, there)
+            looked_at, left = len(known), tuple(_left_of(report, there))
         else:
-            looked_at, left = len(cases), _left_of_input(cases, output, report, there)
-        return Review(report, looked_at, tuple(left), tuple(others.living()), different_lists(output))
+            looked_at, left = len(cases), tuple(_left_of_input(cases, output, report, there))
+        kept = tuple(entry for entry in _kept_in(report) if entry[0] not in dict(left))
+        return Review(report, looked_at, left, kept, tuple(others.living()), different_lists(output))
 
 
 def _channels_in(output: Path) -> int:
@@ -80,6 +83,12 @@ def _channels_in(output: Path) -> int:
             settings=("channels",),
         )
     return numbers[0] if numbers else 1
+
+
+def _kept_in(report: Report) -> Iterator[tuple[str, str]]:
+    for outcome in report.cases:
+        if outcome.status == "kept":
+            yield outcome.case, f"kept: {'; '.join(outcome.warnings)}"
 
 
 def _left_of(report: Report, there: frozenset[str]) -> Iterator[tuple[str, str]]:
@@ -101,7 +110,7 @@ def _left_of_input(
             yield name, "no outcome: not begun, or cut off"
         elif why := _why_not_done(outcome, there):
             yield name, why
-        elif outcome.status == "ok" and outcome.inputs and not _is_of(outcome, case):
+        elif outcome.inputs and not _is_of(outcome, case):
             yield name, "its scan is not the one that was segmented"
 
 

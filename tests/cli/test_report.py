@@ -78,3 +78,12 @@ def test_it_loads_neither_kernels_nor_a_server(folders):
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_what_was_kept_is_named_and_exits_0(folders, capsys):
+    scans, out = folders
+    segment_cases(find_cases(scans, channels=1), ThresholdPredictor(), out, BatchOptions())
+    (out / "a.nii.gz").write_bytes(b"corrected")
+    segment_cases(find_cases(scans, channels=1), ThresholdPredictor(), out, BatchOptions())
+    assert report("-o", out, "-i", scans) == 0
+    assert "a: kept: a.nii.gz: not made by ctseg, or changed since: left alone\n" in capsys.readouterr().out

@@ -82,6 +82,25 @@ def _headers_of_slices(folder):
     return [folder / name for name in headers], [folder / name for name in names], voxels
 
 
+@pytest.mark.parametrize(
+    "named", ["LIST\ns02.raw\ns04.raw\n", "LIST\n", "LIST 3\ns02.raw\n", "s%02d.raw 2 4 2\n", "s%02d.raw 2 6 4\n"]
+)
+def test_a_list_that_names_too_few_slices_is_refused_though_itk_reads_it(named, tmp_path):
+    _headers_of_slices(tmp_path)
+    path = tmp_path / "list.mhd"
+    path.write_text(path.read_text().partition("LIST")[0] + named)
+    sitk.ReadImage(str(path))
+    assert "expected a file for each of 3 slices, found the names of " in refusal(path)
+    with pytest.raises(InputError, match="3 slices"):
+        read_volume_header([path], "SimpleITKIO")
+
+
+def test_a_data_file_that_was_cut_off_is_told_as_missing_voxels(tmp_path):
+    headers, slices, _ = _headers_of_slices(tmp_path)
+    slices[1].write_bytes(b"short")
+    assert "found one that ITK cannot read (voxels are missing): copy it again" in refusal(headers[0])
+
+
 def test_files_that_hold_the_voxels_of_a_header_are_found_however_it_names_them(tmp_path):
     headers, slices, voxels = _headers_of_slices(tmp_path)
     for header in headers:

@@ -47,8 +47,7 @@ class Disk:
 
     def goes(self) -> None:
         if self.kind == "read-only":  # for all who come by its name; a file that is open keeps no mount from it
-            assert mounts("mount", "--bind", self.out, self.out)
-            wait_for(lambda: mounts("mount", "-o", "remount,bind,ro", self.out))  # refused while a file is written
+            wait_for(self._is_mounted_read_only)
         elif self.kind == "full":
             with (self.out / "ballast").open("wb", buffering=0) as file:
                 while _is_written(file):
@@ -68,6 +67,12 @@ class Disk:
         while mounts("umount", "-l", self.out):
             pass
         self._set_mode(0o755)
+
+    def _is_mounted_read_only(self) -> bool:
+        """Mount the folder over itself; refused if somebody has opened a file there meanwhile, perhaps for long."""
+        assert mounts("mount", "--bind", self.out, self.out)
+        is_read_only = mounts("mount", "-o", "remount,bind,ro", self.out)
+        return is_read_only or not mounts("umount", "-l", self.out)
 
     def _set_mode(self, mode: int) -> None:
         for folder in (self.out, *(path for path in (self.out / ".ctseg").rglob("*") if path.is_dir())):

@@ -15,6 +15,7 @@ import pytest
 import SimpleITK as sitk
 
 from ctseg.files.cases import find_cases
+from ctseg.predict.claims import Claim, Claims
 from ctseg.predict.folder import segment_cases
 from ctseg.predict.options import BatchOptions
 from ctseg.predict.outcomes import OutcomeStore, names_of_outputs
@@ -388,3 +389,53 @@ def test_an_outcome_that_was_damaged_is_as_none(scans: Path, out: Path) -> None:
     (outcome,) = OutcomeStore(out).folder.iterdir()
     outcome.write_text("{")
     assert run(scans, out, continue_prediction=True) == {"a": "kept"}  # nothing says any more that it is ctseg's
+
+
+def test_a_replaced_scan_beside_a_corrected_label_map_is_told_as_long_as_it_is_so(scans: Path, out: Path) -> None:
+    write_scan(scans / "a.nii.gz", seed=1)
+    run(scans, out)
+    was_segmented = OutcomeStore(out).read("a").inputs
+    (out / "a.nii.gz").write_bytes(b"corrected")
+    another = ", though the scan of this name is not the one that was segmented"
+    for scan, suffix in [(1, ""), (2, another), (2, another), (1, "")]:
+        write_scan(scans / "a.nii.gz", seed=scan)
+        for options in ({}, {"continue_prediction": True}):
+            assert run(scans, out, **options) == {"a": "kept"}
+            outcome = OutcomeStore(out).read("a")
+            assert outcome.warnings == (f"a.nii.gz: not made by ctseg, or changed since: left alone{suffix}",)
+            assert outcome.inputs == was_segmented
+    assert (out / "a.nii.gz").read_bytes() == b"corrected"
+
+
+def test_why_a_case_is_done_again_is_told_once(
+    scans: Path, out: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_scan(scans / "a.nii.gz", seed=1)
+    run(scans, out)
+    write_scan(scans / "a.nii.gz", seed=2)
+    looks: list[str] = []
+
+    def take(claims: Claims, case: str, **turn: bool) -> Claim | None:  # another run has the case at the first looks
+        looks.append(case)
+        return real(claims, case, **turn) if len(looks) > 2 else None
+
+    real = Claims.take
+    monkeypatch.setattr(Claims, "take", take)
+    monkeypatch.setattr("ctseg.predict.folder._POLL_S", 0.01)
+    assert run(scans, out, continue_prediction=True) == {"a": "ok"}
+    assert caplog.text.count("a: done again: its scan is not the one that was segmented") == 1
+
+
+@pytest.mark.parametrize("what", ["text", "folder", "pipe"])
+def test_an_outcome_that_cannot_be_used_is_told_and_its_label_map_is_kept(
+    what: str, scans: Path, out: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_scan(scans / "a.nii.gz")
+    run(scans, out)
+    (outcome,) = (out / ".ctseg" / "outcomes").iterdir()
+    outcome.unlink()
+    {"text": lambda: outcome.write_text("{"), "folder": outcome.mkdir, "pipe": lambda: os.mkfifo(outcome)}[what]()
+    status = run(scans, out, continue_prediction=True)
+    assert caplog.text.count(f"{outcome}: cannot be used: nothing is known of case a") == 1
+    assert status == ({} if what == "folder" else {"a": "kept"})
+    assert (out / "a.nii.gz").exists()

@@ -127,3 +127,14 @@ def test_cases_of_sub_folders_are_looked_at_where_that_is_asked_for(tmp_path: Pa
     segment_cases(cases[:1], ThresholdPredictor(), out, BatchOptions())
     review = review_folder(out, tmp_path / "in", recursive=True)
     assert review.left == (("p2_ct", "no outcome: not begun, or cut off"),)
+
+
+def test_kept_cases_are_named_and_are_not_done_where_their_scan_is_another(scans: Path, out: Path) -> None:
+    run(scans, out)
+    for name in "ab":
+        (out / f"{name}.nii.gz").write_bytes(b"corrected")
+    write_scan(scans / "b.nii.gz", seed=9)
+    run(scans, out)
+    review = review_folder(out, scans)
+    assert review.left == (("b", "its scan is not the one that was segmented"),)
+    assert review.kept == (("a", "kept: a.nii.gz: not made by ctseg, or changed since: left alone"),)
