@@ -73,6 +73,8 @@ class InferenceQueue:
         self._keep_up()
         future: Future[Logits] = Future()
         self._waiting.put((priority, next(self._order), _Batch(patches, future, on_start)))
+        if self._aborted.is_set():  # meanwhile: the threads may all be held up by what they send
+            self._drop_waiting()
         return future
 
     def abort(self) -> None:

@@ -70,24 +70,15 @@ class PatchPredictor(Protocol):
         ...
 
 
-class MirroringPredictor:
-    """Test-time mirroring: the mean of the logits over all subsets of the spec's mirror axes.
+class PredictorAround:
+    """What a predictor around another one says of itself: all that the other one says.
 
     Args:
-        predictor: Runs the network without mirroring.
-
-    Source:
-        nnU-Net's ``_internal_maybe_mirror_and_predict``.
+        predictor: The other one.
     """
 
     def __init__(self, predictor: PatchPredictor) -> None:
         self._predictor = predictor
-        self._subsets = mirror_subsets([axis + 2 for axis in predictor.spec.mirror_axes])
-
-    @property
-    def requests_per_batch(self) -> int:
-        """How often the network runs for one batch."""
-        return len(self._subsets)
 
     @property
     def identity(self) -> Identity:
@@ -108,6 +99,26 @@ class MirroringPredictor:
     def max_in_flight(self) -> int:
         """The wrapped predictor's."""
         return self._predictor.max_in_flight
+
+
+class MirroringPredictor(PredictorAround):
+    """Test-time mirroring: the mean of the logits over all subsets of the spec's mirror axes.
+
+    Args:
+        predictor: Runs the network without mirroring.
+
+    Source:
+        nnU-Net's ``_internal_maybe_mirror_and_predict``.
+    """
+
+    def __init__(self, predictor: PatchPredictor) -> None:
+        super().__init__(predictor)
+        self._subsets = mirror_subsets([axis + 2 for axis in predictor.spec.mirror_axes])
+
+    @property
+    def requests_per_batch(self) -> int:
+        """How often the network runs for one batch."""
+        return len(self._subsets)
 
     def predict(self, patches: Patches) -> Logits:
         """See :meth:`PatchPredictor.predict`."""

@@ -39,6 +39,7 @@ class Presence:
 
     Args:
         output: The output folder, which exists.
+        touch_s: Seconds between two touches.
     """
 
     def __init__(self, output: Path, *, touch_s: float = TOUCH_S) -> None:

@@ -103,6 +103,9 @@ class Workers:
         job: Of the run.
         others: Looks at the workers' runs of the output folder.
         patience_s: How long to wait while none can work.
+
+    Attributes:
+        spec_digest: Of the model that all of them use.
     """
 
     def __init__(self, client: Any, job: Job, others: OtherRuns, *, patience_s: float) -> None:
@@ -114,7 +117,7 @@ class Workers:
         self._threads: dict[str, int] = {}
         self._fit: set[str] = set()
         self._unfit: dict[str, tuple[str, bool, float]] = {}
-        self._spec_digest = ""
+        self.spec_digest = ""
         self._looked = float("-inf")
         self._last_fit = time.monotonic()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="dask-workers")
@@ -155,7 +158,7 @@ class Workers:
                     f"{other} with {answer.spec.digest[:12]}: deploy the same version to both",
                     settings=("urls",),
                 )
-        self._spec_digest = chosen.spec.digest
+        self.spec_digest = chosen.spec.digest
         self._threads = threads
         self._take(answers)
         return chosen
@@ -180,11 +183,6 @@ class Workers:
             return {}
         # the second: a task whose workers have all died would wait for them
         return {"workers": sorted(self._fit), "allow_other_workers": True}
-
-    @property
-    def spec_digest(self) -> str:
-        """Of the model that all of them use."""
-        return self._spec_digest
 
     @property
     def reason(self) -> Reason:
@@ -223,7 +221,7 @@ class Workers:
         for name, answer in answers.items():
             if isinstance(answer, str):
                 self.set_aside(name, answer, away=answer.startswith(ServerAwayError.__name__))
-            elif answer.spec.digest != self._spec_digest:
+            elif answer.spec.digest != self.spec_digest:
                 self.set_aside(name, f"its servers have the spec {answer.spec.digest[:12]}")
             else:
                 self._fit.add(name)
@@ -307,15 +305,19 @@ class _Handing:
         except ServerAwayError as error:
             logger.error("%s: %s", type(error).__name__, error)
             self.reason = self._workers.reason
+        except OSError as error:  # workers tell of theirs; here outcomes are looked at
+            logger.error("%s: cannot be looked at: %s", self._job.output, error)
+            self.reason = "output disk away"
         finally:
             with _while_connected(self._client):
                 self._client.cancel(list(self._out))
 
     def left(self, cases: Sequence[Case]) -> list[Case]:
         """Return the cases without an outcome; those that a worker has ended, but could not tell, have one."""
-        for case in cases:
-            if case.name not in self.ended and (outcome := self._ledger.ended_since(case.name)) is not None:
-                self.ended[case.name] = outcome
+        with suppress(OSError):  # a disk that is away
+            for case in cases:
+                if case.name not in self.ended and (outcome := self._ledger.ended_since(case.name)) is not None:
+                    self.ended[case.name] = outcome
         return [case for case in cases if case.name not in self.ended]
 
     def _hand_out(self) -> None:

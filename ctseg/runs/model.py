@@ -11,7 +11,7 @@ from ctseg.compiled.loading import load_kernels_ahead
 from ctseg.errors import ServerAwayError, ServerError, SetupError
 from ctseg.model_spec import ModelSpec
 from ctseg.numerics import KERNEL_MODULES
-from ctseg.predict.predictor import Identity
+from ctseg.predict.predictor import PatchPredictor, PredictorAround
 from ctseg.serving.entries import CONFIG_NAME, read_spec, require_model_name
 from ctseg.serving.process import RunningServer, ServerOptions
 from ctseg.serving.server import embedded_server
@@ -61,7 +61,7 @@ class ServedModel:
 
 
 @contextmanager
-def opened(model: ServedModel) -> "Iterator[TritonPredictor | PredictorOfServer]":
+def opened(model: ServedModel) -> Iterator[PatchPredictor]:
     """Connect to a model, starting a server for the time of the context where none is named.
 
     Such a server is started again, on its port, where it or a process of its model has died; what was on its way is
@@ -84,10 +84,10 @@ def opened(model: ServedModel) -> "Iterator[TritonPredictor | PredictorOfServer]
         embedded_server(model.repository, [model.name], _KEPT_RUNNING) as server,
         _connected(model, (server.url,), server.client_options(model.client)) as predictor,
     ):
-        yield PredictorOfServer(predictor, server)
+        yield _PredictorOfServer(predictor, server)
 
 
-class PredictorOfServer:
+class _PredictorOfServer(PredictorAround):
     """A predictor that waits for its own server as long as there is one: nobody else will start another.
 
     Args:
@@ -96,44 +96,10 @@ class PredictorOfServer:
     """
 
     def __init__(self, predictor: TritonPredictor, server: RunningServer) -> None:
-        self._predictor = predictor
+        super().__init__(predictor)
+        self._close = predictor.close
         self._server = server
         server.life.at_end(self._end)
-
-    @property
-    def identity(self) -> Identity:
-        """The predictor's."""
-        return self._predictor.identity
-
-    @property
-    def spec(self) -> ModelSpec:
-        """The predictor's."""
-        return self._predictor.spec
-
-    @property
-    def max_batch_size(self) -> int:
-        """The predictor's."""
-        return self._predictor.max_batch_size
-
-    @property
-    def max_in_flight(self) -> int:
-        """The predictor's."""
-        return self._predictor.max_in_flight
-
-    @property
-    def bytes_sent(self) -> int:
-        """The predictor's."""
-        return self._predictor.bytes_sent
-
-    @property
-    def bytes_received(self) -> int:
-        """The predictor's."""
-        return self._predictor.bytes_received
-
-    @property
-    def retries(self) -> int:
-        """The predictor's."""
-        return self._predictor.retries
 
     def predict(self, patches: Patches) -> Logits:
         """See :meth:`ctseg.triton.predictor.TritonPredictor.predict`.
@@ -156,7 +122,7 @@ class PredictorOfServer:
 
     def _end(self) -> None:
         _log.error("the end of tritonserver's log:\n%s", self._server.end_of_log)
-        self._predictor.close()
+        self._close()
 
 
 def known_spec(model: ServedModel) -> ModelSpec | None:

@@ -1,5 +1,6 @@
 """Batches of several cases: in order of their priority, as many at once as the network takes."""
 
+import itertools
 import threading
 from concurrent.futures import CancelledError
 
@@ -124,3 +125,20 @@ def test_abort_waits_for_nothing():
     with pytest.raises(CancelledError):
         inference.submit(batch(2), priority=0)
     predictor.gate.set()
+
+
+def test_a_batch_that_is_submitted_just_when_the_queue_is_aborted_is_dropped_too():
+    predictor = RecordingPredictor()
+    inference = InferenceQueue(predictor)
+    sent = inference.submit(batch(0), priority=0)  # holds the only thread
+    while not sent.running():
+        pass
+
+    def order():
+        inference.abort()
+        yield 1
+
+    inference._order = itertools.chain(order(), itertools.count(2))
+    assert inference.submit(batch(1), priority=1).cancelled()
+    predictor.gate.set()
+    inference.close()

@@ -288,6 +288,24 @@ def test_servers_that_stay_away_end_the_run_and_leave_what_is_not_done(
 
 
 @pytest.mark.live
+def test_an_output_disk_that_the_client_loses_ends_the_run_and_leaves_what_is_not_done(
+    scans, tmp_path, server, scheduler, gate, in_background, caplog
+):
+    gate.shut()
+    running = in_background(segment, scans, tmp_path / "out", model_on(server, "held"), scheduler, server)
+    wait_for(lambda: running.done() or gate.begun)
+    outcomes = tmp_path / "out" / MEMORY_NAME / "outcomes"
+    outcomes.rmdir()
+    outcomes.touch()  # whoever looks for an outcome finds no folder
+    gate.open()
+    report = running.result()
+    assert report.went_away
+    assert {case.case: case.reason for case in report.not_done} == dict.fromkeys(CASES, "output disk away")
+    assert "cannot be looked at: [Errno 20] Not a directory" in caplog.text
+    assert labels_in(tmp_path / "out") == {}
+
+
+@pytest.mark.live
 def test_a_worker_that_comes_late_does_not_do_again_what_has_ended_since_the_run_began(
     scans, tmp_path, server, monkeypatch
 ):
