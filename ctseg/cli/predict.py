@@ -44,7 +44,13 @@ def add_commands(commands: "argparse._SubParsersAction[Parser]") -> None:
     )  # fmt: skip
     predict.add_argument("-o", "--output", type=Path, required=True, help="folder for label maps and report.json")
     predict.add_argument("-m", "--model", required=True, help="name of the model in the repository")
+    for add_group in (_add_server, _add_segmentation, _add_parts, _add_dask, _add_limits):
+        add_group(predict)
+    add_verbosity(predict)
+    predict.set_defaults(run=_run)
 
+
+def _add_server(predict: Parser) -> None:
     where = predict.add_argument_group("server")
     where.add_argument(
         "--url", dest="urls", nargs="+", metavar="HOST:PORT", help="gRPC address of one or more running servers"
@@ -71,6 +77,8 @@ def add_commands(commands: "argparse._SubParsersAction[Parser]") -> None:
         help="send tensors through shared memory if the server is on this machine and allows it (default: auto)",
     )  # fmt: skip
 
+
+def _add_segmentation(predict: Parser) -> None:
     how = predict.add_argument_group("segmentation")
     how.add_argument(
         "-step_size", dest="tile_step_size", type=float, default=0.5, help="step between windows, of the patch (0.5)"
@@ -87,6 +95,8 @@ def add_commands(commands: "argparse._SubParsersAction[Parser]") -> None:
         help="replace label maps that ctseg has not made, or that were changed since; without it they are kept",
     )  # fmt: skip
 
+
+def _add_parts(predict: Parser) -> None:
     parts = predict.add_argument_group(
         "parts", "several commands share a folder: every N-th case of the list from the I-th on, as nnU-Net cuts it"
     )
@@ -97,6 +107,8 @@ def add_commands(commands: "argparse._SubParsersAction[Parser]") -> None:
         help="take the part from the variables of a Slurm job array (N too), or of a Kubernetes Indexed Job (give N)",
     )  # fmt: skip
 
+
+def _add_dask(predict: Parser) -> None:
     dask = predict.add_argument_group("Dask", "hand the cases to the workers of a Dask cluster; needs --url")
     dask.add_argument("--dask", metavar="ADDRESS", help="the scheduler: tls://HOST:PORT, or tcp://HOST:PORT")
     dask.add_argument(
@@ -110,6 +122,8 @@ def add_commands(commands: "argparse._SubParsersAction[Parser]") -> None:
     dask.add_argument("--dask_tls_certificate", dest="tls_certificate", type=Path, help="PEM file of this client's")
     dask.add_argument("--dask_tls_key", dest="tls_key", type=Path, help="PEM file of its private key")
 
+
+def _add_limits(predict: Parser) -> None:
     limits = predict.add_argument_group("limits")
     limits.add_argument("--timeout_s", type=_seconds, default=300.0, help="longest time without any answer (300)")
     limits.add_argument("--case_timeout_s", type=_seconds, help="longest time for one case (no limit)")
@@ -118,8 +132,6 @@ def add_commands(commands: "argparse._SubParsersAction[Parser]") -> None:
         "--memory_gb", dest="memory_bytes", type=_gigabytes, metavar="GB",
         help="memory for the cases in flight, and the most for one (half of what is free; one alone: all of it)",
     )  # fmt: skip
-    add_verbosity(predict)
-    predict.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -12,14 +12,13 @@ from ctseg.files.formats import ending_of
 from ctseg.files.identity import printable
 from ctseg.files.regular import open_regular
 
-_DICOM = "DICOM file"
+_DICOM, _PAIR, _ARCHIVE = "DICOM file", "file of Analyze or NIfTI in two pieces", "archive"
 _INSTEAD = {
     _DICOM: "convert each series to NIfTI, for example with dcm2niix",
-    "file of Analyze or NIfTI in two pieces": "convert .hdr and .img to .nii.gz",
-    "archive": "unpack it",
+    _PAIR: "convert .hdr and .img to .nii.gz",
+    _ARCHIVE: "unpack it",
 }
 """What to give instead of the kinds that people take for scans."""
-_PAIR, _ARCHIVE = list(_INSTEAD)[1:]
 _KIND_OF_ENDING = {
     ".dcm": _DICOM, ".ima": _DICOM, ".hdr": _PAIR, ".img": _PAIR, ".img.gz": _PAIR, ".hdr.gz": _PAIR,
     ".zip": _ARCHIVE, ".tar": _ARCHIVE, ".tgz": _ARCHIVE, ".tar.gz": _ARCHIVE, ".tar.xz": _ARCHIVE, ".7z": _ARCHIVE,
