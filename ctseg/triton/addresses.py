@@ -75,6 +75,8 @@ def _checked(text: str, url: str) -> str:
     if "," in text:
         apart = " ".join(part.strip() for part in text.split(","))
         raise _refusal(url, f"these are several servers: write them apart: {apart}")
+    if len(parts := text.split()) > 1:
+        raise _refusal(url, f"a blank in an address; several servers are written apart: {' '.join(parts)}, unquoted")
     if text.count(":") > 1 and not text.startswith("["):
         host, _, port = text.rpartition(":")
         example = f"[{host}]:{port}" if port.isdigit() else f"[{text}]:{_GRPC_PORT}"
@@ -84,7 +86,7 @@ def _checked(text: str, url: str) -> str:
         raise _refusal(url, f"expected [address]:port: write [{inside}]:{_GRPC_PORT}, if that is its port")
     host, colon, port = text.rpartition(":")
     if not colon or not host or "/" in text or any(c.isspace() for c in text):
-        host = (text if not colon else host or text).split("/")[0].strip() or "gpu1"
+        host = (host if colon else text).split("/")[0].strip() or "gpu1"
         raise _refusal(
             url, f"expected host:port of Triton's gRPC endpoint: write {host}:{_GRPC_PORT}, if that is its port"
         )
