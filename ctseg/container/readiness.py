@@ -44,6 +44,8 @@ LIVE_STALE_S = PERIOD_S + 2 * REQUEST_TIMEOUT_S
 
 _PR_SET_PDEATHSIG = 1
 _log = logging.getLogger("ctseg.container.readiness")  # not __name__, which is "__main__" in its process
+_REQUEST_OUTPUT = "ctseg_request"
+"""Output of ctseg's python backend that holds no logits, see :mod:`ctseg.triton.configuration`."""
 _NUMPY_TYPES: Mapping[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "FP16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 
 
@@ -183,7 +185,8 @@ class Server:
             data = _random_bytes(shape, tensor["datatype"])
             sent += data
             tensors.append({**tensor, "shape": shape, "parameters": {"binary_data_size": len(data)}})
-        outputs = [{"name": tensor["name"], "parameters": {"binary_data": True}} for tensor in metadata["outputs"]]
+        logits = [tensor for tensor in metadata["outputs"] if tensor["name"] != _REQUEST_OUTPUT]
+        outputs = [{"name": tensor["name"], "parameters": {"binary_data": True}} for tensor in logits]
         head = json.dumps({"inputs": tensors, "outputs": outputs}).encode()
         answer_headers, content = self.ask(
             "POST",
@@ -193,7 +196,7 @@ class Server:
             Inference_Header_Content_Length=str(len(head)),
         )
         length = int(answer_headers.get("Inference-Header-Content-Length", len(content)))
-        _check_answer(json.loads(content[:length]), content[length:], metadata["outputs"])
+        _check_answer(json.loads(content[:length]), content[length:], logits)
 
 
 def _random_bytes(shape: list[int], datatype: str) -> bytes:

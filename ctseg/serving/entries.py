@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from ctseg.errors import SetupError, SpecError
 from ctseg.model_spec import ModelSpec
-from ctseg.triton.configuration import ModelConfig, config_from_text, spec_parameter
+from ctseg.triton.configuration import REQUEST_OUTPUT, ModelConfig, config_from_text, spec_parameter
 
 Backend = Literal["python", "onnxruntime", "tensorrt"]
 
@@ -249,9 +249,10 @@ def _read_version(folder: Path, config: Any, backend: Backend, number: int) -> E
 def _check_tensors(config: Any, spec: ModelSpec, source: str) -> None:
     expected = ModelConfig()
     add_tensors(expected, spec)
+    outputs = [tensor for tensor in config.output if tensor.name != REQUEST_OUTPUT]
     for what, wanted, found in (
         ("input", expected.input[0], list(config.input)),
-        ("output", expected.output[0], list(config.output)),
+        ("output", expected.output[0], outputs),
     ):
         if found != [wanted]:
             raise SpecError(

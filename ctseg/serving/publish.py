@@ -26,9 +26,11 @@ from ctseg.serving.entries import (
 )
 from ctseg.serving.writing import pretty_json, staging, write_head, writing
 from ctseg.triton.configuration import (
+    REQUEST_OUTPUT,
     THREADS_PARAMETER,
     ModelConfig,
     device_parameter,
+    names_requests,
     precision_hint_parameter,
     runtime_parameter,
     spec_parameter,
@@ -217,6 +219,8 @@ def configuration(draft: EntryDraft, version: int, known: Entry | None) -> Any:
     kind = draft.instance_kind or _INSTANCE_KINDS.get(draft.backend, draft.device)
     config.instance_group.add(count=draft.instance_count, kind=f"KIND_{kind.upper()}")
     add_tensors(config, draft.spec)
+    if draft.backend == "python" and (not specs or names_requests(old)):  # versions of an older ctseg cannot
+        config.output.add(name=REQUEST_OUTPUT, data_type="TYPE_INT64", dims=[1])
     if draft.warmup:
         _add_warmup(config)
     if draft.backend == "tensorrt" and draft.compute_capability:

@@ -78,7 +78,13 @@ class TritonClient:
             raise call_error_of(error) from error
 
     def infer(
-        self, model: str, version: int, inputs: list[Any], outputs: list[Any], receive: Callable[[Any, Any], None]
+        self,
+        model: str,
+        version: int,
+        inputs: list[Any],
+        outputs: list[Any],
+        receive: Callable[[Any, Any], None],
+        request_id: str = "",
     ) -> None:
         """Send a request; ``receive`` is called with result and error on one of gRPC's threads.
 
@@ -90,8 +96,9 @@ class TritonClient:
             client = self._clients[self._next]
         try:
             client.async_infer(
-                model, inputs, callback=receive, model_version=str(version), outputs=outputs, headers=self._headers
-            )
+                model, inputs, callback=receive, model_version=str(version), outputs=outputs, request_id=request_id,
+                headers=self._headers,
+            )  # fmt: skip
         except (InferenceServerException, ValueError) as error:
             raise call_error_of(error) from error
 

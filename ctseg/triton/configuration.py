@@ -13,6 +13,12 @@ ModelConfig = model_config_pb2.ModelConfig
 THREADS_PARAMETER = "ctseg_threads"
 """CPU threads of one instance of the python backend; absent shares the CPUs among them."""
 
+REQUEST_OUTPUT = "ctseg_request"
+"""Output in which ctseg's python backend gives back the id of the request that it answers, as an integer.
+
+Triton 2.51 mixes up answers of a python backend after it was stopped and woken, and says nothing.
+"""
+
 _SPEC_PREFIX = "ctseg_spec."
 _RUNTIME_PREFIX = "ctseg_runtime."
 _PRECISION_HINT_PREFIX = "ctseg_precision_hint."
@@ -37,6 +43,11 @@ def precision_hint_parameter(version: int) -> str:
 def device_parameter(version: int) -> str:
     """Return the name of the parameter that says where the python backend runs a version: ``gpu``; absent is CPU."""
     return f"{_DEVICE_PREFIX}{version}"
+
+
+def names_requests(config: Any) -> bool:
+    """Whether a model says with each answer which request it belongs to, see :data:`REQUEST_OUTPUT`."""
+    return any(tensor.name == REQUEST_OUTPUT for tensor in config.output)
 
 
 def spec_parameters(config: Any) -> list[str]:

@@ -220,7 +220,14 @@ class ServerConnection:
 
     # --- requests
 
-    def send(self, inputs: list[Any], outputs: list[Any], receive: Callable[[Any, Any], None]) -> None:
+    @property
+    def names_requests(self) -> bool:
+        """Whether an answer says which request it belongs to."""
+        return self._served.names_requests
+
+    def send(
+        self, inputs: list[Any], outputs: list[Any], receive: Callable[[Any, Any], None], request_id: str = ""
+    ) -> None:
         """Send a request; ``receive`` is called on one of gRPC's threads.
 
         Raises:
@@ -236,7 +243,7 @@ class ServerConnection:
 
         self._count_pending(1)
         try:
-            self._client.infer(self._wanted.name, self.version, inputs, outputs, finish)
+            self._client.infer(self._wanted.name, self.version, inputs, outputs, finish, request_id)
         except CallError:
             self._count_pending(-1)
             raise

@@ -10,7 +10,7 @@ import tenacity
 from ctseg.errors import SpecError
 from ctseg.model_spec import ModelSpec
 from ctseg.triton.client import TritonClient
-from ctseg.triton.configuration import spec_parameter, spec_parameters
+from ctseg.triton.configuration import REQUEST_OUTPUT, spec_parameter, spec_parameters
 from ctseg.triton.errors import CANCELLED, DEADLINE, NOT_FOUND, UNAVAILABLE, CallError
 
 _FIRST_BACKOFF_S = 0.1
@@ -42,12 +42,14 @@ class ServedVersion:
         spec: What it needs of its clients.
         max_batch_size: Most patches in one request, by the spec and the server.
         instances: How many of them the server runs.
+        names_requests: Whether an answer says which request it belongs to.
     """
 
     version: int
     spec: ModelSpec
     max_batch_size: int
     instances: int
+    names_requests: bool = False
 
 
 def choose_version(
@@ -149,7 +151,8 @@ def served_version(client: TritonClient, wanted: WantedModel, version: int, time
         )
     _check_tensors(spec, metadata, source)
     most = spec.max_batch_size if batch_limit is None else min(spec.max_batch_size, batch_limit)
-    return ServedVersion(version, spec, most, instances)
+    names_requests = any(tensor.name == REQUEST_OUTPUT for tensor in metadata.outputs)
+    return ServedVersion(version, spec, most, instances, names_requests)
 
 
 def _spec_in(config: Any, version: int, source: str) -> ModelSpec:
@@ -165,9 +168,10 @@ def _spec_in(config: Any, version: int, source: str) -> ModelSpec:
 
 
 def _check_tensors(spec: ModelSpec, metadata: Any, source: str) -> None:
+    outputs = [tensor for tensor in metadata.outputs if tensor.name != REQUEST_OUTPUT]
     for what, kind, tensor, channels, found in (
         ("input", "channels", spec.input, len(spec.channels), metadata.inputs),
-        ("output", "labels", spec.output, spec.num_heads, metadata.outputs),
+        ("output", "labels", spec.output, spec.num_heads, outputs),
     ):
         expected = [(tensor.name, tensor.dtype, (-1, channels, *spec.patch_size))]
         has = [(item.name, item.datatype, tuple(item.shape)) for item in found]

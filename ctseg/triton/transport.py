@@ -1,6 +1,7 @@
 """How patches reach a server and logits come back: by message, or by shared memory."""
 
 import logging
+import secrets
 import threading
 import time
 import weakref
@@ -16,6 +17,7 @@ from ctseg.arrays import Logits, Patches
 from ctseg.errors import SetupError
 from ctseg.model_spec import DType, ModelSpec
 from ctseg.triton import shared_memory
+from ctseg.triton.configuration import REQUEST_OUTPUT
 from ctseg.triton.connection import ServerConnection
 from ctseg.triton.errors import (
     CANCELLED,
@@ -33,6 +35,8 @@ log = logging.getLogger(__name__)
 SEGMENT_PREFIX = "ctseg-client-"
 """Begin of the names of the client's shared-memory segments."""
 
+_NUMBER_BITS = 56
+"""Of a request's id: no other process asks the same server by the same one."""
 _MESSAGE_OVERHEAD_BYTES = 4096
 _TRIAL_BYTES = 4096
 _WORTHWHILE_BATCH_BYTES = 128 << 20
@@ -141,12 +145,14 @@ class MessageTransport:
         """
         done = threading.Event()
         box: list[Any] = [None, None]
+        number = secrets.randbits(_NUMBER_BITS) if call.server.names_requests else 0
+        outputs = [wanted, InferRequestedOutput(REQUEST_OUTPUT)] if number else [wanted]
 
         def receive(result: Any, error: Any) -> None:
             box[:] = [result, error]
             done.set()
 
-        call.server.send([request], [wanted], receive)
+        call.server.send([request], outputs, receive, str(number or ""))
         while not done.wait(min(1.0, max(0.0, call.deadline() - time.monotonic()))):
             if self._closing.is_set():
                 raise CallError(CANCELLED, "the predictor was closed")
@@ -155,6 +161,8 @@ class MessageTransport:
         result, error = box
         if error is not None:
             raise call_error_of(error) from error
+        if number:
+            _check_number(result, number)
         return result
 
     def content_of(self, result: Any, batch: int) -> npt.NDArray[Any]:
@@ -164,7 +172,9 @@ class MessageTransport:
             CallError: It is not the tensor of the spec.
         """
         response = result.get_response()
-        content = response.raw_output_contents[0] if len(response.raw_output_contents) else b""
+        names = [tensor.name for tensor in response.outputs]
+        place = names.index(self.spec.output.name) if self.spec.output.name in names else 0
+        content = response.raw_output_contents[place] if len(response.raw_output_contents) > place else b""
         _check_answer(self.spec, response, batch, len(content))
         self.traffic.count(received=len(content))
         spec = self.spec
@@ -308,9 +318,21 @@ def share_memory_with(
     return transport
 
 
+def _check_number(result: Any, number: int) -> None:
+    """Refuse the answer of another request."""
+    found = result.as_numpy(REQUEST_OUTPUT)
+    if found is None or not (found == number).all():
+        raise CallError(
+            WRONG,
+            "the answer of another request came: Triton has mixed up its python backend's answers, as it does after it "
+            "was stopped and woken: start the server again",
+        )
+
+
 def _check_answer(spec: ModelSpec, response: Any, batch: int, size: int) -> None:
     expected = (batch, spec.num_heads, *spec.patch_size)
-    found = [(tensor.name, tensor.datatype, tuple(tensor.shape)) for tensor in response.outputs]
+    outputs = [tensor for tensor in response.outputs if tensor.name != REQUEST_OUTPUT]
+    found = [(tensor.name, tensor.datatype, tuple(tensor.shape)) for tensor in outputs]
     if found != [(spec.output.name, spec.output.dtype, expected)]:
         raise CallError(WRONG, f"expected {spec.output.name} {spec.output.dtype} {expected}, found {found}")
     if size != batch * spec.logits_bytes:

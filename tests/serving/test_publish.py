@@ -13,7 +13,7 @@ from ctseg.errors import OutputError, SpecError
 from ctseg.model_spec import KeepLargest, Label, ModelSpec
 from ctseg.serving.entries import list_entries, list_models, next_version, read_entry
 from ctseg.serving.publish import EntryDraft, PlanDraft, add_plan, publish
-from ctseg.triton.configuration import config_from_text
+from ctseg.triton.configuration import config_from_text, text_from_config
 from tests.support.toy_models import PATCH, save_toy_network, toy_spec, write_toy_entry
 
 
@@ -32,7 +32,8 @@ def test_an_entry_says_in_tritons_own_message_what_the_spec_says(root: Path) -> 
     config = config_of(root)
     assert (config.name, config.backend, config.max_batch_size) == ("toy", "python", 4)
     assert [(t.name, t.data_type, list(t.dims)) for t in config.input] == [("input", 11, [2, *PATCH])]
-    assert [(t.name, t.data_type, list(t.dims)) for t in config.output] == [("logits", 11, [3, *PATCH])]
+    outputs = [(t.name, t.data_type, list(t.dims)) for t in config.output]
+    assert outputs == [("logits", 11, [3, *PATCH]), ("ctseg_request", 9, [1])]  # 9 is TYPE_INT64
     assert config.version_policy.latest.num_versions == 2
     assert config.dynamic_batching.max_queue_delay_microseconds == 1500
     assert [(group.count, group.kind) for group in config.instance_group] == [(2, 2)]  # 2 is KIND_CPU
@@ -90,6 +91,17 @@ def test_each_version_keeps_its_own_spec_and_runtime(root: Path) -> None:
     assert config.parameters["ctseg_runtime.2"].string_value == "openvino"
     assert config.parameters["ctseg_precision_hint.2"].string_value == "bf16"
     assert json.loads((root / "toy" / "ctseg.json").read_text())["max_batch_size"] == 2
+
+
+def test_answers_name_their_request_only_where_every_version_can(root: Path) -> None:
+    write_toy_entry(root)
+    write_toy_entry(root, version=2)
+    assert [t.name for t in config_of(root).output] == ["logits", "ctseg_request"]
+    config = config_of(root)
+    del config.output[1]  # as an older ctseg wrote it, whose model.py knows of no such output
+    (root / "toy" / "config.pbtxt").write_text(text_from_config(config))
+    write_toy_entry(root, version=3)
+    assert [t.name for t in config_of(root).output] == ["logits"]
 
 
 def test_a_version_that_was_deleted_leaves_the_configuration_at_the_next_write(root: Path) -> None:

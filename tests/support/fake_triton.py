@@ -73,8 +73,15 @@ class FakeClient:
         return None
 
     def infer(
-        self, model: str, version: int, inputs: list[Any], outputs: list[Any], receive: Callable[[Any, Any], None]
+        self,
+        model: str,
+        version: int,
+        inputs: list[Any],
+        outputs: list[Any],
+        receive: Callable[[Any, Any], None],
+        request_id: str = "",
     ) -> None:
+        assert request_id == ""  # it has no output to give it back in
         spec = self.specs[version]
         assert model == spec.name
         self.requests += 1

@@ -4,9 +4,11 @@ import re
 
 import pytest
 
+from ctseg.container import readiness
 from ctseg.errors import SpecError
 from ctseg.serving.publish import PYTHON_MODEL
 from ctseg.triton.configuration import (
+    REQUEST_OUTPUT,
     THREADS_PARAMETER,
     ModelConfig,
     config_from_text,
@@ -57,4 +59,6 @@ def test_the_python_backend_reads_the_parameters_that_the_repository_writes() ->
         device_parameter(7).replace("7", "{version}"),
     }
     assert set(read) == written
+    assert f'_REQUEST_OUTPUT = "{REQUEST_OUTPUT}"' in source
+    assert readiness._REQUEST_OUTPUT == REQUEST_OUTPUT
     assert len(read) == source.count("parameters.get("), "a parameter is read under a name that this test does not see"

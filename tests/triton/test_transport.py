@@ -4,6 +4,7 @@ import contextlib
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
 from ctseg.errors import InferenceFailedError, SetupError
-from ctseg.serving.process import RunningServer
+from ctseg.serving.process import RunningServer, ServerOptions
+from ctseg.serving.server import embedded_server
 from ctseg.triton import shared_memory
 from ctseg.triton.errors import INTERNAL, NOT_FOUND, RESTRICTED, CallError
 from ctseg.triton.options import ClientOptions
@@ -19,7 +21,7 @@ from ctseg.triton.predictor import TritonPredictor
 from ctseg.triton.transport import SEGMENT_PREFIX, batch_limit
 from tests.support.fake_triton import FakeClient, fake_connection
 from tests.support.live_triton import connected, wait_for
-from tests.support.toy_models import toy_logits, toy_patches, toy_spec
+from tests.support.toy_models import toy_logits, toy_patches, toy_spec, write_toy_entry
 
 live = pytest.mark.live
 
@@ -175,6 +177,20 @@ def test_a_server_that_takes_no_shared_memory_any_more_gets_messages() -> None:
 @pytest.mark.parametrize("transport", ["on", "off"])
 def test_an_empty_answer_is_no_answer(server: RunningServer, transport: str) -> None:
     with connected(server, "empty", shared_memory=transport) as predictor, pytest.raises(InferenceFailedError):
+        predictor.predict(toy_patches(1))
+
+
+@live
+@pytest.mark.parametrize("transport", ["on", "off"])
+def test_the_answer_of_another_request_is_no_answer(tmp_path: Path, transport: str) -> None:
+    write_toy_entry(tmp_path)
+    model = tmp_path / "toy" / "1" / "model.py"
+    model.write_text(model.read_text().replace("text = request.request_id()", 'text = "7"'))
+    with (
+        embedded_server(tmp_path, options=ServerOptions(prove=False)) as server,
+        connected(server, shared_memory=transport) as predictor,
+        pytest.raises(InferenceFailedError, match="the answer of another request came"),
+    ):
         predictor.predict(toy_patches(1))
 
 

@@ -27,6 +27,9 @@ Array = npt.NDArray[Any]
 Network = Callable[[Array, Array], None]
 """Takes patches, and fills an array with their logits."""
 
+_REQUEST_OUTPUT = "ctseg_request"
+"""Where the id of the request stands in its answer, if the configuration has such an output."""
+
 _NUMPY_TYPES: dict[str, np.dtype[Any]] = {"TYPE_FP32": np.dtype(np.float32), "TYPE_FP16": np.dtype(np.float16)}
 
 
@@ -121,7 +124,8 @@ class TritonPythonModel:
         version = args["model_version"]
         parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
         (self._input,) = config["input"]
-        (self._output,) = config["output"]
+        (self._output,) = [output for output in config["output"] if output["name"] != _REQUEST_OUTPUT]
+        self._names_requests = len(config["output"]) > 1
         instances = sum(group.get("count", 1) for group in config.get("instance_group", [])) or 1
         threads = int(parameters.get("ctseg_threads", "0")) or max(1, _available_cpus() // instances)
         path = Path(args["model_repository"]) / version / "model.onnx"
@@ -145,7 +149,7 @@ class TritonPythonModel:
         """Answer the requests of one dynamic batch: joined on a GPU, but alone where the joined run fails."""
         try:
             if self._joins and len(requests) > 1:
-                return self._answers([self._array_of(request) for request in requests])
+                return self._answers(requests)
         except Exception as error:
             pb_utils.Logger.log_warn(f"a batch of {len(requests)} requests failed, they run one by one: {error}")
         return [self._answer_alone(request) for request in requests]
@@ -160,20 +164,34 @@ class TritonPythonModel:
             )
         return array
 
-    def _answers(self, arrays: list[Array]) -> list[Any]:
+    def _answers(self, requests: list[Any]) -> list[Any]:
+        arrays = [self._array_of(request) for request in requests]
         joined = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
         shape = (len(joined), *(int(size) for size in self._output["dims"]))
         logits: Array = np.empty(shape, dtype=_NUMPY_TYPES[self._output["data_type"]])
         self._run(joined, logits)
         ends = np.cumsum([len(array) for array in arrays])
         return [
-            pb_utils.InferenceResponse([_to_triton(self._output["name"], logits[end - len(array) : end])])
-            for array, end in zip(arrays, ends, strict=True)
+            pb_utils.InferenceResponse(
+                [
+                    _to_triton(self._output["name"], logits[end - len(array) : end]),
+                    *self._name_of(request, len(array)),
+                ]
+            )
+            for request, array, end in zip(requests, arrays, ends, strict=True)
         ]
+
+    def _name_of(self, request: Any, batch: int) -> list[Any]:
+        """Return the output that says which request is answered: 0 where its id is no number."""
+        if not self._names_requests:
+            return []
+        text = request.request_id()
+        number = int(text) if text.isdecimal() and len(text) < 19 else 0
+        return [_to_triton(_REQUEST_OUTPUT, np.full((batch, 1), number, np.int64))]
 
     def _answer_alone(self, request: Any) -> Any:
         try:
-            (response,) = self._answers([self._array_of(request)])
+            (response,) = self._answers([request])
         except Exception as error:
             message = f"{type(error).__name__}: {error}"
             return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(message))
