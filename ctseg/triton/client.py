@@ -1,7 +1,9 @@
 """tritonclient's connections to one server, with every failure translated."""
 
+import contextlib
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from tritonclient.grpc import InferenceServerClient
@@ -10,8 +12,10 @@ from tritonclient.utils import InferenceServerException
 from ctseg.triton.addresses import Address, address_of
 from ctseg.triton.errors import CANCELLED, DEADLINE, UNAVAILABLE, CallError, call_error_of, server_error_of
 from ctseg.triton.options import MAX_MESSAGE_BYTES, ClientOptions, credentials_of
+from ctseg.triton.pulse import Pulse
 
 _CONNECTIONS = 4
+_BEAT_TIMEOUT_S = 10.0
 _KEEPALIVE_MS = 310_000  # Triton answers pings closer than 300 s without data by closing the connection
 _CHANNEL_ARGUMENTS = [
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -65,6 +69,7 @@ class TritonClient:
         ]
         self._next = 0
         self._lock = threading.Lock()
+        self._pulse = Pulse([partial(self._beat, client) for client in self._clients])
 
     def ask(self, method: str, *arguments: Any, timeout_s: float) -> Any:
         """Call one of the library's short methods.
@@ -92,17 +97,28 @@ class TritonClient:
             CallError: It could not be sent; ``receive`` will not be called.
         """
         with self._lock:
-            self._next = (self._next + 1) % len(self._clients)
-            client = self._clients[self._next]
+            index = self._next = (self._next + 1) % len(self._clients)
+
+        def finish(result: Any, error: Any) -> None:
+            self._pulse.came(index)
+            receive(result, error)
+
+        self._pulse.sent(index)
         try:
-            client.async_infer(
-                model, inputs, callback=receive, model_version=str(version), outputs=outputs, request_id=request_id,
+            self._clients[index].async_infer(
+                model, inputs, callback=finish, model_version=str(version), outputs=outputs, request_id=request_id,
                 headers=self._headers,
             )  # fmt: skip
         except (InferenceServerException, ValueError) as error:
+            self._pulse.came(index)
             raise call_error_of(error) from error
+
+    def _beat(self, client: InferenceServerClient) -> None:
+        with contextlib.suppress(InferenceServerException, ValueError):
+            client.is_server_live(headers=self._headers, client_timeout=_BEAT_TIMEOUT_S)
 
     def close(self) -> None:
         """Close the connections; what is on its way is cancelled."""
+        self._pulse.close()
         for client in self._clients:
             client.close()

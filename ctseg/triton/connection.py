@@ -71,6 +71,7 @@ class ServerConnection:
 
     Attributes:
         url: Its address.
+        served: The version in use, and what it promises.
         is_local: Whether it is plainly on this host.
         shares_memory: Whether requests may go by shared memory.
         outstanding: Requests that were given to it and are not done; kept by the predictor.
@@ -99,7 +100,7 @@ class ServerConnection:
         self.last_problem = CallError(UNAVAILABLE, "not connected", url=self.url)
         self._client = client
         self._wanted = wanted
-        self._served = served
+        self.served = served
         self._failures = 0
         self._gone_since: float | None = None
         self._shared_memory_failures = 0
@@ -112,22 +113,22 @@ class ServerConnection:
     @property
     def version(self) -> int:
         """The version in use."""
-        return self._served.version
+        return self.served.version
 
     @property
     def spec(self) -> ModelSpec:
         """Its spec."""
-        return self._served.spec
+        return self.served.spec
 
     @property
     def max_batch_size(self) -> int:
         """Most patches in one request, by the spec and the server."""
-        return self._served.max_batch_size
+        return self.served.max_batch_size
 
     @property
     def instances(self) -> int:
         """Instances of the model."""
-        return self._served.instances
+        return self.served.instances
 
     # --- trust
 
@@ -197,7 +198,7 @@ class ServerConnection:
                     f"{model} version {version} at {self.url}: its spec was {digest[:12]} and is now "
                     f"{served.spec.digest[:12]}: the rest would be segmented by another model; start the folder again"
                 )
-            self._served = served
+            self.served = served
             return
         others = []
         for candidate in sorted(ready, reverse=True) if self._wanted.spec is None else ():
@@ -205,7 +206,7 @@ class ServerConnection:
             if served.spec.digest == digest:
                 log.warning("%s: version %s is gone, %s has the same spec and goes on", self.url, version, candidate)
                 self._gone_since = None
-                self._served = served
+                self.served = served
                 return
             others.append(f"version {candidate} has {served.spec.digest[:12]}")
         now = time.monotonic()
@@ -219,11 +220,6 @@ class ServerConnection:
         )
 
     # --- requests
-
-    @property
-    def names_requests(self) -> bool:
-        """Whether an answer says which request it belongs to."""
-        return self._served.names_requests
 
     def send(
         self, inputs: list[Any], outputs: list[Any], receive: Callable[[Any, Any], None], request_id: str = ""

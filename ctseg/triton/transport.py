@@ -145,7 +145,7 @@ class MessageTransport:
         """
         done = threading.Event()
         box: list[Any] = [None, None]
-        number = secrets.randbits(_NUMBER_BITS) if call.server.names_requests else 0
+        number = secrets.randbits(_NUMBER_BITS) if call.server.served.names_requests else 0
         outputs = [wanted, InferRequestedOutput(REQUEST_OUTPUT)] if number else [wanted]
 
         def receive(result: Any, error: Any) -> None:
