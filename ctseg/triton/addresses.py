@@ -1,6 +1,7 @@
 """Where a server is: what a person may write, and what gRPC takes."""
 
 import socket
+import string
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -8,6 +9,7 @@ from ctseg.errors import SetupError
 
 _GRPC_NAMES = ("dns:", "ipv4:", "ipv6:", "unix:")
 _SCHEMES = {"grpc": False, "grpcs": True}
+_HOST_CHARACTERS = frozenset(string.ascii_letters + string.digits + "-._")
 _GRPC_PORT = 8001
 
 
@@ -90,6 +92,9 @@ def _checked(text: str, url: str) -> str:
         raise _refusal(
             url, f"expected host:port of Triton's gRPC endpoint: write {host}:{_GRPC_PORT}, if that is its port"
         )
+    if not text.startswith("[") and not set(host) <= _HOST_CHARACTERS:
+        foreign = "".join(sorted(set(host) - _HOST_CHARACTERS))
+        raise _refusal(url, f"expected host:port, found {foreign!r} in the host {host}: no host has that in its name")
     if not (port.isascii() and port.isdigit()) or not 0 < int(port) < 65536:
         raise _refusal(url, f"expected a port of 1 to 65535 after {host}:, found {port!r}: Triton's is {_GRPC_PORT}")
     return text

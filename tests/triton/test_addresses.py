@@ -44,6 +44,8 @@ def test_an_address_is_what_grpc_takes(url: str, address: Address) -> None:
         ("gpu1:99999", "found '99999'"),
         ("gpu1:http", "found 'http'"),
         ("gpu1:8001/v2", "expected host:port"),
+        ("me@gpu1:8001", "found '@' in the host me@gpu1"),
+        ("gpu１:8001", "found '１' in the host"),
         ("gpu1:8001,gpu2:8001", "several servers: write them apart: gpu1:8001 gpu2:8001$"),
         ("", "expected host:port"),
         ("gpu1:²", "expected a port of 1 to 65535 after gpu1:, found '²'"),
