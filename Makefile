@@ -13,8 +13,8 @@ TEST_WORKERS ?= 2
 IN_PARALLEL := -n $(TEST_WORKERS) --dist loadfile
 PIP_INSTALL = $(1)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help install install-server demo test test-data test-full check images format benchmark gpu gpu-wheels imports \
-	clean
+.PHONY: help install install-server demo test test-data test-full check faults images format benchmark gpu gpu-wheels \
+	imports clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -32,14 +32,14 @@ demo: $(DEMO_VENV)/.ready  ## segment real CT through a real Triton server; pict
 	$(DEMO_VENV)/bin/python -m scripts.demo --output demo_output
 
 test: $(TEST_VENV)/.ready  ## all tests but the slow ones
-	$(PYTEST) -m "not full" $(IN_PARALLEL)
+	$(PYTEST) -m "not full and not faults" $(IN_PARALLEL)
 
 test-data: $(TEST_VENV)/.ready  ## the tests on real CT; CTSEG_TEST_DATA names its folder
 	@test -n "$(CTSEG_TEST_DATA)" || { echo "CTSEG_TEST_DATA is not set: name the folder of real CT"; exit 2; }
 	$(PYTEST) -m data
 
 test-full: $(TEST_VENV)/.ready  ## all tests, the slow ones too
-	$(PYTEST) $(IN_PARALLEL)
+	$(PYTEST) -m "not faults" $(IN_PARALLEL)
 
 check: $(TEST_VENV)/.ready  ## style, types, and what else needs no run
 	$(TEST_VENV)/bin/ruff check .
@@ -51,6 +51,9 @@ check: $(TEST_VENV)/.ready  ## style, types, and what else needs no run
 	$(TEST_VENV)/bin/yamllint -s docs/examples examples .github .pre-commit-config.yaml
 	$(TEST_VENV)/bin/docker-compose -f docs/examples/compose.yaml config -q
 	$(TEST_VENV)/bin/kubernetes-validate --strict --quiet docs/examples/kubernetes.yaml examples/kubernetes_indexed_job.yaml
+
+faults: $(TEST_VENV)/.ready  ## kill, stop and starve runs and servers, half an hour; prints the table of faults
+	$(TEST_VENV)/bin/python -m scripts.faults
 
 images: $(TEST_VENV)/.ready  ## build both images on stand-in bases and walk the road through them (root, podman)
 	$(TEST_VENV)/bin/python -m scripts.check_images

@@ -1,0 +1,1 @@
+"""Faults that take long: processes killed at random moments, disks that fill, links that are lost; ``make faults``."""
