@@ -64,6 +64,10 @@ def test_two_joined_runs_one_killed_and_the_server_restarted_do_every_case_once(
         server.restart(signal.SIGTERM)
         first.kill()
         assert second.wait() == 0, second.said
+        folder.assert_visible_files_are_right(output)
+        sweeps = folder.start(output, *words, "--c")
+        assert sweeps.wait() == 0, sweeps.said
+        assert f"{len(folder.names)} skipped" in sweeps.said
     folder.assert_is_done(output)
     runs = {outcome.made_by.run for outcome in outcomes_in(output).values() if outcome.made_by is not None}
     assert len(runs) == 2

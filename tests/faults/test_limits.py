@@ -41,7 +41,7 @@ def test_a_scan_of_a_wrong_voxel_size_is_refused_and_the_others_are_done_within_
     assert statuses == {"a": "failed", **dict.fromkeys(folder.names, "ok")}
     error = outcomes_in(output)["a"].error
     assert error is not None
-    assert "is the spacing right?" in error.message
+    assert "is the spacing in the file right?" in error.message
     folder.assert_visible_files_are_right(output)
 
 

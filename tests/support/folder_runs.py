@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -105,7 +106,17 @@ class Server:
     def restart(self, number: signal.Signals = signal.SIGKILL) -> None:
         """End the server by a signal, and start it again on its port."""
         self.command.kill(number)
+        wait_for(self._port_is_free)  # the killed supervisor's tritonserver ends a moment later
         self.command = self._start()
+
+    def _port_is_free(self) -> bool:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", self.port))
+            except OSError:
+                return False
+            return True
 
     def close(self) -> None:
         """End the server."""
