@@ -64,9 +64,7 @@ def read_only(disk: Path) -> Iterator[None]:
         subprocess.run(["umount", "--lazy", disk], check=True)
 
 
-def test_a_disk_that_is_read_only_for_some_seconds_is_an_error_a_case_and_the_next_run_does_the_rest(
-    folder: Folder, tmp_path: Path
-) -> None:
+def test_a_disk_that_is_read_only_for_some_seconds_loses_no_case(folder: Folder, tmp_path: Path) -> None:
     with serving(tmp_path) as server, small_disk(tmp_path / "disk", "500m") as disk:
         output = disk / "out"
         run = folder.start(output, "--save_probabilities", "--url", server.url)
