@@ -11,6 +11,8 @@ from tests.support.real_data import VARIABLE, real_data_folder
 
 # nnU-Net reads it when imported and otherwise starts eight workers for every small task
 os.environ.setdefault("nnUNet_def_n_proc", "2")
+# as ctseg.compiled.loading has it; some tests import kernels themselves
+os.environ.setdefault("NUMBA_DISABLE_ERROR_MESSAGE_HIGHLIGHTING", "1")
 
 DEMO_DATA = Path(__file__).parents[1] / "examples" / "demo_data"
 

@@ -6,6 +6,7 @@ before a case is prepared.
 
 import contextlib
 import importlib
+import os
 import threading
 from collections.abc import Iterable
 from types import ModuleType
@@ -22,6 +23,8 @@ def load_kernels(name: str) -> ModuleType:
     Raises:
         SetupError: numba is missing, or cannot compile on this machine.
     """
+    # numba's colours swap sys.stdout and sys.stderr while it compiles, and with them what other threads print
+    os.environ.setdefault("NUMBA_DISABLE_ERROR_MESSAGE_HIGHLIGHTING", "1")
     try:
         return importlib.import_module(name)
     except Exception as error:

@@ -54,8 +54,8 @@ class Decision:
 def look_up(values: npt.NDArray[np.unsignedinteger], indices: npt.NDArray[np.unsignedinteger]) -> npt.NDArray[Any]:
     """Return ``values[indices]``, plane by plane, because NumPy makes indices of 8 bytes."""
     found = np.empty(indices.shape, values.dtype)
-    for plane, target in zip(indices, found, strict=True):
-        target[...] = values[plane]
+    for plane in range(len(found)):
+        found[plane] = values[indices[plane]]
     return found
 
 

@@ -1,6 +1,7 @@
 """The post-processing steps of a spec, on the finished label map."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -56,9 +57,7 @@ def keep_largest_components(labels: LabelMap, groups: Sequence[tuple[int, ...]])
 
 def _remove_smaller(grouped: npt.NDArray[np.unsignedinteger], groups: int, result: LabelMap) -> None:
     """Set to 0 in ``result`` what is not the largest component of its group; 0 is no group."""
-    import cc3d  # only models with steps need it
-
-    components, count = cc3d.connected_components(grouped, connectivity=26, return_N=True)
+    components, count = _components(grouped)
     sizes = np.zeros(count + 1, dtype=np.int64)
     group_of = np.zeros(count + 1, dtype=grouped.dtype)
     # plane by plane, because NumPy makes indices of 8 bytes
@@ -72,6 +71,17 @@ def _remove_smaller(grouped: npt.NDArray[np.unsignedinteger], groups: int, resul
     if removed.any():
         for plane, target in zip(components, result, strict=True):
             target[removed[plane]] = 0
+
+
+def _components(grouped: npt.NDArray[np.unsignedinteger]) -> tuple[npt.NDArray[Any], int]:
+    """Return the number of the component of each voxel, 0 for background, and how many components there are."""
+    import cc3d  # only models with steps need it
+
+    # cc3d makes its table too small for a few voxels in a row, such as 1 0 1
+    padded = np.pad(grouped, [(0, int(side == 1)) for side in grouped.shape]) if 1 in grouped.shape else grouped
+    components, count = cc3d.connected_components(padded, connectivity=26, return_N=True)
+    depth, height, width = grouped.shape
+    return components[:depth, :height, :width], int(count)
 
 
 def _at_once(steps: Sequence[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:

@@ -224,3 +224,14 @@ def test_one_thread_is_the_callers_own() -> None:
     names: list[str] = []
     run_parallel(lambda first, last: names.append(threading.current_thread().name), 100)
     assert names == [threading.current_thread().name]
+
+
+def test_what_other_threads_print_stays_where_it_goes_while_kernels_are_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NUMBA_DISABLE_ERROR_MESSAGE_HIGHLIGHTING")
+    code = (
+        "import sys; from ctseg.compiled.loading import load_kernels; load_kernels('ctseg.numerics.blend_kernels'); "
+        "print('colorama' in sys.modules and 'init' in vars(sys.modules['numba.core.errors']))"
+    )
+    assert run_python(code, {"NUMBA_CACHE_DIR": str(tmp_path)}).strip() == "False"

@@ -322,7 +322,8 @@ class Signalled(ThresholdPredictor):
             os.kill(os.getpid(), int(sys.argv[3]))
         return super().predict(patches)
 
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where nohup runs the tests
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where nohup or a shell's background job runs the tests
+signal.signal(signal.SIGINT, signal.default_int_handler)
 with signals_as_exit():
     cases = find_cases(Path(sys.argv[1]), channels=1)
     segment_cases(cases, Signalled(), Path(sys.argv[2]), BatchOptions(save_probabilities=True))
