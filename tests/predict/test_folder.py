@@ -53,6 +53,17 @@ def run(folder: Path, predictor=None, output: str = "out", **options):
     return segment_cases(cases, predictor, folder.parent / output, BatchOptions(**options))
 
 
+def test_volumes_of_labels_are_their_voxels_in_millilitres(folder):
+    expected = write_scan(folder / "a.nii.gz")  # voxels of 1 x 2 x 3 mm
+    predictor = ThresholdPredictor()
+    (case,) = run(folder, predictor).cases
+    millilitres = {
+        name: int(np.isin(expected, values).sum()) * 0.006 for name, values in predictor.spec.named_values.items()
+    }
+    assert max(millilitres.values()) > 10
+    assert dict(case.volumes_ml) == pytest.approx(millilitres, abs=5e-4)
+
+
 def test_report_of_the_python_interface_says_who_ran_the_network(folder):
     write_scan(folder / "a.nii.gz")
     predictor = ThresholdPredictor()
