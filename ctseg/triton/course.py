@@ -18,8 +18,9 @@ class Course:
 
     A server that is away, or takes the key no more, is the server's misfortune: the request waits, or goes to another.
     A failure is the request's own if a second server fails it too, or if the server that fails it still computes what
-    was computed before; it is the server's if another server computes it, or if the server fails what was computed
-    before. A request whose server dies with it again and again, though it computes others, is what kills it.
+    was computed before, and then the request once more; it is the server's if another server computes it, or if the
+    server fails what was computed before. A request whose server or whose model dies with it again and again, though it
+    computes others, is what kills it.
 
     Args:
         rota: Chooses the servers.
@@ -47,7 +48,8 @@ class Course:
         self._started = time.monotonic()
         self._failures: dict[ServerConnection, CallError] = {}
         self._silent: ServerConnection | None = None
-        self._has_seen_collapse = False
+        self._has_failed_where_all_is_well = False
+        self._collapses = 0
         self._deaths = 0
 
     @property
@@ -78,7 +80,7 @@ class Course:
 
     @property
     def _is_suspect(self) -> bool:
-        return self._has_seen_collapse or self._deaths > 0
+        return self._has_failed_where_all_is_well or self._collapses > 0 or self._deaths > 0
 
     def _try(self) -> Logits | None:
         """Send the request once; return None where it is to be sent again."""
@@ -132,8 +134,11 @@ class Course:
                 return False
             if error.status in HICCUPS and not is_second_time:
                 return False
-        if self._has_seen_collapse or any(self._rota.is_well(failed) for failed in reversed(list(self._failures))):
-            return True
+        if any(self._rota.is_well(failed) for failed in reversed(list(self._failures))):
+            # a model that was started again between the failure and the probe is well, too
+            is_proven = self._has_failed_where_all_is_well or error.status not in HICCUPS
+            self._has_failed_where_all_is_well = True
+            return is_proven
         self._failures.clear()
-        self._has_seen_collapse = True
-        return False
+        self._collapses += 1
+        return self._collapses >= _DEATHS_OF_A_REQUEST

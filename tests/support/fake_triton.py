@@ -39,6 +39,8 @@ class FakeClient:
         """What every call ends with, where the server is gone."""
         self.broken: CallError | None = None
         """What every request ends with, where the server is ready and its model is not well."""
+        self.odd: float | None = None
+        """A request with this first value fails; the model is as well as before."""
         self.poison: float | None = None
         """A request with this first value breaks the model."""
         self.lethal: Collection[float] = ()
@@ -94,6 +96,8 @@ class FakeClient:
         if first in self.lethal:
             self.gone = CallError(UNAVAILABLE, "Socket closed")
             raise CallError(self.gone.status, self.gone.text)
+        if first == self.odd:
+            raise CallError(INTERNAL, "this scan is odd")
         if self.broken is not None:
             raise CallError(self.broken.status, self.broken.text)
         if self.failures.get("infer"):

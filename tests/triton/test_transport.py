@@ -151,14 +151,14 @@ def test_shared_memory_that_was_asked_for_and_is_not_to_be_had_is_an_error_that_
 
 def test_memory_of_a_failed_request_is_not_used_again_and_the_server_forgets_it() -> None:
     client = FakeClient()
-    client.failures["infer"] = [CallError(INTERNAL, "out of luck")] * 2
+    client.failures["infer"] = [CallError(INTERNAL, "out of luck")] * 3
     with TritonPredictor([fake_connection(client)], ClientOptions()) as predictor:
         with pytest.raises(InferenceFailedError, match="out of luck"):
             predictor.predict(toy_patches(1))
         left = list(shared_memory.FOLDER.glob(f"{SEGMENT_PREFIX}*-{os.getpid()}-*"))
         assert len(left) == 1  # the one that tried the server
-    assert client.asked.count("register_system_shared_memory") == 1 + 2 * 2  # patches and logits, twice
-    assert client.asked.count("unregister_system_shared_memory") == 1 + 2 * 2
+    assert client.asked.count("register_system_shared_memory") == 1 + 3 * 2  # patches and logits, three times
+    assert client.asked.count("unregister_system_shared_memory") == 1 + 3 * 2
 
 
 def test_a_server_that_takes_no_shared_memory_any_more_gets_messages() -> None:
