@@ -231,7 +231,10 @@ def one_worker(server: RunningServer) -> Iterator[DaskScheduler]:
     """One worker process of three threads; a case is given up when it has killed two alone, not four."""
     (key,) = server.headers.values()
     with (
-        dask.config.set({"distributed.scheduler.allowed-failures": 1}),
+        # a local cluster stops for good what starts a worker that was lost twice, the second time after so long
+        dask.config.set(
+            {"distributed.scheduler.allowed-failures": 1, "distributed.deploy.lost-worker-timeout": "1 hour"}
+        ),
         distributed.LocalCluster(
             n_workers=1, threads_per_worker=3, dashboard_address=":0", worker_dashboard_address=":0",
             env={VARIABLE: key}, silence_logs=logging.CRITICAL,

@@ -146,7 +146,8 @@ def test_a_training_that_ends_leaves_no_worker_processes_behind(tiny: TinyNnunet
         assert process.wait() == (-9 if how == "kill -9" else 143), process.stderr
         state = training_state(fold_folder(tiny))
         assert state is not None
-        assert state.file.name == "checkpoint_latest.pth"
+        # a kill may fall between the best checkpoint of a later epoch and the latest one
+        assert state.file.name == "checkpoint_latest.pth" or (how == "kill -9" and state.epochs_done > 1)
         assert state.epochs_done >= 1
         assert_nothing_is_left_of_group(process.pid)
 
