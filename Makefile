@@ -52,7 +52,7 @@ check: $(TEST_VENV)/.ready  ## style, types, and what else needs no run
 	$(TEST_VENV)/bin/docker-compose -f docs/examples/compose.yaml config -q
 	$(TEST_VENV)/bin/kubernetes-validate --strict --quiet docs/examples/kubernetes.yaml examples/kubernetes_indexed_job.yaml
 
-faults: $(TEST_VENV)/.ready  ## kill, stop and starve runs and servers, half an hour; prints the table of faults
+faults: $(TEST_VENV)/.ready  ## kill, stop and starve runs and servers, 10 idle minutes; prints the table of faults
 	$(TEST_VENV)/bin/python -m scripts.faults
 
 images: $(TEST_VENV)/.ready  ## build both images on stand-in bases and walk the road through them (root, podman)

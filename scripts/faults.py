@@ -1,6 +1,6 @@
 """Run the slow tests of faults, and print the table of docs/reliability.md with what came of each row.
 
-    .venv/bin/python -m scripts.faults          # those of tests/faults, half an hour
+    .venv/bin/python -m scripts.faults          # those of tests/faults, 10 idle minutes
     .venv/bin/python -m scripts.faults --all    # every test that the table names
 
 Exit status: 0 where all that ran passed; 1 where a test failed, or a row names none.

@@ -17,10 +17,10 @@ class Course:
     """One request until it is computed.
 
     A server that is away, or takes the key no more, is the server's misfortune: the request waits, or goes to another.
-    A failure is the request's own if a second server fails it too, or if the server that fails it still computes what
-    was computed before, and then the request once more; it is the server's if another server computes it, or if the
-    server fails what was computed before. A request whose server or whose model dies with it again and again, though it
-    computes others, is what kills it.
+    A failure is the request's own if the server that failed it, the second one where there are several, still computes
+    what was computed before (if anything was), and then fails the request once more; it is the server's if another
+    server computes it, or if the server fails what was computed before. A request whose server or whose model dies with
+    it again and again, though it computes others, is what kills it.
 
     Args:
         rota: Chooses the servers.
@@ -70,7 +70,7 @@ class Course:
             SpecError, ModelNotFoundError: No server serves the model any more.
         """
         while True:
-            # a request may be what makes servers fail: those that saw one fail go one by one, so that it is known which
+            # a request may be what makes servers fail: those that saw one fail go one by one, beside fresh ones
             with self._rota.alone if self._is_suspect else contextlib.nullcontext() as alone:
                 while (logits := self._try()) is None and alone:
                     self._on_retry()
@@ -134,7 +134,7 @@ class Course:
                 return False
             if error.status in HICCUPS and not is_second_time:
                 return False
-        if any(self._rota.is_well(failed) for failed in reversed(list(self._failures))):
+        if self._rota.is_well(server):
             # a model that was started again between the failure and the probe is well, too
             is_proven = self._has_failed_where_all_is_well or error.status not in HICCUPS
             self._has_failed_where_all_is_well = True

@@ -171,7 +171,8 @@ class TritonPredictor:
         """See :meth:`ctseg.predict.predictor.PatchPredictor.predict`.
 
         A request that found no server, or whose server went away, is sent again until nothing has been computed for
-        ``timeout_s``. One that a server fails is tried once more, by another server where there is one.
+        ``timeout_s``. One that a server fails is tried again, by another server where there is one; it fails when its
+        server has proven to be well, and fails it once more.
 
         Raises:
             ValueError: The patches have another shape, dtype or layout than the spec says, or there are

@@ -38,7 +38,7 @@ class Rota:
         timeout_s: How long the servers may be away before :meth:`take` gives up, in seconds.
 
     Attributes:
-        alone: Held by a request that is to be the only one of its kind on its way.
+        alone: Held by a request that may be what makes servers fail, so that no other such request is on its way.
     """
 
     def __init__(

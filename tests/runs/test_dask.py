@@ -231,7 +231,7 @@ def one_worker(server: RunningServer) -> Iterator[DaskScheduler]:
     """One worker process of three threads; a case is given up when it has killed two alone, not four."""
     (key,) = server.headers.values()
     with (
-        # a local cluster stops for good what starts a worker that was lost twice, the second time after so long
+        # by default a local cluster gives up a worker for good that is away 15 s after it was lost, be it lost again
         dask.config.set(
             {"distributed.scheduler.allowed-failures": 1, "distributed.deploy.lost-worker-timeout": "1 hour"}
         ),

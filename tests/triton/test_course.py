@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -101,7 +102,45 @@ def test_what_two_servers_fail_is_its_own_fault_and_counts_against_neither(
         assert sorted((one.received.count(7.0), two.received.count(7.0))) == [1, 2]
 
 
-def test_the_only_server_has_one_more_chance_and_then_it_is_the_request() -> None:
+def test_a_broken_server_and_one_that_is_started_again_are_no_fault_of_the_request() -> None:
+    for _ in range(8):  # whichever of the two it goes to first
+        again, broken = FakeClient("again:1", value=1.0), FakeClient("broken:1", value=2.0)
+        with predictor_of(again, broken) as predictor:
+            while not (again.requests and broken.requests):
+                predictor.predict(toy_patches(1))
+            again.failures["infer"] = [DEAD]
+            broken.broken = CallError(INVALID, "unexpected shape")
+            assert (predictor.predict(patches_of(7)) == 1.0).all()
+
+
+class Watched(FakeClient):
+    """Notes for each odd request whether it holds the lock of those that may be what makes servers fail."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.are_alone: list[bool] = []
+        self.predictor: TritonPredictor | None = None
+
+    def infer(self, *arguments: Any, **more: Any) -> None:
+        before = len(self.received)
+        try:
+            super().infer(*arguments, **more)
+        finally:
+            if self.predictor is not None and self.received[before:] == [self.odd]:
+                self.are_alone.append(self.predictor._rota.alone.locked())
+
+
+def test_a_request_that_failed_where_all_is_well_goes_beside_no_other_of_its_kind() -> None:
+    client = Watched()
+    with predictor_of(client) as predictor:
+        predictor.predict(toy_patches(1))
+        client.predictor, client.odd = predictor, 7.0
+        with pytest.raises(InferenceFailedError, match="this scan is odd"):
+            predictor.predict(patches_of(7))
+    assert client.are_alone == [False, False, True]
+
+
+def test_the_only_server_has_two_more_chances_and_then_it_is_the_request() -> None:
     client = FakeClient()
     with predictor_of(client) as predictor:
         client.failures["infer"] = [CallError(INTERNAL, "a hiccup")]
