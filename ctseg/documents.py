@@ -1,9 +1,29 @@
 """The base of every JSON document that ctseg writes and reads again."""
 
-from pydantic import BaseModel, ConfigDict
+import json
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 
 class Document(BaseModel):
     """A frozen document in which an unknown field, NaN or infinity is an error, never a guess."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def canonical(data: Any) -> bytes:
+    """Return the one JSON of plain data that digests are made of: ASCII, keys sorted, no spaces."""
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
+
+
+def told_by(error: ValidationError, *, whole: str) -> str:
+    """Return all problems of a document in one line.
+
+    Args:
+        error: What pydantic found.
+        whole: What a problem is of that no single field has.
+    """
+    return "; ".join(
+        f"{'.'.join(str(part) for part in problem['loc']) or whole}: {problem['msg']}" for problem in error.errors()
+    )

@@ -2,6 +2,9 @@
 
 Training and serving meet here. The document is JSON; Triton carries it to every client in the
 model's ``parameters``. Unknown fields, kinds and schema versions are refused, never guessed.
+
+Version 2 added ``previous_stage`` in this form, ``votes`` and ``presentation``. Version 1 is read for ever, and written
+wherever it says all that there is to say: older clients go on with models that need nothing new.
 """
 
 import hashlib
@@ -12,13 +15,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from ctseg.documents import Document
+from ctseg.documents import Document, canonical, told_by
 from ctseg.errors import SpecError
+from ctseg.presentation import LabelPresentation
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SPEC_NAME = "ctseg.json"
 """Name of a spec's file: in a bundle the FP32 network's, in a model repository the newest version's."""
-MAX_SPEC_BYTES = 64 * 1024
+MAX_SPEC_BYTES = 256 * 1024
 """Largest spec that travels in a Triton model's ``parameters``."""
 
 Normalization = Literal[
@@ -29,6 +33,12 @@ DType = Literal["FP32", "FP16", "BF16"]
 Precision = Literal["fp32", "fp16", "bf16"]
 ParitySet = Literal["scans", "phantom"]
 """What a network is compared with PyTorch on: real scans, or a phantom that is made by a rule."""
+
+_ADDED_IN_2 = ("previous_stage", "votes", "presentation")
+"""Fields; version 1 had the first one too, as a mere name that no client could run."""
+_NOT_IN_DIGEST = ("provenance", "parity", "presentation")
+
+MODEL_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 
 _ITEM_BYTES: Mapping[DType, int] = {"FP32": 4, "FP16": 2, "BF16": 2}
 
@@ -78,6 +88,74 @@ class NoResampling(Document):
 
 
 Resampling = Annotated[SplineResampling | TorchResampling | NoResampling, Field(discriminator="function")]
+
+
+class SplineSegResampling(Document):
+    """nnU-Net's default resampling of label maps, by batchgenerators: each label is resampled, one wins each voxel.
+
+    Attributes:
+        ties: ``argmax``: the highest share wins; among equal ones the label of the nearest voxel, else the smallest, as
+            batchgenerators has it from 0.25.4 on.
+    """
+
+    function: Literal["resample_data_or_seg_to_shape"] = "resample_data_or_seg_to_shape"
+    order: Literal[0, 1] = 1
+    order_z: Literal[0] = 0
+    force_separate_z: bool | None = None
+    separate_z_anisotropy_threshold: float = 3.0
+    ties: Literal["argmax"] = "argmax"
+
+
+class TorchSegResampling(Document):
+    """nnU-Net's torch resampling of label maps: shares in float16; the first over 0.7 wins, else the highest."""
+
+    function: Literal["resample_torch_fornnunet"] = "resample_torch_fornnunet"
+    force_separate_z: bool | None = None
+    separate_z_anisotropy_threshold: float = 3.0
+    mode: Literal["linear", "nearest", "nearest-exact"] = "linear"
+    aniso_axis_mode: Literal["nearest", "nearest-exact"] = "nearest-exact"
+
+
+SegResampling = Annotated[
+    SplineSegResampling | TorchSegResampling | NoResampling,
+    Field(discriminator="function"),
+]
+
+
+class PreviousStage(Document):
+    """The first stage of a cascade, whose label map the second stage gets as further channels.
+
+    Attributes:
+        model: Name of the first stage in the Triton repository.
+        digest: Of its spec.
+        labels: Values that become a channel each, 1 where the label map has the value and 0 elsewhere, in this order
+            after the images' channels.
+        resampling: From the grid of the scan to that of the second stage.
+    """
+
+    model: str = Field(pattern=MODEL_NAME_PATTERN, max_length=128)
+    digest: str = Field(pattern=r"^[0-9a-f]{64}$")
+    labels: tuple[int, ...] = Field(min_length=1)
+    resampling: SegResampling
+
+    @field_validator("labels")
+    @classmethod
+    def _are_foreground(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if min(value) < 1 or list(value) != sorted(set(value)):
+            raise ValueError(f"expected foreground values in ascending order, found {value}")
+        return value
+
+
+class Votes(Document):
+    """A further output of the network: for each head, how many folds give the voxel to it; UINT8.
+
+    Attributes:
+        name: Of the tensor.
+        folds: How many there are.
+    """
+
+    name: str = "votes"
+    folds: int = Field(ge=2, le=255)
 
 
 class Label(Document):
@@ -150,11 +228,10 @@ class ModelSpec(Document):
     spacing have two entries and slices are taken along the first axis.
     """
 
-    schema_version: Literal[1] = 1
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=128)
+    schema_version: Literal[2] = 2
+    name: str = Field(pattern=MODEL_NAME_PATTERN, max_length=128)
     configuration: str
-    previous_stage: str | None = None
-    ensemble: tuple[str, ...] = ()
+    previous_stage: PreviousStage | None = None
     channels: tuple[Channel, ...] = Field(min_length=1)
     reader: Reader
     file_ending: str
@@ -170,12 +247,15 @@ class ModelSpec(Document):
     mirroring: Literal["graph", "client", "none"]
     input: Tensor = Tensor(name="input")
     output: Tensor = Tensor(name="output")
+    votes: Votes | None = None
     max_batch_size: int = Field(ge=1)
     precision: Precision = "fp32"
     network_sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
     postprocessing: tuple[KeepLargest, ...] = ()
     provenance: Provenance = Provenance()
     parity: Parity = Parity()
+    presentation: Mapping[str, LabelPresentation] = Field(default={})
+    """By the label's name; not part of the digest."""
 
     @field_validator("transpose_forward")
     @classmethod
@@ -213,6 +293,8 @@ class ModelSpec(Document):
         for step in self.postprocessing:
             if unknown := set(step.labels) - known:
                 raise ValueError(f"postprocessing names labels {sorted(unknown)}; the model has {sorted(known)}")
+        if unnamed := set(self.presentation) - {label.name for label in self.labels}:
+            raise ValueError(f"presentation names labels {sorted(unnamed)} that the model does not have")
         return self
 
     def _check_regions(self) -> None:
@@ -233,9 +315,14 @@ class ModelSpec(Document):
         return len(self.labels)
 
     @property
+    def num_input_channels(self) -> int:
+        """Channels of a patch: those of the scan, and one for each label of the previous stage."""
+        return len(self.channels) + (len(self.previous_stage.labels) if self.previous_stage else 0)
+
+    @property
     def patch_bytes(self) -> int:
         """Bytes of one patch on the wire, all channels."""
-        return len(self.channels) * math.prod(self.patch_size) * self.input.item_bytes
+        return self.num_input_channels * math.prod(self.patch_size) * self.input.item_bytes
 
     @property
     def logits_bytes(self) -> int:
@@ -276,12 +363,20 @@ class ModelSpec(Document):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the canonical JSON without ``provenance`` and ``parity``."""
-        return hashlib.sha256(_canonical(self.model_dump(mode="json", exclude={"provenance", "parity"}))).hexdigest()
+        """SHA-256 of the canonical JSON of what changes labels, in version 1's words as far as they go."""
+        return hashlib.sha256(canonical(self._in_words_of_1(*_NOT_IN_DIGEST))).hexdigest()
 
     def to_json(self) -> str:
-        """Return the canonical JSON: ASCII, keys sorted, no spaces."""
-        return _canonical(self.model_dump(mode="json")).decode()
+        """Return the canonical JSON, of the oldest version that can say it: ASCII, keys sorted, no spaces."""
+        if any(getattr(self, field) for field in _ADDED_IN_2):
+            return canonical(self.model_dump(mode="json")).decode()
+        return canonical(self._in_words_of_1()).decode()
+
+    def _in_words_of_1(self, *exclude: str) -> dict[str, Any]:
+        """Return the fields of version 1, and of the later ones those that say something."""
+        later = {field for field in _ADDED_IN_2 if not getattr(self, field)}
+        said = self.model_dump(mode="json", exclude={*exclude, *later})
+        return {"previous_stage": None, "ensemble": [], **said, "schema_version": 1}
 
     @classmethod
     def from_json(cls, text: str | bytes, *, source: str) -> "ModelSpec":
@@ -301,43 +396,49 @@ class ModelSpec(Document):
             raw = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise SpecError(f"{source}: the spec is not JSON: {error}") from error
-        version = raw.get("schema_version") if isinstance(raw, dict) else None
-        if version != SCHEMA_VERSION:
-            raise SpecError(
-                f"{source}: spec schema_version {version!r} is unknown, this ctseg reads {SCHEMA_VERSION}: "
-                "use the ctseg that wrote it, or export the model again"
-            )
-        return cls.validated(raw, source=source)
+        if not isinstance(raw, dict):
+            raise SpecError(f"{source}: expected a JSON object, found {type(raw).__name__}")
+        return cls.validated({"schema_version": None, **raw}, source=source)
 
     @classmethod
     def validated(cls, raw: dict[str, Any], *, source: str) -> "ModelSpec":
-        """Return a spec from plain data, or a ``SpecError`` that lists every problem."""
-        try:
-            return cls.model_validate(raw)
-        except ValidationError as error:
-            problems = "; ".join(
-                f"{'.'.join(str(part) for part in problem['loc']) or 'spec'}: {problem['msg']}"
-                for problem in error.errors()
+        """Return a spec from plain data of any version, the newest by default.
+
+        Raises:
+            SpecError: With every problem.
+        """
+        version = raw.get("schema_version", SCHEMA_VERSION)
+        if type(version) is not int or not 1 <= version <= SCHEMA_VERSION:
+            raise SpecError(
+                f"{source}: spec schema_version {version!r} is unknown, this ctseg reads up to {SCHEMA_VERSION}: "
+                "use the ctseg that wrote it, or export the model again"
             )
-            raise SpecError(f"{source}: {problems}") from error
+        try:
+            return cls.model_validate(_from_version_1(raw, source) if version == 1 else raw)
+        except ValidationError as error:
+            raise SpecError(f"{source}: {told_by(error, whole='spec')}") from error
 
     def check_runnable(self) -> None:
         """Refuse by name what the spec can express and no client runs yet.
 
         Raises:
-            SpecError: The configuration is the second stage of a cascade, or an ensemble of configurations.
+            SpecError: The configuration is the second stage of a cascade.
         """
         if self.previous_stage is not None:
             raise SpecError(
-                f"{self.name}: {self.configuration} is the second stage of a cascade (after {self.previous_stage}), "
-                "which is not supported: export 3d_fullres or 3d_lowres instead"
-            )
-        if self.ensemble:
-            raise SpecError(
-                f"{self.name}: an ensemble of configurations ({', '.join(self.ensemble)}) is not supported: "
-                "export its best single member"
+                f"{self.name}: {self.configuration} is the second stage of a cascade (after "
+                f"{self.previous_stage.model}), which is not supported: export 3d_fullres or 3d_lowres instead"
             )
 
 
-def _canonical(data: dict[str, Any]) -> bytes:
-    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
+def _from_version_1(raw: dict[str, Any], source: str) -> dict[str, Any]:
+    """Return the fields of a version 1 spec as version 2 has them."""
+    if raw.get("previous_stage") or raw.get("ensemble"):
+        raise SpecError(
+            f"{source}: this spec of a cascade's second stage, or of an ensemble, does not say how to run it: export "
+            "the model again"
+        )
+    fields = {key: value for key, value in raw.items() if key not in ("previous_stage", "ensemble")}
+    if later := sorted(set(fields) & set(_ADDED_IN_2)):
+        raise SpecError(f"{source}: {', '.join(later)}: not a field of schema_version 1")
+    return {**fields, "schema_version": SCHEMA_VERSION}

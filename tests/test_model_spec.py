@@ -80,7 +80,7 @@ def test_bytes_on_the_wire(dtype: str, item_bytes: int):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"schema_version": 2}, "schema_version 2 is unknown"),
+        ({"schema_version": 3}, "schema_version 3 is unknown"),
         ({"schema_version": "1"}, "schema_version '1' is unknown"),
         ({"colour": "red"}, "colour: Extra inputs are not permitted"),
         ({"reader": "Tiff3DIO"}, "reader: Input should be 'SimpleITKIO'"),
@@ -122,13 +122,107 @@ def test_what_is_no_spec_is_refused(text):
         ModelSpec.from_json(text, source="f")
 
 
-def test_cascade_and_ensemble_are_expressed_but_refused_by_name():
-    cascade = ModelSpec.from_json(edited(configuration="3d_cascade_fullres", previous_stage="3d_lowres"), source="f")
-    with pytest.raises(SpecError, match="second stage of a cascade \\(after 3d_lowres\\)"):
+PREVIOUS = {
+    "model": "m_lowres",
+    "digest": "0" * 64,
+    "labels": [1, 3],
+    "resampling": {"function": "resample_data_or_seg_to_shape", "order": 1, "order_z": 0},
+}
+
+
+def test_what_version_1_could_only_name_is_refused():
+    for changes in ({"previous_stage": "3d_lowres"}, {"ensemble": ["2d", "3d_fullres"]}):
+        with pytest.raises(
+            SpecError, match="f: this spec of a cascade's second stage, or of an ensemble, does not say"
+        ):
+            ModelSpec.from_json(edited(**changes), source="f")
+    with pytest.raises(SpecError, match="f: votes: not a field of schema_version 1"):
+        ModelSpec.from_json(edited(votes={"folds": 5}), source="f")
+
+
+def test_the_oldest_version_is_written_that_says_all():
+    spec = make_spec()
+    raw = json.loads(spec.to_json())
+    assert (raw["schema_version"], raw["previous_stage"], raw["ensemble"]) == (1, None, [])
+    assert not set(raw) & {"votes", "presentation"}
+    for changes in ({"votes": {"folds": 5}}, {"presentation": {"tumor": {"colour": [255, 0, 0]}}}):
+        newer = ModelSpec.validated({**spec.model_dump(mode="json"), **changes}, source="f")
+        assert json.loads(newer.to_json())["schema_version"] == 2
+        assert ModelSpec.from_json(newer.to_json(), source="f") == newer
+
+
+def test_what_version_2_added_enters_the_digest_where_it_changes_answers():
+    spec = make_spec()
+
+    def changed(**changes) -> ModelSpec:
+        return ModelSpec.validated({**spec.model_dump(mode="json"), **changes}, source="f")
+
+    assert changed(presentation={"tumor": {"display_name": "Tumour"}}).digest == spec.digest
+    assert changed(votes={"folds": 5}).digest != spec.digest
+    cascade = changed(previous_stage=PREVIOUS)
+    assert cascade.digest != spec.digest
+    assert cascade.num_input_channels == len(spec.channels) + 2
+    assert cascade.patch_bytes == 3 * spec.patch_bytes
+    with pytest.raises(SpecError, match="is the second stage of a cascade \\(after m_lowres\\)"):
         cascade.check_runnable()
-    ensemble = ModelSpec.from_json(edited(ensemble=["2d", "3d_fullres"]), source="f")
-    with pytest.raises(SpecError, match="ensemble of configurations \\(2d, 3d_fullres\\)"):
-        ensemble.check_runnable()
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"labels": [3, 1]}, "previous_stage.labels"),
+        ({"labels": [0, 1]}, "expected foreground values in ascending order"),
+        ({"digest": "0"}, "previous_stage.digest"),
+        ({"resampling": {**PREVIOUS["resampling"], "ties": "last"}}, "ties"),
+        ({"resampling": {**PREVIOUS["resampling"], "order": 3}}, "order"),
+        ({"resampling": {**PREVIOUS["resampling"], "seg_tiebreak": "x"}}, "seg_tiebreak: Extra inputs"),
+    ],
+)
+def test_a_previous_stage_is_refused_where_it_is_not_understood(changes, told):
+    with pytest.raises(SpecError) as caught:
+        ModelSpec.from_json(edited(schema_version=2, ensemble=None, previous_stage={**PREVIOUS, **changes}), source="f")
+    assert told in str(caught.value)
+
+
+def test_the_second_stage_of_a_cascade_names_its_first_stage_and_takes_label_values():
+    plans = make_plans()
+    plans["configurations"]["3d_lowres"] = plans["configurations"]["3d_fullres"]
+    plans["configurations"]["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
+    dataset = make_dataset({"background": 0, "whole": [1, 2, 3], "core": [3], "ignore": 4}, regions_class_order=[1, 2])
+
+    def spec(configuration: str, **extra) -> ModelSpec:
+        return spec_from_plans(plans, dataset, configuration, name=configuration, mirror_axes=None, **extra)
+
+    lowres = spec("3d_lowres")
+    previous = spec("3d_cascade_fullres", first_stage=lowres).previous_stage
+    assert (previous.model, previous.digest, previous.labels) == ("3d_lowres", lowres.digest, (1, 2, 3))
+    assert previous.resampling.model_dump() == {
+        "function": "resample_data_or_seg_to_shape", "order": 1, "order_z": 0, "force_separate_z": None,
+        "separate_z_anisotropy_threshold": 3.0, "ties": "argmax",
+    }  # fmt: skip
+    for extra, found in (({}, "nothing"), ({"first_stage": spec("3d_fullres")}, "3d_fullres")):
+        with pytest.raises(SpecError, match=f"needs its first stage, 3d_lowres, found {found}"):
+            spec("3d_cascade_fullres", **extra)
+
+
+def test_a_spec_of_118_labels_with_codes_fits_where_specs_travel():
+    labels = {"background": 0} | {f"costal_cartilages_and_more_{i:03d}": i for i in range(1, 119)}
+    spec = spec_from_plans(make_plans(), make_dataset(labels), "3d_fullres", name="m", mirror_axes=(0, 1, 2))
+    code = {"value": "1234567", "scheme": "SCT", "meaning": "Intervertebral disc of thoracic vertebra"}
+    presentation = {
+        label.name: {
+            "display_name": label.name,
+            "category": code,
+            "type": code,
+            "modifier": code,
+            "region": code,
+            "colour": [255, 255, 255],
+            "training_volumes_ml": [1234.56, 1234.56, 1234.56],
+        }
+        for label in spec.labels[1:]
+    }
+    full = ModelSpec.validated({**spec.model_dump(mode="json"), "presentation": presentation}, source="f")
+    assert ModelSpec.from_json(full.to_json(), source="f") == full
 
 
 def test_regions_write_their_class_order_and_keep_the_order_of_the_heads():

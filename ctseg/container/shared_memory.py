@@ -17,7 +17,7 @@ def shared_memory_needed(entry: Entry, instances: int) -> int:
     if entry.backend != "python":
         return 0
     spec = entry.newest.spec
-    sent = len(spec.channels) * spec.input.item_bytes
+    sent = spec.num_input_channels * spec.input.item_bytes
     answered = spec.num_heads * spec.output.item_bytes
     batch = spec.max_batch_size * math.prod(spec.patch_size) * (sent + answered)
     return instances * (batch + _PYTHON_BACKEND_OWN_BYTES)

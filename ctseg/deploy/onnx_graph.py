@@ -116,7 +116,7 @@ def _exported(module: "torch.nn.Module", spec: ModelSpec, opset: int) -> Any:
     """Return torch's own form of the exported network."""
     import torch
 
-    example = torch.zeros((2, len(spec.channels), *spec.patch_size))
+    example = torch.zeros((2, spec.num_input_channels, *spec.patch_size))
     batch = torch.export.Dim("batch", min=1, max=1024)
     with warnings.catch_warnings():
         # of torch's own internals, while it exports; a wrong graph is what the parity gate is for

@@ -56,7 +56,7 @@ def parity_data_of(
         source: Where they come from, for people.
     """
     network = torch_network(model, spec)
-    random = np.random.default_rng(0).standard_normal((2, len(spec.channels), *spec.patch_size)).astype(np.float32)
+    random = np.random.default_rng(0).standard_normal((2, spec.num_input_channels, *spec.patch_size)).astype(np.float32)
     phantom = _compared("phantom", PHANTOM_SOURCE, [phantom_case(spec)], random, network, spec)
     if not cases:
         return _compared("scans", "random patches only", (), random, network, spec), phantom
@@ -72,7 +72,7 @@ def _compared(
     network: Network,
     spec: ModelSpec,
 ) -> ParityData:
-    case, note = np.empty((len(spec.channels), 0, 0, 0), np.float32), ""
+    case, note = np.empty((spec.num_input_channels, 0, 0, 0), np.float32), ""
     case_logits = np.empty((spec.num_heads, 0, 0, 0), np.float32)
     patches: list[Array] = []
     if cases:

@@ -169,7 +169,7 @@ def seconds_per_patch(
     network: Network, spec: ModelSpec, *, repeats: int = 3, clock: Callable[[], float] = time.perf_counter
 ) -> float:
     """Measure the least seconds that a network takes for one patch of noise, after one call to warm up."""
-    shape = (1, len(spec.channels), *spec.patch_size)
+    shape = (1, spec.num_input_channels, *spec.patch_size)
     patch = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     network(patch)
     best = float("inf")

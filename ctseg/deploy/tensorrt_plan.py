@@ -265,7 +265,7 @@ class Signature:
     @classmethod
     def of_spec(cls, spec: ModelSpec) -> "Signature":
         """Return the signature of the network that a spec describes."""
-        return cls(spec.name, spec.input, spec.output, len(spec.channels), spec.num_heads, spec.patch_size)
+        return cls(spec.name, spec.input, spec.output, spec.num_input_channels, spec.num_heads, spec.patch_size)
 
 
 class PlanNetwork:

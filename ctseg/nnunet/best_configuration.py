@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
-from ctseg.documents import Document
+from ctseg.documents import Document, told_by
 from ctseg.errors import SpecError
 from ctseg.model_spec import KeepLargest
 
@@ -60,8 +60,4 @@ class BestConfiguration(Document):
         except OSError as error:
             raise SpecError(f"{path}: cannot be read ({error.strerror}): run `ctseg find-best` first") from error
         except ValidationError as error:
-            problems = "; ".join(
-                f"{'.'.join(str(part) for part in problem['loc']) or 'file'}: {problem['msg']}"
-                for problem in error.errors()
-            )
-            raise SpecError(f"{path}: {problems}: run `ctseg find-best` again") from error
+            raise SpecError(f"{path}: {told_by(error, whole='file')}: run `ctseg find-best` again") from error

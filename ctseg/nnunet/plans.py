@@ -39,6 +39,7 @@ def spec_from_plans(
     name: str,
     mirror_axes: Sequence[int] | None,
     mirroring: str = "client",
+    first_stage: ModelSpec | None = None,
     **extra: Any,
 ) -> ModelSpec:
     """Translate a trained nnU-Net's plans into a spec.
@@ -50,6 +51,7 @@ def spec_from_plans(
         name: Name of the model in the Triton repository.
         mirror_axes: The checkpoint's ``inference_allowed_mirroring_axes``; None and () both mean none.
         mirroring: Where mirroring happens: ``graph``, ``client`` or ``none``.
+        first_stage: Whose labels the network gets, where the configuration is the second stage of a cascade.
         extra: Further fields of :class:`ModelSpec` (tensors, precision, postprocessing, provenance, …); requests
             have at most 4 patches unless ``max_batch_size`` is among them.
 
@@ -63,7 +65,7 @@ def spec_from_plans(
         raw = {
             "name": name,
             "configuration": configuration,
-            "previous_stage": resolved.get("previous_stage"),
+            "previous_stage": _previous_stage(resolved, dataset, first_stage, source),
             "channels": _channels(plans, channel_names, resolved),
             "reader": plans["image_reader_writer"],
             "file_ending": dataset["file_ending"],
@@ -88,6 +90,37 @@ def spec_from_plans(
     if len(raw["channels"]) != len(channel_names):
         raise SpecError(f"{source}: {len(raw['channels'])} normalisation schemes for {len(channel_names)} channels")
     return ModelSpec.validated(raw, source=source)
+
+
+def _previous_stage(
+    resolved: Mapping[str, Any], dataset: Mapping[str, Any], first_stage: ModelSpec | None, source: str
+) -> dict[str, Any] | None:
+    """Return what the second stage of a cascade gets from the first, as nnU-Net's preprocessor makes it."""
+    name = resolved.get("previous_stage")
+    if name is None:
+        return None
+    if first_stage is None or first_stage.configuration != name:
+        found = "nothing" if first_stage is None else first_stage.configuration
+        raise SpecError(f"{source}: the second stage of a cascade needs its first stage, {name}, found {found}")
+    values = {value for values in _declared_labels(dataset).values() for value in values}
+    return {
+        "model": first_stage.name,
+        "digest": first_stage.digest,
+        "labels": sorted(values - {0, _ignore_label(dataset)}),
+        "resampling": _seg_resampling(resolved, source),
+    }
+
+
+def _seg_resampling(resolved: Mapping[str, Any], source: str) -> dict[str, Any]:
+    function = resolved["resampling_fn_seg"]
+    kwargs = dict(resolved["resampling_fn_seg_kwargs"])
+    if not kwargs.pop("is_seg", False) and function != "no_resampling_hack":
+        raise SpecError(f"{source}: resampling_fn_seg has is_seg not set: it would mix label values")
+    kept = {key: value for key, value in kwargs.items() if key not in _LOGITS_ONLY_DEFAULTS}
+    if function == "resample_data_or_seg_to_shape":
+        # the defaults of nnU-Net's function, which apply where the plans are silent
+        kept = {"order": 3, "order_z": 0, "force_separate_z": False, **kept}
+    return {"function": function, **kept}
 
 
 def _channels(plans: Mapping[str, Any], names: Mapping[str, Any], resolved: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -121,12 +154,9 @@ def _resampling(resolved: Mapping[str, Any], what: str, source: str) -> dict[str
 
 def _labels(dataset: Mapping[str, Any]) -> dict[str, Any]:
     """Labels or regions in the order of the network's heads, as nnU-Net's LabelManager has them."""
-    declared = {
-        name: tuple(int(v) for v in value) if isinstance(value, (list, tuple)) else (int(value),)
-        for name, value in dataset["labels"].items()
-    }
-    ignore = declared.pop("ignore", None)
-    result: dict[str, Any] = {"ignore_label": None if ignore is None else ignore[0]}
+    declared = _declared_labels(dataset)
+    declared.pop("ignore", None)
+    result: dict[str, Any] = {"ignore_label": _ignore_label(dataset)}
     if any(len(values) > 1 for values in declared.values()):
         heads = [(name, values) for name, values in declared.items() if set(values) != {0}]
         result["regions_class_order"] = tuple(int(v) for v in dataset["regions_class_order"])
@@ -134,3 +164,14 @@ def _labels(dataset: Mapping[str, Any]) -> dict[str, Any]:
         heads = sorted(declared.items(), key=lambda item: item[1])
     result["labels"] = [{"name": name, "values": values} for name, values in heads]
     return result
+
+
+def _declared_labels(dataset: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {
+        name: tuple(int(v) for v in value) if isinstance(value, (list, tuple)) else (int(value),)
+        for name, value in dataset["labels"].items()
+    }
+
+
+def _ignore_label(dataset: Mapping[str, Any]) -> int | None:
+    return _declared_labels(dataset).get("ignore", (None,))[0]

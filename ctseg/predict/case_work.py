@@ -20,7 +20,7 @@ from ctseg.files.formats import with_companions
 from ctseg.files.identity import KnownFile, known, printable, stamp_of
 from ctseg.files.probabilities import ProbabilityFile
 from ctseg.files.volume import Volume, read_volume, read_volume_header, write_label_map
-from ctseg.model_spec import ModelSpec
+from ctseg.model_spec import Reader
 from ctseg.predict.claims import Claim, ClaimLostError
 from ctseg.predict.ledger import Ledger, Staged
 from ctseg.predict.left import Reason
@@ -257,7 +257,7 @@ class CaseWork:
         if case.problem is not None:
             raise InputError(case.problem)
         _check_lengths(self._wanted(case), self._scratch)
-        spec, saves_probabilities = self._segmenter.spec, self._options.save_probabilities
+        contract, saves_probabilities = self._segmenter.contract, self._options.save_probabilities
         clock = StageClock(case.name, self._progress)
         label_path, probabilities_path = (self._scratch / name for name in self._names(case))
         files = {label_path.name: label_path}
@@ -268,7 +268,7 @@ class CaseWork:
             if self.stopped.is_set() or self.went_away.is_set():
                 raise CancelledError
             with clock.stage("read"):
-                volume, inputs = _read(case, spec)
+                volume, inputs = _read(case, contract.reader)
             result = self._segmenter.segment(volume, CaseContext(index, clock, probabilities))
             with clock.stage("write"):
                 write_label_map(label_path, result.labels, volume)
@@ -277,7 +277,7 @@ class CaseWork:
                     files[probabilities_path.name] = probabilities_path
         return Staged(Outcome(
             case=printable(case.name), status="ok", made_by=self._made_by, inputs=inputs,
-            volumes_ml=_volumes_ml(result.labels, spec, volume.geometry.spacing_mm), seconds=clock.seconds,
+            volumes_ml=_volumes_ml(result.labels, contract.labels, volume.geometry.spacing_mm), seconds=clock.seconds,
             windows=result.windows, bytes_sent=result.bytes_sent, bytes_received=result.bytes_received,
         ), files)  # fmt: skip
 
@@ -291,7 +291,7 @@ class CaseWork:
         return self._names(case)[: 2 if self._options.save_probabilities else 1]
 
     def _names(self, case: Case) -> tuple[str, str]:
-        return f"{case.name}{self._segmenter.spec.file_ending}", f"{case.name}.npz"
+        return f"{case.name}{self._segmenter.contract.file_ending}", f"{case.name}.npz"
 
 
 @contextmanager
@@ -300,17 +300,17 @@ def _memory_for(
 ) -> Iterator[None]:
     """Wait until the memory is there that a case will take by its headers, and hold it meanwhile."""
     with clock.stage("read"):
-        header = read_volume_header(case.channels, segmenter.spec.reader)
+        header = read_volume_header(case.channels, segmenter.contract.reader)
     estimate = segmenter.estimate(header, saves_probabilities=saves_probabilities)
     with budget.reserved(estimate, printable(case.name)):
         yield
 
 
-def _read(case: Case, spec: ModelSpec) -> tuple[Volume, tuple[KnownFile, ...]]:
+def _read(case: Case, reader: Reader) -> tuple[Volume, tuple[KnownFile, ...]]:
     """Read a scan, and say which bytes it was read from."""
     with _cannot_be_read_is_an_input_error():
         stamps = {path: stamp_of(path) for path in with_companions(case.paths)}
-    volume = read_volume(case.channels, spec.reader)
+    volume = read_volume(case.channels, reader)
     with _cannot_be_read_is_an_input_error():
         return volume, tuple(known(path, since=stamp) for path, stamp in stamps.items())
 
@@ -372,7 +372,7 @@ def _made_by(segmenter: CaseSegmenter, run: str, options: BatchOptions, list_dig
         model=identity.model,
         model_version=str(identity.version),
         spec_digest=identity.digest,
-        parity=segmenter.spec.parity.state,
+        parity=segmenter.contract.parity,
         servers=tuple(identity.servers),
         transport=identity.transport,
         options=Options(tile_step_size=options.tile_step_size, mirroring=options.mirroring),
@@ -382,10 +382,12 @@ def _made_by(segmenter: CaseSegmenter, run: str, options: BatchOptions, list_dig
 
 
 def _volumes_ml(
-    labels: npt.NDArray[np.unsignedinteger], spec: ModelSpec, spacing_mm: tuple[float, float, float]
+    labels: npt.NDArray[np.unsignedinteger],
+    named_values: Mapping[str, tuple[int, ...]],
+    spacing_mm: tuple[float, float, float],
 ) -> Mapping[str, float]:
     """Return the volume of each label by its name; regions hold their parts."""
-    highest = max(value for values in spec.named_values.values() for value in values)
+    highest = max(value for values in named_values.values() for value in values)
     counts = np.zeros((len(labels), highest + 1), np.int64)
 
     def count(first: int, last: int) -> None:
@@ -394,4 +396,4 @@ def _volumes_ml(
 
     run_parallel(count, len(labels))
     voxels, voxel_ml = counts.sum(axis=0), float(np.prod(spacing_mm)) / 1000
-    return {name: round(int(voxels[list(values)].sum()) * voxel_ml, 3) for name, values in spec.named_values.items()}
+    return {name: round(int(voxels[list(values)].sum()) * voxel_ml, 3) for name, values in named_values.items()}

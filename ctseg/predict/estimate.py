@@ -176,7 +176,7 @@ def _blending(grids: _Grids, spec: ModelSpec) -> int:
 
 def _on_their_way(grids: _Grids, spec: ModelSpec, load: WindowLoad) -> int:
     """Return what the windows take that are sent, answered, or wait for either."""
-    patch, logits = (_FLOAT * count * prod(spec.patch_size) for count in (len(spec.channels), spec.num_heads))
+    patch, logits = (_FLOAT * count * prod(spec.patch_size) for count in (spec.num_input_channels, spec.num_heads))
     waiting = min(load.waiting, count_windows(grids.network_shape, spec.patch_size, load.tile_step_size))
     running = min(load.running, waiting)
     mirroring = running * (patch + logits) if load.mirrored else 0

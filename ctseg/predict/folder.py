@@ -18,8 +18,8 @@ from ctseg.files.cases import Case
 from ctseg.files.folders import make_folder
 from ctseg.files.formats import WRITE_ENDINGS, require_packages
 from ctseg.files.identity import printable
-from ctseg.model_spec import ModelSpec
 from ctseg.predict.case_work import CaseWork, Turn
+from ctseg.predict.contract import ScanContract
 from ctseg.predict.left import NotDone, leave, take_over_left
 from ctseg.predict.memory import MemoryBudget
 from ctseg.predict.model_notes import write_model_note
@@ -93,13 +93,13 @@ class FolderRun:
     def segment(self, cases: Sequence[Case]) -> Report:
         """Segment the cases; see :func:`segment_cases`."""
         try:
-            check_can_be_written(cases, self._segmenter.spec, self._output)
+            check_can_be_written(cases, self._segmenter.contract, self._output)
             make_folder(self._output)
             work: CaseWork | None = None
             is_folded = False
             try:
                 with Presence(self._output) as presence:
-                    write_model_note(self._output, self._segmenter.spec, through=presence.folder)
+                    write_model_note(self._output, self._segmenter.contract, through=presence.folder)
                     work = CaseWork(
                         self._segmenter, presence, self._output, self._options, self._budget, self._progress,
                         list_digest=digest_of_list(cases),
@@ -177,25 +177,25 @@ def _next_suspect(pending: Sequence[tuple[int, Case]], work: CaseWork, known: se
     return [(index, cases[index]) for _, index in suspects[:1]]
 
 
-def check_can_be_written(cases: Sequence[Case], spec: ModelSpec, output: Path) -> None:
+def check_can_be_written(cases: Sequence[Case], contract: ScanContract, output: Path) -> None:
     """Refuse before any work what could not be written at its end.
 
     Args:
         cases: What is to be segmented.
-        spec: By which model.
+        contract: Of what segments it.
         output: The output folder; may be missing.
 
     Raises:
-        SpecError: The model cannot be run by this client, or its label maps cannot be written.
+        SpecError: Its label maps cannot be written.
         SetupError: A label map would overwrite a scan, or needs a package that is not installed.
     """
-    spec.check_runnable()
-    if spec.file_ending not in WRITE_ENDINGS:
+    if contract.file_ending not in WRITE_ENDINGS:
         raise SpecError(
-            f"{spec.name}: label maps would end in {spec.file_ending!r}, ctseg writes {', '.join(WRITE_ENDINGS)}"
+            f"{contract.name}: label maps would end in {contract.file_ending!r}, ctseg writes "
+            f"{', '.join(WRITE_ENDINGS)}"
         )
-    require_packages(Path(f"{spec.name}{spec.file_ending}"))
-    _check_no_scan_is_overwritten(cases, output, spec.file_ending)
+    require_packages(Path(f"{contract.name}{contract.file_ending}"))
+    _check_no_scan_is_overwritten(cases, output, contract.file_ending)
 
 
 def _check_no_scan_is_overwritten(cases: Sequence[Case], output: Path, file_ending: str) -> None:

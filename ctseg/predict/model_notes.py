@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ctseg.documents import Document
-from ctseg.model_spec import ModelSpec
+from ctseg.predict.contract import ScanContract
 from ctseg.predict.notes import read_notes, write_note
 from ctseg.predict.outcomes import MEMORY_NAME
 
@@ -21,21 +21,21 @@ class ModelNote(Document):
     labels: Mapping[str, tuple[int, ...]]
 
 
-def write_model_note(output: Path, spec: ModelSpec, *, through: Path | None = None) -> None:
-    """Remember a model, once, by the digest of its spec.
+def write_model_note(output: Path, contract: ScanContract, *, through: Path | None = None) -> None:
+    """Remember what a model or a recipe takes and gives, once, by its digest.
 
     Args:
         output: The output folder, which exists.
-        spec: Of the model.
+        contract: What it takes and gives.
         through: Where a file lies that is not whole yet, on the same file system.
 
     Raises:
         OutputError: It cannot be written.
     """
-    path = _folder(output) / f"{spec.digest}.json"
+    path = _folder(output) / f"{contract.digest}.json"
     if path.exists():
         return
-    note = ModelNote(channels=tuple(channel.name for channel in spec.channels), labels=spec.named_values)
+    note = ModelNote(channels=contract.channels, labels=contract.labels)
     write_note(path, note, through=through)
 
 

@@ -4,7 +4,7 @@ from typing import Protocol
 
 from ctseg.arrays import LabelMap
 from ctseg.files.volume import Volume, VolumeHeader
-from ctseg.model_spec import ModelSpec
+from ctseg.predict.contract import ScanContract, contract_of
 from ctseg.predict.estimate import MemoryEstimate, WindowLoad, estimate_memory
 from ctseg.predict.inference_queue import InferenceQueue
 from ctseg.predict.predictor import Identity, PatchPredictor
@@ -23,15 +23,15 @@ class CaseSegmenter(Protocol):
         ...
 
     @property
-    def spec(self) -> ModelSpec:
-        """The contract of the network that runs."""
+    def contract(self) -> ScanContract:
+        """What it takes and gives."""
         ...
 
     def estimate(self, header: VolumeHeader, *, saves_probabilities: bool) -> MemoryEstimate:
         """Estimate the memory that reading and segmenting a scan takes in this process, before it is read.
 
         Args:
-            header: What the scan's files say, by the reader that the spec names.
+            header: What the scan's files say, by the reader that the contract names.
             saves_probabilities: Whether probabilities are written.
 
         Raises:
@@ -43,7 +43,7 @@ class CaseSegmenter(Protocol):
         """Segment one scan.
 
         Args:
-            volume: The scan, read by the reader that the spec names.
+            volume: The scan, read by the reader that the contract names.
             context: What belongs to the case.
 
         Raises:
@@ -73,6 +73,7 @@ class WindowSegmenter:
     def __init__(self, predictor: PatchPredictor, options: WindowOptions | None = None) -> None:
         self._options = options or WindowOptions()
         self._inference = InferenceQueue(predictor, mirroring=self._options.mirroring)
+        self._contract = contract_of(predictor.spec)
 
     @property
     def identity(self) -> Identity:
@@ -80,9 +81,9 @@ class WindowSegmenter:
         return self._inference.predictor.identity
 
     @property
-    def spec(self) -> ModelSpec:
-        """The predictor's."""
-        return self._inference.predictor.spec
+    def contract(self) -> ScanContract:
+        """That of the predictor's spec."""
+        return self._contract
 
     def estimate(self, header: VolumeHeader, *, saves_probabilities: bool) -> MemoryEstimate:
         """See :meth:`CaseSegmenter.estimate`."""

@@ -76,9 +76,9 @@ class DaskRun:
                 workers = Workers(self._client, job, ledger.others, patience_s=self._patience_s)
                 try:
                     with workers.prepared():
-                        spec = workers.first().spec
-                        cases = cases_for(scans, spec, self._output, self._options)
-                        write_model_note(self._output, spec, through=presence.folder)
+                        contract = workers.first().contract
+                        cases = cases_for(scans, contract, self._output, self._options)
+                        write_model_note(self._output, contract, through=presence.folder)
                         note_part(self._output, presence, self._options.part, cases)
                         mine = self._options.part.of(cases)
                         take_over_left(self._output, mine, ledger.before)
@@ -152,13 +152,13 @@ class Workers:
         ready = {name: answer for name, answer in answers.items() if isinstance(answer, Ready)}
         name, chosen = next(iter(ready.items()))
         for other, answer in ready.items():
-            if answer.spec.digest != chosen.spec.digest:
+            if answer.contract.digest != chosen.contract.digest:
                 raise SetupError(
-                    f"Dask worker {name} has {chosen.spec.name} with the spec {chosen.spec.digest[:12]}, worker "
-                    f"{other} with {answer.spec.digest[:12]}: deploy the same version to both",
+                    f"Dask worker {name} has {chosen.contract.name} with the spec {chosen.contract.digest[:12]}, "
+                    f"worker {other} with {answer.contract.digest[:12]}: deploy the same version to both",
                     settings=("urls",),
                 )
-        self.spec_digest = chosen.spec.digest
+        self.spec_digest = chosen.contract.digest
         self._threads = threads
         self._take(answers)
         return chosen
@@ -221,8 +221,8 @@ class Workers:
         for name, answer in answers.items():
             if isinstance(answer, str):
                 self.set_aside(name, answer, away=answer.startswith(ServerAwayError.__name__))
-            elif answer.spec.digest != self.spec_digest:
-                self.set_aside(name, f"its servers have the spec {answer.spec.digest[:12]}")
+            elif answer.contract.digest != self.spec_digest:
+                self.set_aside(name, f"its servers have the spec {answer.contract.digest[:12]}")
             else:
                 self._fit.add(name)
                 self._unfit.pop(name, None)

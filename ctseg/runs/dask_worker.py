@@ -22,8 +22,8 @@ import distributed
 import ctseg
 from ctseg.errors import CtsegError, ServerAwayError, SetupError
 from ctseg.files.cases import Case
-from ctseg.model_spec import ModelSpec
 from ctseg.predict.case_work import CaseWork, Turn
+from ctseg.predict.contract import ScanContract
 from ctseg.predict.memory import MemoryBudget
 from ctseg.predict.memory_limits import Available, available_memory
 from ctseg.predict.options import BatchOptions
@@ -116,12 +116,12 @@ class Ready:
 
     Attributes:
         run: Its own run of the output folder.
-        spec: The model's.
-        identity: Likewise.
+        contract: What the model takes and gives.
+        identity: Of the model.
     """
 
     run: str
-    spec: ModelSpec
+    contract: ScanContract
     identity: Identity
 
 
@@ -154,7 +154,7 @@ class CasesOnWorker(distributed.WorkerPlugin):  # type: ignore[misc]  # Dask's t
             CtsegError: This worker cannot work; says why.
         """
         with self._opened() as session:
-            return Ready(session.presence.run, session.segmenter.spec, session.segmenter.identity)
+            return Ready(session.presence.run, session.segmenter.contract, session.segmenter.identity)
 
     def answer(self, task: Task) -> Answer:
         """End a case, unless another run works on it or this worker cannot."""
@@ -216,10 +216,10 @@ class _Session:
 
     def answer(self, task: Task) -> Answer:
         """End a case, if it can be taken now."""
-        if self.segmenter.spec.digest != task.spec_digest:
+        if self.segmenter.contract.digest != task.spec_digest:
             raise SetupError(
-                f"this worker's servers have the model with the spec {self.segmenter.spec.digest[:12]}, the run began "
-                f"with {task.spec_digest[:12]}"
+                f"this worker's servers have the model with the spec {self.segmenter.contract.digest[:12]}, the run "
+                f"began with {task.spec_digest[:12]}"
             )
         name, work = task.case.name, self._work_of(task.list_digest)
         if self._store.digest(name) != task.before and (outcome := self._store.read(name)) is not None:

@@ -9,7 +9,7 @@ from ctseg.errors import ServerAwayError, ServerUnavailableError, SetupError
 from ctseg.files.cases import Case, cases_of
 from ctseg.files.folders import require_writable
 from ctseg.files.scans import FoundScans, find_scans
-from ctseg.model_spec import ModelSpec
+from ctseg.predict.contract import ScanContract, contract_of
 from ctseg.predict.folder import check_can_be_written, segment_cases
 from ctseg.predict.model_notes import read_model_notes
 from ctseg.predict.options import BatchOptions
@@ -51,9 +51,9 @@ def segment_folder(
     """
     scans = scans_for(input_path, output, options)
     if (spec := known_spec(model)) is not None:
-        _checked_cases(scans, spec, output, options)
+        _checked_cases(scans, contract_of(spec), output, options)
     with signals_as_exit(), _opened_for(output, model) as predictor:
-        cases = cases_for(scans, predictor.spec, output, options)
+        cases = cases_for(scans, contract_of(predictor.spec), output, options)
         return segment_cases(cases, predictor, output, options, progress=progress_for(len(options.part.of(cases))))
 
 
@@ -75,31 +75,31 @@ def scans_for(input_path: Path, output: Path, options: BatchOptions) -> FoundSca
     return scans
 
 
-def cases_for(scans: FoundScans, spec: ModelSpec, output: Path, options: BatchOptions) -> list[Case]:
+def cases_for(scans: FoundScans, contract: ScanContract, output: Path, options: BatchOptions) -> list[Case]:
     """Find the cases of a run, those of the other parts too.
 
     Args:
         scans: Those of the input.
-        spec: The model's; a warning tells if nobody has proven it.
+        contract: What the model takes and gives; a warning tells if nobody has proven it.
         output: The output folder.
         options: How cases are segmented.
 
     Raises:
-        SpecError: The model cannot be run by this client, or its label maps cannot be written.
+        SpecError: Its label maps cannot be written.
         SetupError: The model cannot be used with the options, or a label map cannot be written there.
     """
-    if spec.parity.state != "proven":
+    if contract.parity != "proven":
         logger.warning(
             "%s is %s: nobody has shown that it gives the labels of its checkpoint (see ctseg build)",
-            spec.name, spec.parity.state,
+            contract.name, contract.parity,
         )  # fmt: skip
-    return _checked_cases(scans, spec, output, options)
+    return _checked_cases(scans, contract, output, options)
 
 
-def _checked_cases(scans: FoundScans, spec: ModelSpec, output: Path, options: BatchOptions) -> list[Case]:
-    _check_mirroring(spec, options)
-    cases = cases_of(scans, len(spec.channels))
-    check_can_be_written(cases, spec, output)
+def _checked_cases(scans: FoundScans, contract: ScanContract, output: Path, options: BatchOptions) -> list[Case]:
+    _check_mirroring(contract, options)
+    cases = cases_of(scans, len(contract.channels))
+    check_can_be_written(cases, contract, output)
     return cases
 
 
@@ -119,9 +119,9 @@ def _opened_for(output: Path, model: ServedModel) -> Iterator[PatchPredictor]:
         yield predictor
 
 
-def _check_mirroring(spec: ModelSpec, options: BatchOptions) -> None:
-    if not options.mirroring and spec.mirroring == "graph":
+def _check_mirroring(contract: ScanContract, options: BatchOptions) -> None:
+    if not options.mirroring and contract.mirrors_in_graph:
         raise SetupError(
-            f"{spec.name} mirrors inside its graph, which cannot be switched off here: use an entry that was exported "
-            "with mirroring in the client, or without"
+            f"{contract.name} mirrors inside its graph, which cannot be switched off here: use an entry that was "
+            "exported with mirroring in the client, or without"
         )

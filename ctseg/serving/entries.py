@@ -210,7 +210,7 @@ def _is_plain_name(name: str) -> bool:
 def add_tensors(config: Any, spec: ModelSpec) -> None:
     """Write the input and the output of a spec into a configuration."""
     config.input.add(
-        name=spec.input.name, data_type=f"TYPE_{spec.input.dtype}", dims=[len(spec.channels), *spec.patch_size]
+        name=spec.input.name, data_type=f"TYPE_{spec.input.dtype}", dims=[spec.num_input_channels, *spec.patch_size]
     )
     config.output.add(
         name=spec.output.name, data_type=f"TYPE_{spec.output.dtype}", dims=[spec.num_heads, *spec.patch_size]

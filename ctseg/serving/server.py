@@ -104,7 +104,7 @@ def _prove(server: RunningServer, repository: Path, options: ServerOptions) -> N
             continue
         try:
             with connect([server.url], name, options=server.client_options(options.client)) as predictor:
-                shape = (1, len(predictor.spec.channels), *predictor.spec.patch_size)
+                shape = (1, predictor.spec.num_input_channels, *predictor.spec.patch_size)
                 predictor.predict(random_patches(shape))
         except CtsegError as error:
             raise type(error)(

@@ -237,7 +237,7 @@ class TritonPredictor:
     def _check(self, patches: Patches) -> None:
         if os.getpid() != self._process:
             raise ValueError("the predictor was made in another process: connect in the process that predicts")
-        expected = (len(self._spec.channels), *self._spec.patch_size)
+        expected = (self._spec.num_input_channels, *self._spec.patch_size)
         if patches.dtype != np.float32 or patches.shape[1:] != expected or not patches.flags.c_contiguous:
             raise ValueError(
                 f"{self._spec.name}: expected C-contiguous float32 patches of shape (batch, *{expected}), "

@@ -172,7 +172,7 @@ class Rota:
         with self._changed:
             server.has_to_prove = True
             if self._probe is None:
-                self._probe = np.zeros((1, len(spec.channels), *spec.patch_size), np.float32)
+                self._probe = np.zeros((1, spec.num_input_channels, *spec.patch_size), np.float32)
 
     def outdone(self, server: ServerConnection, problem: CallError, patches: Patches) -> None:
         """Note that a server failed what another has computed: it is left aside until it computes that, too."""

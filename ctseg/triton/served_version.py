@@ -141,7 +141,6 @@ def served_version(client: TritonClient, wanted: WantedModel, version: int, time
         spec = _spec_in(config, version, source)
         batch_limit = int(config.max_batch_size)
         instances = max(1, sum(group.count or 1 for group in config.instance_group))
-    spec.check_runnable()
     if spec.name != wanted.name:
         raise SpecError(f"{source}: the spec is of a model named {spec.name!r}: it belongs to another model")
     if batch_limit is not None and batch_limit < 1:
@@ -170,7 +169,7 @@ def _spec_in(config: Any, version: int, source: str) -> ModelSpec:
 def _check_tensors(spec: ModelSpec, metadata: Any, source: str) -> None:
     outputs = [tensor for tensor in metadata.outputs if tensor.name != REQUEST_OUTPUT]
     for what, kind, tensor, channels, found in (
-        ("input", "channels", spec.input, len(spec.channels), metadata.inputs),
+        ("input", "channels", spec.input, spec.num_input_channels, metadata.inputs),
         ("output", "labels", spec.output, spec.num_heads, outputs),
     ):
         expected = [(tensor.name, tensor.dtype, (-1, channels, *spec.patch_size))]

@@ -17,6 +17,7 @@ import pytest
 
 from ctseg.cli.main import main as ctseg
 from ctseg.errors import OutputError
+from ctseg.predict.contract import contract_of
 from ctseg.predict.model_notes import write_model_note
 from ctseg.predict.report import Report
 from tests.support.toy_models import toy_spec
@@ -148,7 +149,7 @@ def test_no_server_there_is_told_as_unavailable(tmp_path, ct_piece, capsys):
 
 
 def test_no_server_there_is_worth_trying_again_where_one_has_answered_before(tmp_path, ct_piece, capsys):
-    write_model_note(tmp_path, toy_spec())
+    write_model_note(tmp_path, contract_of(toy_spec()))
     arguments = words("predict", "-i", ct_piece, "-o", tmp_path, "-m", "m", "--url", "127.0.0.1:9", "--timeout_s", 1)
     assert ctseg(arguments) == 3
     told = capsys.readouterr().err

@@ -9,6 +9,7 @@ import pytest
 
 from ctseg.errors import InputError, OutputError
 from ctseg.files.identity import KnownFile
+from ctseg.predict.contract import contract_of
 from ctseg.predict.model_notes import write_model_note
 from ctseg.predict.outcomes import MadeBy, Options, Outcome, OutcomeStore, StageSeconds, error_of
 from ctseg.predict.presence import OtherRuns, Presence
@@ -68,7 +69,7 @@ def test_the_table_says_who_made_what_from_which_bytes(tmp_path, store):
 def test_the_report_has_the_values_of_the_labels_of_each_model_that_worked_in_the_folder(tmp_path, store):
     spec, other = toy_spec(), toy_spec(patch_size=(6, 10, 16))
     for each in (spec, other):
-        write_model_note(tmp_path, each)
+        write_model_note(tmp_path, contract_of(each))
     made_by = MADE_BY.model_copy(update={"spec_digest": spec.digest})
     store.write("a", Outcome(case="a", status="ok", made_by=made_by))
     (note,) = fold_report(tmp_path).models.values()

@@ -7,6 +7,7 @@ import pytest
 
 from ctseg.errors import InputError, OutputError, SetupError
 from ctseg.files.cases import find_cases
+from ctseg.predict.contract import contract_of
 from ctseg.predict.folder import segment_cases
 from ctseg.predict.model_notes import write_model_note
 from ctseg.predict.options import BatchOptions
@@ -92,10 +93,10 @@ def test_the_number_of_channels_is_that_of_the_model_that_worked_there(tmp_path:
     for name in "abc":
         (scans / f"{name}.nii.gz").rename(scans / f"{name}_0001.nii.gz")  # one channel: a_0001 is the case
     out.mkdir()
-    write_model_note(out, ThresholdPredictor().spec)
+    write_model_note(out, contract_of(ThresholdPredictor().spec))
     assert list(dict(review_folder(out, scans).left)) == ["a_0001", "b_0001", "c_0001"]
     assert list(dict(review_folder(out, scans, channels=2).left)) == ["a", "b", "c"]
-    write_model_note(out, toy_spec())
+    write_model_note(out, contract_of(toy_spec()))
     with pytest.raises(SetupError, match="models of 1 and 2 channels") as caught:
         review_folder(out, scans)
     assert caught.value.settings == ("channels",)

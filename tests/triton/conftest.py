@@ -46,11 +46,9 @@ def server(tmp_path_factory: pytest.TempPathFactory, events: Path) -> Iterator[R
         write_foreign_entry(root, name, code, parameters={spec_parameter(1): toy_spec(name).to_json()})
     future = toy_spec("future").to_json().replace('"schema_version":1', '"schema_version":99')
     heads = toy_spec("other_heads").to_json()
-    cascade = toy_spec("cascade", previous_stage="3d_lowres").to_json()
     write_foreign_entry(root, "future", ANSWER, parameters={spec_parameter(1): future})
     write_foreign_entry(root, "other_heads", ANSWER, parameters={spec_parameter(1): heads}, heads=4)
     write_foreign_entry(root, "misnamed", ANSWER, parameters={spec_parameter(1): toy_spec("toy").to_json()})
-    write_foreign_entry(root, "cascade", ANSWER, parameters={spec_parameter(1): cascade})
     before = set(shared_memory.FOLDER.glob(f"*-{os.getpid()}-*"))
     with embedded_server(root, options=ServerOptions(prove=False)) as running:
         yield running

@@ -90,7 +90,6 @@ def test_a_spec_from_a_file_that_contradicts_the_server_names_both(server: Runni
         ("future", SpecError, r"future version 1 at 127.*schema_version 99 is unknown"),
         ("other_heads", SpecError, r"lists 3 labels and expects the output .*3, 6, 10, 14.* has .*4, 6, 10, 14"),
         ("misnamed", SpecError, r"of a model named 'toy'"),
-        ("cascade", SpecError, r"second stage of a cascade"),
     ],
 )
 def test_a_model_that_cannot_be_used_is_refused_by_name(

@@ -1,0 +1,50 @@
+"""What a segmenter takes and gives, as far as those need to know who hand it scans and keep its label maps."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ctseg.model_spec import ModelSpec, Reader
+
+
+@dataclass(frozen=True)
+class ScanContract:
+    """Of one model, or of several that work together.
+
+    Attributes:
+        name: Of the model or the recipe.
+        digest: Of its spec or of the recipe.
+        channels: Names of the images of a scan, in order.
+        reader: By which they are read.
+        file_ending: Of label maps.
+        labels: For each foreground label or region, the values in the label map that belong to it.
+        parity: Whether it is proven to give the labels of its checkpoints: the state that the parity gate wrote.
+        mirrors_in_graph: Whether test-time mirroring happens inside a network, where no client can leave it out.
+    """
+
+    name: str
+    digest: str
+    channels: tuple[str, ...]
+    reader: Reader
+    file_ending: str
+    labels: Mapping[str, tuple[int, ...]]
+    parity: str
+    mirrors_in_graph: bool
+
+
+def contract_of(spec: ModelSpec) -> ScanContract:
+    """Return the contract of a single model.
+
+    Raises:
+        SpecError: It needs another model's labels.
+    """
+    spec.check_runnable()
+    return ScanContract(
+        name=spec.name,
+        digest=spec.digest,
+        channels=tuple(channel.name for channel in spec.channels),
+        reader=spec.reader,
+        file_ending=spec.file_ending,
+        labels=spec.named_values,
+        parity=spec.parity.state,
+        mirrors_in_graph=spec.mirroring == "graph",
+    )
