@@ -38,6 +38,8 @@ _ADDED_IN_2 = ("previous_stage", "votes", "presentation")
 """Fields; version 1 had the first one too, as a mere name that no client could run."""
 _NOT_IN_DIGEST = ("provenance", "parity", "presentation")
 
+MAX_PREVIOUS_LABEL = 2**15 - 1
+"""Largest value that nnU-Net's preprocessor keeps of a label map."""
 MODEL_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 
 _ITEM_BYTES: Mapping[DType, int] = {"FP32": 4, "FP16": 2, "BF16": 2}
@@ -143,6 +145,8 @@ class PreviousStage(Document):
     def _are_foreground(cls, value: tuple[int, ...]) -> tuple[int, ...]:
         if min(value) < 1 or list(value) != sorted(set(value)):
             raise ValueError(f"expected foreground values in ascending order, found {value}")
+        if value[-1] > MAX_PREVIOUS_LABEL:
+            raise ValueError(f"expected values of at most {MAX_PREVIOUS_LABEL}, found {value[-1]}")
         return value
 
 

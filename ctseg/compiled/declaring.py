@@ -21,7 +21,8 @@ from ctseg.compiled.cache import copy_shipped_kernels, find_cache_home
 
 _log = logging.getLogger(__name__)
 
-f4, f8, i8, u8, u2, boolean = types.float32, types.float64, types.int64, types.uint64, types.uint16, types.boolean
+f4, f8, i8, i2, boolean = types.float32, types.float64, types.int64, types.int16, types.boolean
+u8, u2 = types.uint64, types.uint16
 
 
 def kernel(*arguments: Any, returns: Any = types.void) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -116,6 +116,8 @@ def _seg_resampling(resolved: Mapping[str, Any], source: str) -> dict[str, Any]:
     kwargs = dict(resolved["resampling_fn_seg_kwargs"])
     if not kwargs.pop("is_seg", False) and function != "no_resampling_hack":
         raise SpecError(f"{source}: resampling_fn_seg has is_seg not set: it would mix label values")
+    if kwargs.get("memefficient_seg_resampling"):
+        raise SpecError(f"{source}: resampling_fn_seg has memefficient_seg_resampling set, which ctseg does not follow")
     kept = {key: value for key, value in kwargs.items() if key not in _LOGITS_ONLY_DEFAULTS}
     if function == "resample_data_or_seg_to_shape":
         # the defaults of nnU-Net's function, which apply where the plans are silent

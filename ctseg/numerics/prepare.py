@@ -8,15 +8,18 @@ import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import binary_fill_holes
 
-from ctseg.arrays import Shape3, Spacing
+from ctseg.arrays import LabelMap, Shape3, Spacing
 from ctseg.compiled.parallel import run_parallel
 from ctseg.errors import InputError
 from ctseg.model_spec import Channel, ModelSpec, NoResampling
 from ctseg.numerics.resample import compute_new_shape, plan_resampling, resample
+from ctseg.numerics.resample_labels import resample_labels
 
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 """Half-open ranges along three axes."""
 
+_OUTSIDE = -1
+"""The label that nnU-Net gives to what lies outside of the non-zero region."""
 _SMALLEST_DIVISOR = 1e-8
 """What nnU-Net divides by at least, in float32."""
 
@@ -66,13 +69,18 @@ class Prepared:
     Attributes:
         voxels: (channels, z, y, x), transposed axes, normalised, float32, C-contiguous.
         record: How to come back.
+        previous: (z, y, x), int16: labels of the previous stage on the same grid, -1 outside the non-zero region. The
+            network sees a channel for each value that its spec names.
     """
 
     voxels: npt.NDArray[np.float32]
     record: PreparationRecord
+    previous: npt.NDArray[np.int16] | None = None
 
 
-def prepare(voxels: npt.NDArray[Any], spacing_mm: Spacing, spec: ModelSpec) -> Prepared:
+def prepare(
+    voxels: npt.NDArray[Any], spacing_mm: Spacing, spec: ModelSpec, *, previous: LabelMap | None = None
+) -> Prepared:
     """Prepare a case as nnU-Net's ``DefaultPreprocessor`` does, with its order and its rounding.
 
     A volume that is zero everywhere is not cropped, as in nnU-Net.
@@ -84,20 +92,24 @@ def prepare(voxels: npt.NDArray[Any], spacing_mm: Spacing, spec: ModelSpec) -> P
             depends on the order in memory.
         spacing_mm: Distance between voxel centres along (z, y, x) as read, in millimetres.
         spec: The network's contract.
+        previous: (z, y, x) as read: the label map of the previous stage, where the network is a second one.
 
     Returns:
         The prepared case; its voxels share no memory with ``voxels``.
 
     Raises:
-        InputError: The scan has no voxels, other channels than the network, a spacing that is not positive,
+        InputError: The label map of the previous stage has another shape or values that the network does not know; or
+            the scan has no voxels, other channels than the network, a spacing that is not positive,
             intensities that the normalisation cannot take, or too few voxels for the network's spacing. The
             message does not name the case.
-        ValueError: ``voxels`` has not four axes, or a dtype that is no real number.
+        ValueError: ``voxels`` has not four axes, or a dtype that is no real number; or ``previous`` is missing, or
+            there though the network has no previous stage.
 
     Source:
         nnU-Net 2.8's ``DefaultPreprocessor.run_case_npy``.
     """
     _check(voxels, spacing_mm, spec)
+    _check_previous(previous, voxels.shape[1:], spec)
     forward = spec.transpose_forward
     transposed = voxels.transpose(0, *(axis + 1 for axis in forward))
     spacing = _permuted(spacing_mm, forward)
@@ -109,7 +121,13 @@ def prepare(voxels: npt.NDArray[Any], spacing_mm: Spacing, spec: ModelSpec) -> P
     network_shape = network_shape_of(cropped_shape, spacing, spec)
     plan = plan_resampling(spec.resampling_data, cropped_shape, network_shape, spacing, network_spacing)
     prepared = np.empty((len(voxels), *plan.target_shape), dtype=np.float32)
-    inside = _nonzero_mask(transposed)[z, y, x] if any(_needs_mask(channel) for channel in spec.channels) else None
+    cropped_previous = None if previous is None else previous.transpose(forward)[z, y, x].astype(np.int16)
+    inside = None
+    if previous is not None or any(_needs_mask(channel) for channel in spec.channels):
+        inside = _nonzero_mask(transposed)[z, y, x]
+    if cropped_previous is not None and inside is not None:
+        cropped_previous[(cropped_previous == 0) & ~inside] = _OUTSIDE
+        inside = cropped_previous != _OUTSIDE
     for index, channel in enumerate(spec.channels):
         if plan.is_identity:
             normalise(cropped[index], channel, inside=inside, out=prepared[index])
@@ -123,7 +141,11 @@ def prepare(voxels: npt.NDArray[Any], spacing_mm: Spacing, spec: ModelSpec) -> P
         network_spacing_mm=network_spacing,
         network_shape=network_shape,
     )
-    return Prepared(prepared, record)
+    if cropped_previous is None or spec.previous_stage is None:
+        return Prepared(prepared, record)
+    stage = spec.previous_stage
+    labels = resample_labels(cropped_previous, stage.resampling, plan.target_shape, spacing, network_spacing)
+    return Prepared(prepared, record, np.ascontiguousarray(labels))
 
 
 def network_shape_of(cropped_shape: Shape3, spacing_mm: Spacing, spec: ModelSpec) -> Shape3:
@@ -287,6 +309,22 @@ def _check(voxels: npt.NDArray[Any], spacing_mm: Spacing, spec: ModelSpec) -> No
         raise InputError(f"expected a positive spacing along each axis, found {tuple(spacing_mm)} mm")
 
 
+def _check_previous(previous: LabelMap | None, shape: tuple[int, ...], spec: ModelSpec) -> None:
+    stage = spec.previous_stage
+    if (previous is None) != (stage is None):
+        raise ValueError(f"{spec.name}: expected a label map of the previous stage where there is one, and only there")
+    if previous is None or stage is None:
+        return
+    if previous.shape != shape:
+        raise InputError(f"expected labels of {stage.model} on the scan's grid, {shape}, found {previous.shape}")
+    found = np.unique(previous)
+    if unknown := sorted({int(value) for value in found} - {0, *stage.labels}):
+        raise InputError(
+            f"expected labels {list(stage.labels)} of {stage.model}, found {unknown[:10]} too: is this the label map "
+            "of that model?"
+        )
+
+
 def _needs_mask(channel: Channel) -> bool:
     return channel.use_mask_for_norm and channel.normalization == "ZScoreNormalization"
 
@@ -295,6 +333,8 @@ def _nonzero_mask(voxels: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     mask = np.zeros(voxels.shape[1:], dtype=bool)
     for volume in voxels:
         mask |= _as_seen(volume) != 0
+    if mask.all():  # CT has hardly a voxel of 0 HU: nothing to fill
+        return mask
     filled: npt.NDArray[np.bool_] = binary_fill_holes(mask)
     return filled
 

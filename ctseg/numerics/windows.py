@@ -136,7 +136,14 @@ def plan_windows(image_size: Shape3, patch_size: tuple[int, ...], tile_step_size
 
 
 def cut_patches(
-    voxels: npt.NDArray[np.float32], plan: WindowPlan, first: int, count: int, *, out: Patches | None = None
+    voxels: npt.NDArray[np.float32],
+    plan: WindowPlan,
+    first: int,
+    count: int,
+    *,
+    previous: npt.NDArray[np.int16] | None = None,
+    values: Sequence[int] = (),
+    out: Patches | None = None,
 ) -> Patches:
     """Cut consecutive windows out of a prepared volume, ready to be sent.
 
@@ -145,25 +152,29 @@ def cut_patches(
         plan: Where the windows lie.
         first: The first window.
         count: How many windows.
-        out: Where to put them, (count, channels, *patch_size), float32; a new array when None.
+        previous: (z, y, x), labels of the previous stage, where there is one.
+        values: Of these labels; each becomes a channel after those of ``voxels``, 1 where the label is and 0 elsewhere.
+        out: Where to put them, (count, channels + values, *patch_size), float32; a new array when None.
 
     Returns:
-        (count, channels, *patch_size), float32, C-contiguous; ``out`` where it was given.
+        (count, channels + values, *patch_size), float32, C-contiguous; ``out`` where it was given.
 
     Raises:
         ValueError: The volume, ``out`` or the windows do not fit the plan.
     """
     channels = voxels.shape[0]
-    if voxels.shape[1:] != plan.image_size:
+    if voxels.shape[1:] != plan.image_size or (previous is not None and previous.shape != plan.image_size):
         raise ValueError(f"expected a volume of {plan.image_size} voxels, found {voxels.shape[1:]}")
-    shape = (count, channels, *plan.patch_size)
+    total = channels + len(values)
+    shape = (count, total, *plan.patch_size)
     if out is None:
         out = np.empty(shape, dtype=np.float32)
     elif out.shape != shape or out.dtype != np.float32:
         raise ValueError(f"expected a float32 buffer of shape {shape}, found {out.dtype} {out.shape}")
-    patches = out.reshape(count, channels, *plan.patch_size_3d)
+    patches = out.reshape(count, total, *plan.patch_size_3d)
     for i in range(count):
-        inside, source = [slice(i, i + 1), slice(None)], [slice(None)]
+        inside: list[slice] = []
+        source: list[slice] = []
         whole = True
         for start, pad, size, side in zip(
             plan.start(first + i), plan.pad_before, plan.image_size, plan.patch_size_3d, strict=True
@@ -174,5 +185,10 @@ def cut_patches(
             whole &= end - begin == side
         if not whole:
             patches[i] = 0
-        patches[tuple(inside)] = voxels[tuple(source)]
+        patch = patches[i][:, inside[0], inside[1], inside[2]]
+        patch[:channels] = voxels[:, source[0], source[1], source[2]]
+        if previous is not None:
+            labels = previous[source[0], source[1], source[2]]
+            for channel, value in enumerate(values, start=channels):
+                np.equal(labels, value, out=patch[channel], casting="unsafe")
     return out

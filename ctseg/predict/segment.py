@@ -53,11 +53,13 @@ class CaseContext:
         priority: Index of the case among those in flight; smaller goes first.
         clock: Measures its stages, and knows its name.
         probabilities: Filled with (heads, z, y, x) on the grid of the scan, if given.
+        previous: (z, y, x) on the grid of the scan as read: the label map of the previous stage, for a second one.
     """
 
     priority: int = 0
     clock: StageClock = field(default_factory=StageClock)
     probabilities: ProbabilityFile | None = None
+    previous: LabelMap | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,9 +83,8 @@ def segment(volume: Volume, inference: InferenceQueue, options: WindowOptions, c
     """Segment one scan through a queue that other cases may share; see ``CaseSegmenter.segment``."""
     clock = context.clock
     spec = inference.predictor.spec
-    spec.check_runnable()
     with clock.stage("prepare"):
-        prepared = prepare(volume.voxels, volume.spacing_mm, spec)
+        prepared = prepare(volume.voxels, volume.spacing_mm, spec, previous=context.previous)
     plan = plan_windows(prepared.record.network_shape, spec.patch_size, options.tile_step_size)
     _check_count(plan, options.tile_step_size)
     clock.progress.windows_planned(len(plan))
@@ -191,13 +192,16 @@ class _Windows:
         """Yield the logits of all windows in order, batch by batch, with several batches on their way."""
         predictor, plan = self._inference.predictor, self._plan
         spec, times = predictor.spec, self._inference.requests_per_batch
+        values = spec.previous_stage.labels if spec.previous_stage else ()
         on_their_way: deque[Future[Logits]] = deque()
         next_window = 0
         try:
             while next_window < len(plan) or on_their_way:
                 while next_window < len(plan) and len(on_their_way) < BATCHES_AHEAD * predictor.max_in_flight:
                     count = min(predictor.max_batch_size, len(plan) - next_window)
-                    patches = cut_patches(self._prepared.voxels, plan, next_window, count)
+                    patches = cut_patches(
+                        self._prepared.voxels, plan, next_window, count, previous=self._prepared.previous, values=values
+                    )
                     self.bytes_sent += patches.size * spec.input.item_bytes * times
                     on_their_way.append(
                         self._inference.submit(patches, priority=self._priority, on_start=self._timeout.start)

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, reject, settings
 from hypothesis import strategies as st
 from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from ctseg.errors import InputError
@@ -129,6 +130,89 @@ def test_random_cases_equal_nnunet(case: tuple[np.ndarray, tuple[float, float, f
     assert re.search("divide by zero|zero-size array|can't extend empty axis|sizes should be greater than 0", stumbles)
     with pytest.raises(InputError, match="at least one voxel"):
         prepare(voxels, spacing, spec_of(plans, len(voxels)))
+
+
+CASCADE = "3d_cascade_fullres"
+
+
+@settings(max_examples=80, deadline=None)
+@given(cases(), st.integers(0, 2**32), st.booleans())
+@pytest.mark.filterwarnings(
+    "ignore:Mean of empty slice", "ignore:invalid value encountered", "ignore:Degrees of freedom"
+)
+def test_the_second_stage_of_a_cascade_sees_what_nnunets_sees(
+    case: tuple[np.ndarray, tuple[float, float, float], dict[str, Any]], seed: int, has_regions: bool
+) -> None:
+    voxels, spacing, plans = case
+    configuration = next(iter(plans["configurations"]))
+    assume(configuration == "3d_fullres" and min(voxels.shape[1:]) > 1)
+    seg = {"is_seg": True, "order": 1, "order_z": 0, "force_separate_z": None}
+    if plans["configurations"][configuration]["resampling_fn_data"] == "no_resampling_hack":
+        seg = {}
+    elif plans["configurations"][configuration]["resampling_fn_data"] != SPLINE:
+        seg = {"is_seg": True, "force_separate_z": None}
+    plans["configurations"][configuration]["resampling_fn_seg_kwargs"] = seg
+    plans["configurations"]["3d_lowres"] = plans["configurations"][configuration]
+    plans["configurations"][CASCADE] = {"inherits_from": configuration, "previous_stage": "3d_lowres"}
+    labels = (
+        {"background": 0, "whole": [1, 2, 3], "core": [2]} if has_regions else {"background": 0, "a": 1, "b": 2, "c": 3}
+    )
+    dataset = make_dataset(labels, channels=len(voxels), **({"regions_class_order": [1, 2]} if has_regions else {}))
+    previous = np.random.default_rng(seed).integers(0, 4, voxels.shape[1:]).astype(np.uint8)
+    try:
+        expected = nnunets_second_stage(voxels, previous, spacing, plans, dataset)
+    except (ValueError, RuntimeError, RuntimeWarning):  # no voxel is left along an axis
+        reject()
+
+    def spec(name: str, **first: ModelSpec) -> ModelSpec:
+        return spec_from_plans(plans, dataset, name, name=name, mirror_axes=None, mirroring="none", **first)
+
+    second = spec(CASCADE, first_stage=spec("3d_lowres"))
+    prepared = prepare(voxels, spacing, second, previous=previous)
+    tolerance = 6 * np.finfo(np.float32).eps * max(float(np.abs(expected).max()), 1e-30)
+    np.testing.assert_allclose(prepared.voxels, expected[: len(voxels)], rtol=0, atol=tolerance)
+    assert second.previous_stage is not None and prepared.previous is not None
+    one_hot = np.stack([prepared.previous == value for value in second.previous_stage.labels])
+    np.testing.assert_array_equal(one_hot, expected[len(voxels) :])
+
+
+def nnunets_second_stage(
+    voxels: np.ndarray,
+    previous: np.ndarray,
+    spacing: tuple[float, float, float],
+    plans: dict[str, Any],
+    dataset: dict[str, Any],
+) -> np.ndarray:
+    """What nnU-Net's predictor gives its network: images, and a channel for each foreground label."""
+    manager = PlansManager(plans)
+    data, seg, _ = DefaultPreprocessor(verbose=False).run_case_npy(
+        voxels,
+        previous[None].astype(np.float32),
+        {"spacing": list(spacing)},
+        manager,
+        manager.get_configuration(CASCADE),
+        dataset,
+    )
+    foreground = manager.get_label_manager(dataset).foreground_labels
+    return np.vstack((data, convert_labelmap_to_one_hot(seg[0], foreground, data.dtype)))
+
+
+def test_labels_of_a_previous_stage_that_cannot_be_are_refused() -> None:
+    plans, dataset = make_plans(), make_dataset()
+    plans["configurations"]["3d_lowres"] = plans["configurations"]["3d_fullres"]
+    plans["configurations"][CASCADE] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
+    first = spec_from_plans(plans, dataset, "3d_lowres", name="first", mirror_axes=None)
+    second = spec_from_plans(plans, dataset, CASCADE, name="second", mirror_axes=None, first_stage=first)
+    voxels, spacing = np.ones((1, 6, 7, 8), np.int16), (1.0, 1.0, 1.0)
+    labels = np.zeros((6, 7, 8), np.uint8)
+    with pytest.raises(InputError, match=r"labels of first on the scan's grid, \(6, 7, 8\), found \(6, 7, 9\)"):
+        prepare(voxels, spacing, second, previous=np.zeros((6, 7, 9), np.uint8))
+    labels[0] = 9
+    with pytest.raises(InputError, match=r"expected labels \[1\] of first, found \[9\] too"):
+        prepare(voxels, spacing, second, previous=labels)
+    for spec, previous in ((first, labels), (second, None)):
+        with pytest.raises(ValueError, match="where there is one, and only there"):
+            prepare(voxels, spacing, spec, previous=previous)
 
 
 def sarcoma(demo_data: Path) -> tuple[np.ndarray, tuple[float, float, float]]:

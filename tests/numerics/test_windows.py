@@ -38,6 +38,18 @@ def test_patches_are_nnunets(geometry: tuple, batch: int) -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(geometries())
+def test_labels_of_a_previous_stage_become_channels(geometry: tuple) -> None:
+    image, patch, step = geometry
+    rng = np.random.default_rng(0)
+    voxels, labels = rng.normal(size=(2, *image)).astype(np.float32), rng.integers(-1, 5, image, dtype=np.int16)
+    plan = plan_windows(image, patch, step)
+    stacked = np.concatenate([voxels, [labels == value for value in (1, 3, 4)]]).astype(np.float32)
+    found = cut_patches(voxels, plan, 0, len(plan), previous=labels, values=(1, 3, 4))
+    np.testing.assert_array_equal(found, cut_patches(stacked, plan, 0, len(plan)))
+
+
+@settings(max_examples=50, deadline=None)
+@given(geometries())
 def test_windows_cover_every_voxel_and_stay_inside(geometry: tuple) -> None:
     image, patch, step = geometry
     plan = plan_windows(image, patch, step)
