@@ -235,11 +235,11 @@ def _spline_table(resampling: SplineResampling, size: int, new_size: int, *, acr
         # exact ties are met at ratio 2: SciPy itself says which voxel it takes
         ramp = np.arange(size, dtype=np.float64)
         if across:
-            taken = ndimage.map_coordinates(ramp, [_centres(size, new_size)], order=0, mode="nearest")
+            taken = ndimage.map_coordinates(ramp, [target_centres(size, new_size)], order=0, mode="nearest")
         else:
             taken = ndimage.zoom(ramp, 1 / (size / new_size), order=0, mode="nearest", grid_mode=True)
         return _nearest_table(taken.astype(np.int64))
-    centres = _centres(size, new_size)
+    centres = target_centres(size, new_size)
     if order == 1:
         return _linear_table(np.clip(centres, 0, size - 1), size)
     centres = centres + _SPLINE_PAD
@@ -278,7 +278,7 @@ def _torch_table(
     return _nearest_table(np.minimum(taken, size - 1))
 
 
-def _centres(size: int, new_size: int) -> npt.NDArray[np.float64]:
+def target_centres(size: int, new_size: int) -> npt.NDArray[np.float64]:
     """Centres of the target voxels, counted in source voxels: the outer faces stay where they are."""
     return (size / new_size) * (np.arange(new_size, dtype=np.float64) + 0.5) - 0.5
 

@@ -14,7 +14,7 @@ from ctseg.arrays import Shape3, Spacing
 from ctseg.compiled.loading import load_kernels
 from ctseg.compiled.parallel import run_parallel
 from ctseg.model_spec import NoResampling, SegResampling, SplineResampling, SplineSegResampling, TorchResampling
-from ctseg.numerics.resample import ResamplingPlan, plan_resampling
+from ctseg.numerics.resample import ResamplingPlan, plan_resampling, target_centres
 
 KERNELS = "ctseg.numerics.label_kernels"
 
@@ -91,7 +91,11 @@ def _axis(linear: ResamplingPlan, nearest: ResamplingPlan, axis: int, *, by_torc
     closest = np.ascontiguousarray(table_of_nearest.indices[:, 0])
     if table.indices.shape[1] == 1:
         return _Axis(np.repeat(table.indices, 2, axis=1), np.tile([1.0, 0.0], (len(closest), 1)), closest)
-    weights = table.weights.copy()
-    if not by_torch:
-        weights[:, 1] = 1 - weights[:, 0]  # SciPy's own rounding: ties are exact
-    return _Axis(table.indices, weights, closest)
+    if by_torch:
+        return _Axis(table.indices, table.weights, closest)
+    # ties are exact, so weights have SciPy's own rounding: it takes the outermost voxel twice rather than once
+    at = target_centres(linear.source_shape[axis], linear.target_shape[axis])
+    below = np.floor(at)
+    first = 1 - (at - below)
+    taps = below.astype(np.int64)[:, None] + np.arange(2)
+    return _Axis(np.clip(taps, 0, linear.source_shape[axis] - 1), np.stack([first, 1 - first], axis=1), closest)

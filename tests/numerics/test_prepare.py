@@ -154,10 +154,10 @@ def test_the_second_stage_of_a_cascade_sees_what_nnunets_sees(
     plans["configurations"][configuration]["resampling_fn_seg_kwargs"] = seg
     plans["configurations"]["3d_lowres"] = plans["configurations"][configuration]
     plans["configurations"][CASCADE] = {"inherits_from": configuration, "previous_stage": "3d_lowres"}
-    labels = (
-        {"background": 0, "whole": [1, 2, 3], "core": [2]} if has_regions else {"background": 0, "a": 1, "b": 2, "c": 3}
-    )
-    dataset = make_dataset(labels, channels=len(voxels), **({"regions_class_order": [1, 2]} if has_regions else {}))
+    dataset = make_dataset({"background": 0, "a": 1, "b": 2, "c": 3}, channels=len(voxels))
+    if has_regions:
+        regions = {"background": 0, "whole": [1, 2, 3], "core": [2]}
+        dataset = make_dataset(regions, channels=len(voxels), regions_class_order=[1, 2])
     previous = np.random.default_rng(seed).integers(0, 4, voxels.shape[1:]).astype(np.uint8)
     try:
         expected = nnunets_second_stage(voxels, previous, spacing, plans, dataset)
@@ -171,7 +171,8 @@ def test_the_second_stage_of_a_cascade_sees_what_nnunets_sees(
     prepared = prepare(voxels, spacing, second, previous=previous)
     tolerance = 6 * np.finfo(np.float32).eps * max(float(np.abs(expected).max()), 1e-30)
     np.testing.assert_allclose(prepared.voxels, expected[: len(voxels)], rtol=0, atol=tolerance)
-    assert second.previous_stage is not None and prepared.previous is not None
+    assert second.previous_stage is not None
+    assert prepared.previous is not None
     one_hot = np.stack([prepared.previous == value for value in second.previous_stage.labels])
     np.testing.assert_array_equal(one_hot, expected[len(voxels) :])
 

@@ -28,11 +28,10 @@ def blobs(shape: tuple[int, ...], count: int, *, smooth: float, seed: int) -> np
 
 def nnunets(labels: np.ndarray, kind: Any, *geometry: Any) -> np.ndarray:
     arguments = kind.model_dump(exclude={"function", "ties"})
+    function: Any = resample_data_or_seg_to_shape
     if isinstance(kind, TorchSegResampling):
-        return np.asarray(resample_torch_fornnunet(labels[None].copy(), *geometry, is_seg=True, **arguments))[0]
-    return np.asarray(
-        resample_data_or_seg_to_shape(labels[None].astype(np.float32), *geometry, is_seg=True, **arguments)
-    )[0]
+        function = resample_torch_fornnunet
+    return np.asarray(function(labels[None].astype(np.float32), *geometry, is_seg=True, **arguments))[0]
 
 
 Geometry = tuple[tuple[int, int, int], tuple[int, int, int], tuple[float, ...], tuple[float, ...]]
@@ -49,7 +48,7 @@ def geometries(draw: st.DrawFn) -> Geometry:
     return shape, new_shape, spacing, new_spacing  # type: ignore[return-value]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     geometries(),
     st.sampled_from([1, 2, 3, 40]),
@@ -71,7 +70,7 @@ def test_labels_equal_nnunets_voxel_by_voxel(
     np.testing.assert_array_equal(labels, kept)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     geometries(),
     st.sampled_from([1, 2, 3, 40]),
