@@ -13,38 +13,35 @@ from ctseg.predict.predictor import MirroringPredictor, PatchPredictor
 
 @dataclass(frozen=True, eq=False)
 class _Batch:
+    predictor: PatchPredictor
     patches: Patches
     future: "Future[Logits]"
     on_start: Callable[[], object] | None
 
 
 class InferenceQueue:
-    """Runs batches on a predictor, ``max_in_flight`` at a time, in order of their priority.
-
-    Cases overlap without falling into step: while an earlier case still has batches waiting, they go
-    first; when it is being restored, the next case's batches keep the network busy.
+    """Batches for one predictor, on threads that may serve other predictors too.
 
     Args:
         predictor: Runs the network.
         mirroring: Average over mirrored patches, if the spec says that the client does this.
+        threads: Those of several queues; by default the queue has its own.
 
     Attributes:
         requests_per_batch: How often the network runs for one batch.
+        threads: What runs the batches.
     """
 
-    def __init__(self, predictor: PatchPredictor, *, mirroring: bool = True) -> None:
+    def __init__(
+        self, predictor: PatchPredictor, *, mirroring: bool = True, threads: "InferenceThreads | None" = None
+    ) -> None:
         self.requests_per_batch = 1
         if mirroring and predictor.spec.mirroring == "client":
             predictor = mirrored = MirroringPredictor(predictor)
             self.requests_per_batch = mirrored.requests_per_batch
         self._predictor: PatchPredictor = predictor
-        self._waiting: queue.PriorityQueue[tuple[int, int, _Batch | None]] = queue.PriorityQueue()
-        self._aborted = threading.Event()
-        self._running: set[Future[Logits]] = set()
-        self._lock = threading.Lock()
-        self._order = itertools.count()
-        self._threads: list[threading.Thread] = []
-        self._keep_up()
+        self.threads = threads or InferenceThreads()
+        self.threads.keep_up(predictor.max_in_flight)
 
     @property
     def predictor(self) -> PatchPredictor:
@@ -68,14 +65,54 @@ class InferenceQueue:
         Raises:
             CancelledError: The queue was aborted.
         """
+        future: Future[Logits] = Future()
+        self.threads.keep_up(self._predictor.max_in_flight)
+        self.threads.put(_Batch(self._predictor, patches, future, on_start), priority)
+        return future
+
+    def abort(self) -> None:
+        """See :meth:`InferenceThreads.abort`."""
+        self.threads.abort()
+
+    def close(self) -> None:
+        """See :meth:`InferenceThreads.close`."""
+        self.threads.close()
+
+
+class InferenceThreads:
+    """Runs batches in order of their priority, as many at a time as the predictor that takes most.
+
+    Cases overlap without falling into step: while an earlier case still has batches waiting, they go
+    first; when it is being restored, the next case's batches keep the network busy.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: queue.PriorityQueue[tuple[int, int, _Batch | None]] = queue.PriorityQueue()
+        self._aborted = threading.Event()
+        self._running: set[Future[Logits]] = set()
+        self._lock = threading.Lock()
+        self._order = itertools.count()
+        self._threads: list[threading.Thread] = []
+
+    def keep_up(self, count: int) -> None:
+        """Have at least so many threads: as many as a predictor takes calls at once, which may become more."""
+        with self._lock:
+            while len(self._threads) < count:
+                name = f"inference-{len(self._threads)}"
+                self._threads.append(threading.Thread(target=self._work, name=name, daemon=True))
+                self._threads[-1].start()
+
+    def put(self, batch: _Batch, priority: int) -> None:
+        """Queue a batch.
+
+        Raises:
+            CancelledError: The threads were aborted.
+        """
         if self._aborted.is_set():
             raise CancelledError
-        self._keep_up()
-        future: Future[Logits] = Future()
-        self._waiting.put((priority, next(self._order), _Batch(patches, future, on_start)))
+        self._waiting.put((priority, next(self._order), batch))
         if self._aborted.is_set():  # meanwhile: the threads may all be held up by what they send
             self._drop_waiting()
-        return future
 
     def abort(self) -> None:
         """Wait for nothing any more: all futures, and later submissions, raise ``CancelledError``.
@@ -96,14 +133,6 @@ class InferenceQueue:
         if not self._aborted.is_set():
             for thread in self._threads:
                 thread.join()
-
-    def _keep_up(self) -> None:
-        """Have as many threads as the predictor takes calls at once, which may become more."""
-        with self._lock:
-            while len(self._threads) < self._predictor.max_in_flight:
-                name = f"inference-{len(self._threads)}"
-                self._threads.append(threading.Thread(target=self._work, name=name, daemon=True))
-                self._threads[-1].start()
 
     def _drop_waiting(self) -> None:
         try:
@@ -134,7 +163,7 @@ class InferenceQueue:
         try:
             if batch.on_start is not None:
                 batch.on_start()
-            logits = self._predictor.predict(batch.patches)
+            logits = batch.predictor.predict(batch.patches)
         except BaseException as error:  # whatever it is belongs to the case that waits for it
             failure = error
         with self._lock:

@@ -52,7 +52,7 @@ def test_earlier_cases_go_first_and_equal_ones_in_order():
     predictor = RecordingPredictor()
     inference = InferenceQueue(predictor)
     first = inference.submit(batch(0), priority=9)  # taken at once, held by the gate
-    while inference._waiting.qsize():
+    while inference.threads._waiting.qsize():
         pass
     futures = [inference.submit(batch(v), priority=p) for v, p in [(21, 2), (11, 1), (22, 2), (12, 1)]]
     predictor.gate.set()
@@ -100,7 +100,7 @@ def test_a_cancelled_batch_is_never_sent():
     predictor = RecordingPredictor()
     inference = InferenceQueue(predictor)
     held = inference.submit(batch(0), priority=0)
-    while inference._waiting.qsize():
+    while inference.threads._waiting.qsize():
         pass
     dropped, kept = inference.submit(batch(1), priority=0), inference.submit(batch(2), priority=0)
     assert dropped.cancel()
@@ -138,7 +138,7 @@ def test_a_batch_that_is_submitted_just_when_the_queue_is_aborted_is_dropped_too
         inference.abort()
         yield 1
 
-    inference._order = itertools.chain(order(), itertools.count(2))
+    inference.threads._order = itertools.chain(order(), itertools.count(2))
     assert inference.submit(batch(1), priority=1).cancelled()
     predictor.gate.set()
     inference.close()

@@ -52,7 +52,7 @@ def test_one_dead_server_keeps_nobody_waiting_and_gets_work_when_it_comes(
             assert f"127.0.0.1:{dead} has come and gets work, too" in caplog.text
             for future in [inference.submit(patches, priority=0) for _ in range(20)]:
                 np.testing.assert_allclose(future.result(240), toy_logits(patches), rtol=1e-6, atol=1e-6)
-            assert len(inference._threads) == 4
+            assert len(inference.threads._threads) == 4
             assert all(server.last_answer > 0 for server in predictor._rota.servers)
             inference.close()
 
