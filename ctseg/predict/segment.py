@@ -2,15 +2,17 @@
 
 import time
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import closing
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from ctseg.arrays import LabelMap, Logits, Probabilities
+from ctseg.arrays import LabelMap, Logits, Probabilities, Slab, Spacing
 from ctseg.errors import InputError, ServerTimeoutError
 from ctseg.files.probabilities import ProbabilityFile
 from ctseg.files.volume import Volume
@@ -79,44 +81,66 @@ class Segmentation:
     bytes_received: int
 
 
-def segment(volume: Volume, inference: InferenceQueue, options: WindowOptions, context: CaseContext) -> Segmentation:
-    """Segment one scan through a queue that other cases may share; see ``CaseSegmenter.segment``."""
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """What a network sees of a volume, or of a part of it.
+
+    Attributes:
+        voxels: (channels, z, y, x), see :class:`Volume`.
+        spacing_mm: Along (z, y, x).
+    """
+
+    voxels: npt.NDArray[Any]
+    spacing_mm: Spacing
+
+    @classmethod
+    def of(cls, volume: Volume) -> "Scan":
+        """Return all of a volume."""
+        return cls(volume.voxels, volume.spacing_mm)
+
+
+Prepare = Callable[[Scan, ModelSpec, LabelMap | None], Prepared]
+"""Prepares a scan, with the label map of the previous stage where there is one; perhaps shared between networks."""
+
+
+def prepare_scan(scan: Scan, spec: ModelSpec, previous: LabelMap | None) -> Prepared:
+    """Prepare a scan for one network."""
+    return prepare(scan.voxels, scan.spacing_mm, spec, previous=previous)
+
+
+def segment(
+    scan: Scan,
+    inference: InferenceQueue,
+    options: WindowOptions,
+    context: CaseContext,
+    *,
+    prepare: Prepare = prepare_scan,
+    postprocess: bool = True,
+) -> Segmentation:
+    """Segment one scan through a queue that other cases may share; see ``CaseSegmenter.segment``.
+
+    Args:
+        scan: The scan.
+        inference: Runs the network.
+        options: How windows are laid and run.
+        context: What belongs to the case.
+        prepare: Prepares the scan.
+        postprocess: Whether the model's own post-processing is applied.
+    """
     clock = context.clock
-    spec = inference.predictor.spec
-    with clock.stage("prepare"):
-        prepared = prepare(volume.voxels, volume.spacing_mm, spec, previous=context.previous)
-    plan = plan_windows(prepared.record.network_shape, spec.patch_size, options.tile_step_size)
-    _check_count(plan, options.tile_step_size)
-    clock.progress.windows_planned(len(plan))
+    run = NetworkRun(scan, inference, options, context, prepare)
     with clock.stage("restore"):
-        receiver = _probabilities_receiver(context.probabilities, spec, prepared.record)
-        restorer = LabelRestorer(spec, prepared.record, on_probabilities=receiver)
-    windows = _Windows(prepared, plan, inference, context.priority, _CaseTimeout(options.timeout_s))
-    del prepared  # its memory is free once the windows are through
-    _run(windows, plan, restorer, spec, clock)
-    sent, received = windows.bytes_sent, windows.bytes_received
-    del windows
-    with clock.stage("restore"):
-        labels = apply_postprocessing(restorer.finish(), spec)
-    return Segmentation(labels, len(plan), sent, received)
-
-
-def _run(windows: "_Windows", plan: WindowPlan, restorer: LabelRestorer, spec: ModelSpec, clock: StageClock) -> None:
-    """Run all windows through the network; blend and restore what comes back."""
-    with clock.stage("restore"):
-        blender = SlabBlender(plan, spec.num_heads, model=spec.name)
-    with closing(windows.logits()) as answers:  # after a failure, what is queued is cancelled at once
-        while True:
-            with clock.stage("network"):
-                logits = next(answers, None)
-            if logits is None:
-                break
-            count = len(logits)
+        receiver = probabilities_receiver(context.probabilities, run.spec, run.record)
+        restorer = LabelRestorer(run.spec, run.record, on_probabilities=receiver)
+    with closing(run.slabs()) as slabs:  # after a failure, what is queued is cancelled at once
+        for slab in slabs:
             with clock.stage("restore"):
-                for slab in blender.add(logits):
-                    restorer.add(slab)
-            del logits  # its memory may be the predictor's, which uses it again
-            clock.progress.windows_done(count)
+                restorer.add(slab)
+    with clock.stage("restore"):
+        labels = restorer.finish()
+        if postprocess:
+            labels = apply_postprocessing(labels, run.spec)
+    return Segmentation(labels, run.windows, run.bytes_sent, run.bytes_received)
 
 
 def _check_count(plan: WindowPlan, tile_step_size: float) -> None:
@@ -129,9 +153,7 @@ def _check_count(plan: WindowPlan, tile_step_size: float) -> None:
         )
 
 
-def _probabilities_receiver(
-    file: ProbabilityFile | None, spec: ModelSpec, record: PreparationRecord
-) -> Receiver | None:
+def probabilities_receiver(file: ProbabilityFile | None, spec: ModelSpec, record: PreparationRecord) -> Receiver | None:
     """Return what writes finished probabilities into the file, filled already with those outside the crop."""
     if file is None:
         return None
@@ -174,39 +196,103 @@ class _CaseTimeout:
         )
 
 
-class _Windows:
-    """The windows of one case on their way to the network and back."""
+class NetworkRun:
+    """One network's run over one scan: windows on their way there and back, and what is blended from them.
+
+    Args:
+        scan: The scan.
+        inference: Runs the network.
+        options: How windows are laid and run.
+        context: What belongs to the case.
+        prepare: Prepares the scan.
+
+    Attributes:
+        spec: The network's contract.
+        record: What was done to the scan.
+        windows: How many there are.
+        bytes_sent: Of the tensors so far, repeated requests not counted.
+        bytes_received: Likewise.
+
+    Raises:
+        InputError: The scan cannot be segmented by this model.
+    """
 
     def __init__(
-        self, prepared: Prepared, plan: WindowPlan, inference: InferenceQueue, priority: int, timeout: _CaseTimeout
+        self,
+        scan: Scan,
+        inference: InferenceQueue,
+        options: WindowOptions,
+        context: CaseContext,
+        prepare: Prepare = prepare_scan,
     ) -> None:
-        self._prepared = prepared
-        self._plan = plan
+        self.spec = inference.predictor.spec
         self._inference = inference
-        self._priority = priority
-        self._timeout = timeout
+        self._priority = context.priority
+        self._clock = context.clock
+        self._timeout = _CaseTimeout(options.timeout_s)
+        with self._clock.stage("prepare"):
+            self._prepared: Prepared | None = prepare(scan, self.spec, context.previous)
+        self.record = self._prepared.record
+        self._plan = plan_windows(self.record.network_shape, self.spec.patch_size, options.tile_step_size)
+        self.windows = len(self._plan)
+        _check_count(self._plan, options.tile_step_size)
+        self._clock.progress.windows_planned(self.windows)
         self.bytes_sent = 0
         self.bytes_received = 0
 
-    def logits(self) -> Generator[Logits, None, None]:
+    def slabs(self) -> Generator[Slab, None, None]:
+        """Run all windows, once; yield blended logits as soon as no later window touches them.
+
+        Yields:
+            (heads, planes, y, x) of the prepared volume; see :meth:`SlabBlender.add`.
+
+        Raises:
+            ServerError: The network gave no answer; the children say why.
+        """
+        clock = self._clock
+        with clock.stage("restore"):
+            blender = SlabBlender(self._plan, self.spec.num_heads, model=self.spec.name)
+        with closing(self._logits()) as answers:
+            while True:
+                with clock.stage("network"):
+                    logits = next(answers, None)
+                if logits is None:
+                    return
+                count = len(logits)
+                slabs = blender.add(logits)
+                while True:
+                    with clock.stage("restore"):
+                        slab = next(slabs, None)
+                    if slab is None:
+                        break
+                    yield slab
+                del logits, slabs  # its memory may be the predictor's, which uses it again
+                clock.progress.windows_done(count)
+
+    def _logits(self) -> Generator[Logits, None, None]:
         """Yield the logits of all windows in order, batch by batch, with several batches on their way."""
         predictor, plan = self._inference.predictor, self._plan
-        spec, times = predictor.spec, self._inference.requests_per_batch
+        spec, times = self.spec, self._inference.requests_per_batch
         values = spec.previous_stage.labels if spec.previous_stage else ()
         on_their_way: deque[Future[Logits]] = deque()
         next_window = 0
         try:
             while next_window < len(plan) or on_their_way:
                 while next_window < len(plan) and len(on_their_way) < BATCHES_AHEAD * predictor.max_in_flight:
+                    prepared = self._prepared
+                    if prepared is None:
+                        raise ValueError(f"{spec.name}: the windows of a scan are run once")
                     count = min(predictor.max_batch_size, len(plan) - next_window)
                     patches = cut_patches(
-                        self._prepared.voxels, plan, next_window, count, previous=self._prepared.previous, values=values
+                        prepared.voxels, plan, next_window, count, previous=prepared.previous, values=values
                     )
                     self.bytes_sent += patches.size * spec.input.item_bytes * times
                     on_their_way.append(
                         self._inference.submit(patches, priority=self._priority, on_start=self._timeout.start)
                     )
                     next_window += count
+                    if next_window == len(plan):
+                        prepared = self._prepared = None  # its memory is free once the windows are through
                 logits = self._result_of(on_their_way.popleft(), spec.name)
                 self.bytes_received += logits.size * spec.output.item_bytes * times
                 yield logits

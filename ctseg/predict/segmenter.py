@@ -8,7 +8,7 @@ from ctseg.predict.contract import ScanContract, contract_of
 from ctseg.predict.estimate import MemoryEstimate, WindowLoad, estimate_memory
 from ctseg.predict.inference_queue import InferenceQueue
 from ctseg.predict.predictor import Identity, PatchPredictor
-from ctseg.predict.segment import BATCHES_AHEAD, CaseContext, Segmentation, WindowOptions, segment
+from ctseg.predict.segment import BATCHES_AHEAD, CaseContext, Scan, Segmentation, WindowOptions, segment
 
 
 class CaseSegmenter(Protocol):
@@ -99,7 +99,7 @@ class WindowSegmenter:
 
     def segment(self, volume: Volume, context: CaseContext) -> Segmentation:
         """See :meth:`CaseSegmenter.segment`."""
-        return segment(volume, self._inference, self._options, context)
+        return segment(Scan.of(volume), self._inference, self._options, context)
 
     def abort(self) -> None:
         """See :meth:`CaseSegmenter.abort`."""
