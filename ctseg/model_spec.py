@@ -422,18 +422,6 @@ class ModelSpec(Document):
         except ValidationError as error:
             raise SpecError(f"{source}: {told_by(error, whole='spec')}") from error
 
-    def check_runnable(self) -> None:
-        """Refuse by name what the spec can express and no client runs yet.
-
-        Raises:
-            SpecError: The configuration is the second stage of a cascade.
-        """
-        if self.previous_stage is not None:
-            raise SpecError(
-                f"{self.name}: {self.configuration} is the second stage of a cascade (after "
-                f"{self.previous_stage.model}), which is not supported: export 3d_fullres or 3d_lowres instead"
-            )
-
 
 def _from_version_1(raw: dict[str, Any], source: str) -> dict[str, Any]:
     """Return the fields of a version 1 spec as version 2 has them."""

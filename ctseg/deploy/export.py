@@ -99,7 +99,6 @@ def export_model(
     spec = model.spec(
         name=options.name or model.default_name, mirroring=mirroring, max_batch_size=options.max_batch_size
     )
-    spec.check_runnable()
     if not cases and not options.accept_unproven:
         raise ParityError(
             f"{spec.name}: no real scan to prove the graph with: give real scans (nnU-Net's preprocessed data was not "

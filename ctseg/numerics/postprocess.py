@@ -1,4 +1,4 @@
-"""The post-processing steps of a spec, on the finished label map."""
+"""The post-processing steps of a spec or an ensemble, on the finished label map."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -8,21 +8,21 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from ctseg.arrays import LabelMap
-from ctseg.model_spec import ModelSpec
+from ctseg.model_spec import KeepLargest
 from ctseg.numerics.decide import look_up
 
 
-def apply_postprocessing(labels: LabelMap, spec: ModelSpec) -> LabelMap:
-    """Apply the spec's steps in their order.
+def apply_postprocessing(labels: LabelMap, steps: Sequence[KeepLargest]) -> LabelMap:
+    """Apply steps in their order.
 
     Args:
         labels: (z, y, x); not changed.
-        spec: The network's contract.
+        steps: Of a spec or an ensemble.
 
     Returns:
-        A label map of the same dtype; ``labels`` itself when the spec has no steps.
+        A label map of the same dtype; ``labels`` itself when there are no steps.
     """
-    for groups in _at_once([step.labels for step in spec.postprocessing]):
+    for groups in _at_once([step.labels for step in steps]):
         labels = keep_largest_components(labels, groups)
     return labels
 

@@ -1,7 +1,7 @@
 """From voxels as read to what the network sees: transpose, crop, normalise, resample; and the record that undoes it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -61,6 +61,12 @@ class PreparationRecord:
         (z0, z1), (y0, y1), (x0, x1) = self.crop
         return (slice(z0, z1), slice(y0, y1), slice(x0, x1))
 
+    @property
+    def crop_as_read(self) -> tuple[slice, slice, slice]:
+        """The crop as slices of the axes as read."""
+        forward, box = self.transpose_forward, self.crop_slices
+        return (box[forward.index(0)], box[forward.index(1)], box[forward.index(2)])
+
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
@@ -98,21 +104,40 @@ def prepare(
         The prepared case; its voxels share no memory with ``voxels``.
 
     Raises:
-        InputError: The label map of the previous stage has another shape or values that the network does not know; or
-            the scan has no voxels, other channels than the network, a spacing that is not positive,
-            intensities that the normalisation cannot take, or too few voxels for the network's spacing. The
-            message does not name the case.
-        ValueError: ``voxels`` has not four axes, or a dtype that is no real number; or ``previous`` is missing, or
-            there though the network has no previous stage.
+        InputError: The label map of the previous stage is missing, or has another shape or values that the network
+            does not know; or the scan has no voxels, other channels than the network, a spacing that is not positive,
+            intensities that the normalisation cannot take, or too few voxels for the network's spacing. The message
+            does not name the case.
+        ValueError: ``voxels`` has not four axes, or a dtype that is no real number; or there is a ``previous`` though
+            the network has no previous stage.
 
     Source:
         nnU-Net 2.8's ``DefaultPreprocessor.run_case_npy``.
     """
-    _check(voxels, spacing_mm, spec)
     _check_previous(previous, voxels.shape[1:], spec)
-    forward = spec.transpose_forward
-    transposed = voxels.transpose(0, *(axis + 1 for axis in forward))
-    spacing = _permuted(spacing_mm, forward)
+    outside_mask = None if previous is None or not _uses_mask(spec) else previous != 0
+    prepared = prepare_images(voxels, spacing_mm, spec, counts_as_inside=outside_mask)
+    return prepared if previous is None else with_previous(prepared, voxels, previous, spec)
+
+
+def prepare_images(
+    voxels: npt.NDArray[Any],
+    spacing_mm: Spacing,
+    spec: ModelSpec,
+    *,
+    counts_as_inside: npt.NDArray[np.bool_] | None = None,
+) -> Prepared:
+    """Prepare the images of a case; see :func:`prepare`.
+
+    Args:
+        voxels: As there.
+        spacing_mm: As there.
+        spec: As there; its previous stage is not looked at.
+        counts_as_inside: (z, y, x) as read: voxels that belong to the non-zero region besides, for normalisation.
+    """
+    _check(voxels, spacing_mm, spec)
+    transposed = _transposed(voxels, spec.transpose_forward)
+    spacing = _permuted(spacing_mm, spec.transpose_forward)
     crop = find_nonzero_box(transposed)
     z, y, x = (slice(*bounds) for bounds in crop)
     cropped = transposed[:, z, y, x]  # a view, as nnU-Net's: the rounding of means depends on it
@@ -121,13 +146,11 @@ def prepare(
     network_shape = network_shape_of(cropped_shape, spacing, spec)
     plan = plan_resampling(spec.resampling_data, cropped_shape, network_shape, spacing, network_spacing)
     prepared = np.empty((len(voxels), *plan.target_shape), dtype=np.float32)
-    cropped_previous = None if previous is None else previous.transpose(forward)[z, y, x].astype(np.int16)
     inside = None
-    if previous is not None or any(_needs_mask(channel) for channel in spec.channels):
+    if _uses_mask(spec):
         inside = _nonzero_mask(transposed)[z, y, x]
-    if cropped_previous is not None and inside is not None:
-        cropped_previous[(cropped_previous == 0) & ~inside] = _OUTSIDE
-        inside = cropped_previous != _OUTSIDE
+        if counts_as_inside is not None:
+            inside = inside | counts_as_inside.transpose(spec.transpose_forward)[z, y, x]
     for index, channel in enumerate(spec.channels):
         if plan.is_identity:
             normalise(cropped[index], channel, inside=inside, out=prepared[index])
@@ -135,17 +158,39 @@ def prepare(
             resample(normalise(cropped[index], channel, inside=inside), plan, out=prepared[index])
     record = PreparationRecord(
         shape=(voxels.shape[1], voxels.shape[2], voxels.shape[3]),
-        transpose_forward=forward,
+        transpose_forward=spec.transpose_forward,
         crop=crop,
         spacing_mm=spacing,
         network_spacing_mm=network_spacing,
         network_shape=network_shape,
     )
-    if cropped_previous is None or spec.previous_stage is None:
-        return Prepared(prepared, record)
-    stage = spec.previous_stage
-    labels = resample_labels(cropped_previous, stage.resampling, plan.target_shape, spacing, network_spacing)
-    return Prepared(prepared, record, np.ascontiguousarray(labels))
+    return Prepared(prepared, record)
+
+
+def with_previous(images: Prepared, voxels: npt.NDArray[Any], previous: LabelMap, spec: ModelSpec) -> Prepared:
+    """Return prepared images with the labels of the previous stage.
+
+    Args:
+        images: What :func:`prepare_images` returned.
+        voxels: (channels, z, y, x) that it was given.
+        previous: See :func:`prepare`.
+        spec: The network's contract.
+
+    Raises:
+        InputError: See :func:`prepare`.
+        ValueError: The network has no previous stage.
+    """
+    _check_previous(previous, voxels.shape[1:], spec)
+    stage, record = spec.previous_stage, images.record
+    if stage is None:
+        raise ValueError(f"{spec.name}: expected a network with a previous stage, found one without")
+    where = record.crop_slices
+    labels = previous.transpose(record.transpose_forward)[where].astype(np.int16)
+    inside = _nonzero_mask(_transposed(voxels, record.transpose_forward))[where]
+    labels[(labels == 0) & ~inside] = _OUTSIDE
+    shape = (images.voxels.shape[1], images.voxels.shape[2], images.voxels.shape[3])
+    resampled = resample_labels(labels, stage.resampling, shape, record.spacing_mm, record.network_spacing_mm)
+    return replace(images, previous=np.ascontiguousarray(resampled))
 
 
 def network_shape_of(cropped_shape: Shape3, spacing_mm: Spacing, spec: ModelSpec) -> Shape3:
@@ -311,10 +356,15 @@ def _check(voxels: npt.NDArray[Any], spacing_mm: Spacing, spec: ModelSpec) -> No
 
 def _check_previous(previous: LabelMap | None, shape: tuple[int, ...], spec: ModelSpec) -> None:
     stage = spec.previous_stage
-    if (previous is None) != (stage is None):
-        raise ValueError(f"{spec.name}: expected a label map of the previous stage where there is one, and only there")
-    if previous is None or stage is None:
+    if stage is None:
+        if previous is not None:
+            raise ValueError(f"{spec.name}: expected no labels of a previous stage, which the network does not have")
         return
+    if previous is None:
+        raise InputError(
+            f"{spec.name} is the second stage of a cascade and needs the labels of {stage.model}: use the recipe of "
+            "both, or give the first stage's label maps"
+        )
     if previous.shape != shape:
         raise InputError(f"expected labels of {stage.model} on the scan's grid, {shape}, found {previous.shape}")
     found = np.unique(previous)
@@ -323,6 +373,15 @@ def _check_previous(previous: LabelMap | None, shape: tuple[int, ...], spec: Mod
             f"expected labels {list(stage.labels)} of {stage.model}, found {unknown[:10]} too: is this the label map "
             "of that model?"
         )
+
+
+def _transposed(voxels: npt.NDArray[Any], forward: tuple[int, int, int]) -> npt.NDArray[Any]:
+    transposed: npt.NDArray[Any] = voxels.transpose(0, *(axis + 1 for axis in forward))
+    return transposed
+
+
+def _uses_mask(spec: ModelSpec) -> bool:
+    return any(_needs_mask(channel) for channel in spec.channels)
 
 
 def _needs_mask(channel: Channel) -> bool:

@@ -20,6 +20,8 @@ _SMALL = 32 << 20
 """What is small: tables, threads' own buffers, and what the allocator does not give back at once."""
 _FREED_LATE = 64 << 20
 """Of the windows' memory, what the allocator keeps for a while at most when they are through."""
+_PREVIOUS = 2
+"""Bytes a voxel of the previous stage's labels."""
 _MASK = 6
 """Bytes a voxel of the non-zero region while its holes are filled."""
 _DECISION = 11
@@ -107,6 +109,35 @@ def estimate_memory(
     )
     peak_bytes = _SMALL + max(header.reading_bytes, header.voxel_bytes + max(stages))
     return MemoryEstimate(peak_bytes, grids.network_shape, grids.network_spacing_mm)
+
+
+def prepared_bytes(header: VolumeHeader, spec: ModelSpec) -> int:
+    """Return what a scan takes once it is prepared.
+
+    Raises:
+        InputError: It would have no voxel at the network's spacing.
+    """
+    return _FLOAT * len(spec.channels) * prod(_Grids.of(header, spec).network_shape)
+
+
+def network_run_bytes(header: VolumeHeader, spec: ModelSpec, load: WindowLoad) -> int:
+    """Return what one network's run over a scan takes beside its label map: the prepared scan, windows, and slabs.
+
+    Raises:
+        InputError: The scan would have no voxel at the network's spacing.
+    """
+    grids = _Grids.of(header, spec)
+    previous = _PREVIOUS * prod(grids.network_shape) if spec.previous_stage else 0
+    return prepared_bytes(header, spec) + previous + _blending(grids, spec) + _on_their_way(grids, spec, load)
+
+
+def is_restored_by_planes(header: VolumeHeader, spec: ModelSpec) -> bool:
+    """Whether logits come back to the grid of the scan slab by slab, rather than as a whole volume.
+
+    Raises:
+        InputError: The scan would have no voxel at the network's spacing.
+    """
+    return _is_linear(_Grids.of(header, spec), spec.resampling_logits)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ class Identity:
         digest: Of its spec.
         servers: Addresses of all servers that may run it; empty for a network in this process.
         transport: How tensors travel: ``shared memory``, ``grpc``, both, or ``in process``.
+        members: Of a recipe, each with its own.
     """
 
     model: str
@@ -27,6 +28,7 @@ class Identity:
     digest: str
     servers: tuple[str, ...]
     transport: str
+    members: tuple["Identity", ...] = ()
 
 
 class PatchPredictor(Protocol):

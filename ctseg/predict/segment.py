@@ -73,12 +73,14 @@ class Segmentation:
         windows: How many there were.
         bytes_sent: Of the tensors, repeated requests not counted.
         bytes_received: Likewise.
+        warnings: What a person is to know of the case.
     """
 
     labels: LabelMap
     windows: int
     bytes_sent: int
     bytes_received: int
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +141,7 @@ def segment(
     with clock.stage("restore"):
         labels = restorer.finish()
         if postprocess:
-            labels = apply_postprocessing(labels, run.spec)
+            labels = apply_postprocessing(labels, run.spec.postprocessing)
     return Segmentation(labels, run.windows, run.bytes_sent, run.bytes_received)
 
 

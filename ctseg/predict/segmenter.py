@@ -62,6 +62,18 @@ class CaseSegmenter(Protocol):
         ...
 
 
+def window_load(inference: InferenceQueue, options: WindowOptions) -> WindowLoad:
+    """Return how many windows of a case are on their way to a network at most."""
+    predictor = inference.predictor
+    running = predictor.max_in_flight * predictor.max_batch_size
+    return WindowLoad(
+        waiting=BATCHES_AHEAD * running,
+        running=running,
+        mirrored=inference.requests_per_batch > 1,
+        tile_step_size=options.tile_step_size,
+    )
+
+
 class WindowSegmenter:
     """Cuts windows here and runs them on a predictor that all cases share.
 
@@ -87,15 +99,8 @@ class WindowSegmenter:
 
     def estimate(self, header: VolumeHeader, *, saves_probabilities: bool) -> MemoryEstimate:
         """See :meth:`CaseSegmenter.estimate`."""
-        predictor = self._inference.predictor
-        running = predictor.max_in_flight * predictor.max_batch_size
-        load = WindowLoad(
-            waiting=BATCHES_AHEAD * running,
-            running=running,
-            mirrored=self._inference.requests_per_batch > 1,
-            tile_step_size=self._options.tile_step_size,
-        )
-        return estimate_memory(header, predictor.spec, load, saves_probabilities=saves_probabilities)
+        load = window_load(self._inference, self._options)
+        return estimate_memory(header, self._inference.predictor.spec, load, saves_probabilities=saves_probabilities)
 
     def segment(self, volume: Volume, context: CaseContext) -> Segmentation:
         """See :meth:`CaseSegmenter.segment`."""

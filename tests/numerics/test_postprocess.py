@@ -51,7 +51,7 @@ def test_steps_equal_nnunet_one_after_the_other_though_taken_together(
     for values in steps:
         expected = remove_all_but_largest_component_from_segmentation(expected, sorted(values))
     kept = labels.copy()
-    result = apply_postprocessing(labels, spec)
+    result = apply_postprocessing(labels, spec.postprocessing)
     np.testing.assert_array_equal(result, expected)
     assert result.dtype == labels.dtype
     np.testing.assert_array_equal(labels, kept)
@@ -95,7 +95,7 @@ def test_steps_run_in_their_order() -> None:
         mirror_axes=None,
         postprocessing=[{"labels": [1, 2]}, {"labels": [2]}],
     )
-    assert apply_postprocessing(labels, spec).ravel().tolist() == [0, 0, 0, 0, 0, 1, 2, 2, 2]
+    assert apply_postprocessing(labels, spec.postprocessing).ravel().tolist() == [0, 0, 0, 0, 0, 1, 2, 2, 2]
 
 
 @pytest.mark.parametrize("fill", [0, 1])

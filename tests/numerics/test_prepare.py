@@ -211,9 +211,10 @@ def test_labels_of_a_previous_stage_that_cannot_be_are_refused() -> None:
     labels[0] = 9
     with pytest.raises(InputError, match=r"expected labels \[1\] of first, found \[9\] too"):
         prepare(voxels, spacing, second, previous=labels)
-    for spec, previous in ((first, labels), (second, None)):
-        with pytest.raises(ValueError, match="where there is one, and only there"):
-            prepare(voxels, spacing, spec, previous=previous)
+    with pytest.raises(InputError, match="second is the second stage of a cascade and needs the labels of first"):
+        prepare(voxels, spacing, second)
+    with pytest.raises(ValueError, match="first: expected no labels of a previous stage"):
+        prepare(voxels, spacing, first, previous=labels)
 
 
 def sarcoma(demo_data: Path) -> tuple[np.ndarray, tuple[float, float, float]]:

@@ -38,9 +38,10 @@ def make_trained_folder(
     folds: tuple[int | str, ...] = (0,),
     mirror_axes: tuple[int, ...] | None = (0, 1, 2),
     seed: int = 0,
+    configuration: str | None = None,
 ) -> Path:
     """Write a results folder with a random network in each fold, as nnU-Net's trainer leaves it."""
-    configuration = next(iter(plans["configurations"]))
+    configuration = configuration or next(iter(plans["configurations"]))
     manager = PlansManager(plans)
     configuration_manager = manager.get_configuration(configuration)
     swin = "SwinUNETR" in configuration_manager.network_arch_class_name
@@ -127,9 +128,30 @@ def reference_predictor(
     return predictor
 
 
-def reference_segmentation(predictor: nnUNetPredictor, files: list[Path]) -> np.ndarray:
-    """Labels (z, y, x as the reader yields them) of one case, by nnU-Net's own path."""
+def reference_segmentation(
+    predictor: nnUNetPredictor, files: list[Path], *, previous: np.ndarray | None = None
+) -> np.ndarray:
+    """Labels (z, y, x as the reader yields them) of one case, by nnU-Net's own path.
+
+    Args:
+        predictor: nnU-Net's.
+        files: The channels.
+        previous: (z, y, x): labels of the previous stage of a cascade.
+    """
+    return _reference(predictor, files, previous, probabilities=False)  # type: ignore[no-any-return]
+
+
+def reference_probabilities(
+    predictor: nnUNetPredictor, files: list[Path], *, previous: np.ndarray | None = None
+) -> np.ndarray:
+    """Probabilities (heads, z, y, x) of one case, as ``--save_probabilities`` writes them."""
+    return _reference(predictor, files, previous, probabilities=True)[1]  # type: ignore[no-any-return]
+
+
+def _reference(
+    predictor: nnUNetPredictor, files: list[Path], previous: np.ndarray | None, *, probabilities: bool
+) -> Any:
     reader = predictor.plans_manager.image_reader_writer_class()
     images, properties = reader.read_images([str(file) for file in files])
-    labels: np.ndarray = predictor.predict_single_npy_array(images, properties, None, None, False)
-    return labels
+    labels = None if previous is None else previous[None].astype(np.float32)
+    return predictor.predict_single_npy_array(images, properties, labels, None, probabilities)

@@ -14,20 +14,24 @@ class TorchPredictor:
     Args:
         reference: nnU-Net's predictor, initialised from a trained folder.
         max_batch_size: Most patches in one call.
+        name: Of the model.
+        configuration: Of the plans; by default the first.
         extra: Further fields of the spec.
     """
 
     max_in_flight = 1
 
-    def __init__(self, reference, *, max_batch_size: int = 2, **extra) -> None:
+    def __init__(
+        self, reference, *, max_batch_size: int = 2, name: str = "model", configuration: str | None = None, **extra
+    ) -> None:
         self._network = reference.network.eval()
         self._network.load_state_dict(reference.list_of_parameters[0])
         self.max_batch_size = max_batch_size
         self.spec: ModelSpec = spec_from_plans(
             reference.plans_manager.plans,
             reference.dataset_json,
-            next(iter(reference.plans_manager.plans["configurations"])),
-            name="model",
+            configuration or next(iter(reference.plans_manager.plans["configurations"])),
+            name=name,
             mirror_axes=reference.allowed_mirroring_axes,
             max_batch_size=max_batch_size,
             **extra,
