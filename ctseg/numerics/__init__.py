@@ -2,3 +2,5 @@
 
 KERNEL_MODULES = tuple(f"ctseg.numerics.{name}_kernels" for name in ("resample", "blend", "restore"))
 """What a folder run needs compiled, in the order of its need."""
+RECIPE_KERNEL_MODULES = tuple(f"ctseg.numerics.{name}_kernels" for name in ("label", "ensemble"))
+"""What cascades and ensembles need compiled besides."""

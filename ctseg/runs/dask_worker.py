@@ -31,8 +31,7 @@ from ctseg.predict.outcomes import Outcome, OutcomeStore
 from ctseg.predict.predictor import Identity
 from ctseg.predict.presence import TOUCH_S, OtherRuns, Presence
 from ctseg.predict.progress import Progress
-from ctseg.predict.segmenter import WindowSegmenter
-from ctseg.runs.model import ServedModel, opened
+from ctseg.runs.model import ServedModel, opened_segmenter
 
 SIGHT_S = 5.0
 """How long a file may take from one host to another before the folder counts as not shared."""
@@ -207,10 +206,9 @@ class _Session:
         _check_versions(job)
         _check_paths(job)
         with contextlib.ExitStack() as stack:
-            predictor = stack.enter_context(opened(_with_headers(job)))
+            segmenter = opened_segmenter(_with_headers(job), job.options.window_options)
+            self.segmenter = stack.enter_context(segmenter)
             self.presence = stack.enter_context(Presence(job.output))
-            self.segmenter = WindowSegmenter(predictor, job.options.window_options)
-            stack.callback(self.segmenter.close)
             self._stack = stack.pop_all()
         threading.Thread(target=self._watch_client, name="dask-client", daemon=True).start()
 

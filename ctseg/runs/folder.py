@@ -9,15 +9,15 @@ from ctseg.errors import ServerAwayError, ServerUnavailableError, SetupError
 from ctseg.files.cases import Case, cases_of
 from ctseg.files.folders import require_writable
 from ctseg.files.scans import FoundScans, find_scans
-from ctseg.predict.contract import ScanContract, contract_of
-from ctseg.predict.folder import check_can_be_written, segment_cases
+from ctseg.predict.contract import ScanContract
+from ctseg.predict.folder import FolderRun, check_can_be_written
 from ctseg.predict.model_notes import read_model_notes
 from ctseg.predict.options import BatchOptions
 from ctseg.predict.ownership import OwnFiles
-from ctseg.predict.predictor import PatchPredictor
 from ctseg.predict.progress import Progress
 from ctseg.predict.report import Report
-from ctseg.runs.model import ServedModel, known_spec, opened
+from ctseg.predict.segmenter import CaseSegmenter
+from ctseg.runs.model import ServedModel, known_contract, opened_segmenter
 from ctseg.serving.signals import signals_as_exit
 
 logger = logging.getLogger(__name__)
@@ -50,11 +50,11 @@ def segment_folder(
         CtsegError: Nothing could be segmented; its children say why.
     """
     scans = scans_for(input_path, output, options)
-    if (spec := known_spec(model)) is not None:
-        _checked_cases(scans, contract_of(spec), output, options)
-    with signals_as_exit(), _opened_for(output, model) as predictor:
-        cases = cases_for(scans, contract_of(predictor.spec), output, options)
-        return segment_cases(cases, predictor, output, options, progress=progress_for(len(options.part.of(cases))))
+    if (contract := known_contract(model)) is not None:
+        _checked_cases(scans, contract, output, options)
+    with signals_as_exit(), _opened_for(output, model, options) as segmenter:
+        cases = cases_for(scans, segmenter.contract, output, options)
+        return FolderRun(segmenter, output, options, progress_for(len(options.part.of(cases)))).segment(cases)
 
 
 def scans_for(input_path: Path, output: Path, options: BatchOptions) -> FoundScans:
@@ -104,11 +104,11 @@ def _checked_cases(scans: FoundScans, contract: ScanContract, output: Path, opti
 
 
 @contextmanager
-def _opened_for(output: Path, model: ServedModel) -> Iterator[PatchPredictor]:
+def _opened_for(output: Path, model: ServedModel, options: BatchOptions) -> Iterator[CaseSegmenter]:
     """Connect to a model; that no server answers is no wrong address where one has answered before."""
     with ExitStack() as stack:
         try:
-            predictor = stack.enter_context(opened(model))
+            segmenter = stack.enter_context(opened_segmenter(model, options.window_options))
         except ServerUnavailableError as error:
             if not read_model_notes(output):
                 raise
@@ -116,7 +116,7 @@ def _opened_for(output: Path, model: ServedModel) -> Iterator[PatchPredictor]:
                 f"{error}: what is not done in {output} is left, start it again when a server answers",
                 settings=error.settings,
             ) from error
-        yield predictor
+        yield segmenter
 
 
 def _check_mirroring(contract: ScanContract, options: BatchOptions) -> None:

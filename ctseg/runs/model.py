@@ -1,8 +1,8 @@
 """Where a model runs: on servers that are there, or on one that is started for the time of a run."""
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,14 +10,20 @@ from ctseg.arrays import Logits, Patches
 from ctseg.compiled.loading import load_kernels_ahead
 from ctseg.errors import ServerAwayError, ServerError, SetupError
 from ctseg.model_spec import ModelSpec
-from ctseg.numerics import KERNEL_MODULES
+from ctseg.numerics import KERNEL_MODULES, RECIPE_KERNEL_MODULES
+from ctseg.predict.contract import ScanContract, contract_of
 from ctseg.predict.predictor import PatchPredictor, PredictorAround
-from ctseg.serving.entries import CONFIG_NAME, read_spec, require_model_name
+from ctseg.predict.recipe_segmenter import RecipeSegmenter, contract_of_recipe
+from ctseg.predict.segment import WindowOptions
+from ctseg.predict.segmenter import CaseSegmenter, WindowSegmenter
+from ctseg.recipe import Recipe
+from ctseg.serving.entries import CONFIG_NAME, read_recipe, read_spec, require_model_name
 from ctseg.serving.process import RunningServer, ServerOptions
 from ctseg.serving.server import embedded_server
 from ctseg.serving.threads import require_threads, threads_of_run
 from ctseg.triton.options import ClientOptions
 from ctseg.triton.predictor import TritonPredictor, connect
+from ctseg.triton.served_version import RecipeServedError
 
 _log = logging.getLogger(__name__)
 _KEPT_RUNNING = ServerOptions(restarts=12)  # the windows of one scan that kills it do so three times each
@@ -87,6 +93,59 @@ def opened(model: ServedModel) -> Iterator[PatchPredictor]:
         yield _PredictorOfServer(predictor, server)
 
 
+@contextmanager
+def opened_segmenter(model: ServedModel, options: WindowOptions) -> Iterator[CaseSegmenter]:
+    """Open a model, or all members of a recipe, see :func:`opened`.
+
+    Args:
+        model: Which model or recipe, and who serves it.
+        options: How windows are laid and run.
+
+    Raises:
+        SetupError: See :func:`opened`.
+        SpecError: See :func:`opened`; or a member of the recipe is not served with the spec that it names.
+        ServerError: No server answers.
+    """
+    with ExitStack() as stack:
+        segmenter: CaseSegmenter
+        found = _recipe_on_disk(model)
+        if found is None:
+            try:
+                segmenter = WindowSegmenter(stack.enter_context(opened(model)), options)
+            except RecipeServedError as served:
+                found = served.recipe, served.version
+        if found is not None:
+            recipe, version = found
+            predictors = stack.enter_context(_opened_members(model, recipe))
+            segmenter = RecipeSegmenter(recipe, predictors, options, version=version)
+        stack.callback(segmenter.close)
+        yield segmenter
+
+
+def _recipe_on_disk(model: ServedModel) -> tuple[Recipe, int] | None:
+    if model.repository is None or not (model.repository / model.name / CONFIG_NAME).is_file():
+        return None
+    return read_recipe(model.repository / model.name, model.version)
+
+
+@contextmanager
+def _opened_members(model: ServedModel, recipe: Recipe) -> Iterator[Mapping[str, PatchPredictor]]:
+    """Connect to all members of a recipe, on the servers of the recipe or on one that is started."""
+    names = [member.model for member in recipe.members]
+    load_kernels_ahead((*KERNEL_MODULES, *RECIPE_KERNEL_MODULES))
+    with ExitStack() as stack:
+        server, urls, client = None, model.urls, model.client
+        if model.repository is not None:
+            require_threads(threads_of_run(starts_server=True))
+            server = stack.enter_context(embedded_server(model.repository, names, _KEPT_RUNNING))
+            urls, client = (server.url,), server.client_options(model.client)
+        predictors: dict[str, PatchPredictor] = {}
+        for member in recipe.members:
+            predictor = stack.enter_context(connect(urls, member.model, digest=member.digest, options=client))
+            predictors[member.model] = predictor if server is None else _PredictorOfServer(predictor, server)
+        yield predictors
+
+
 class _PredictorOfServer(PredictorAround):
     """A predictor that waits for its own server as long as there is one: nobody else will start another.
 
@@ -125,8 +184,8 @@ class _PredictorOfServer(PredictorAround):
         self._close()
 
 
-def known_spec(model: ServedModel) -> ModelSpec | None:
-    """Return the spec of a model as far as it can be told without a server.
+def known_contract(model: ServedModel) -> ScanContract | None:
+    """Return what a model or a recipe takes and gives, as far as it can be told without a server.
 
     Returns:
         None where only the servers know it, or where starting one will say what is wrong with the repository.
@@ -135,11 +194,27 @@ def known_spec(model: ServedModel) -> ModelSpec | None:
         SetupError: There is no such repository.
         SpecError: The repository's entry cannot be read, or its spec is foreign.
     """
-    if model.spec is not None or model.repository is None:
-        return model.spec
+    if model.spec is not None:
+        return contract_of(model.spec)
+    if model.repository is None:
+        return None
     _check_repository(model.repository)
     folder = model.repository / model.name
-    return read_spec(folder, model.version) if (folder / CONFIG_NAME).is_file() else None
+    if not (folder / CONFIG_NAME).is_file():
+        return None
+    if (found := read_recipe(folder, model.version)) is None:
+        spec = read_spec(folder, model.version)
+        return None if spec is None else contract_of(spec)
+    recipe, _ = found
+    specs = {}
+    for member in recipe.members:
+        folder = model.repository / member.model
+        spec = read_spec(folder) if (folder / CONFIG_NAME).is_file() else None
+        if spec is None:
+            raise SetupError(f"{recipe.name}: its member {member.model} is not in {model.repository}: build it there")
+        specs[member.model] = spec
+    recipe.check(specs)
+    return contract_of_recipe(recipe, specs)
 
 
 def _check_repository(repository: Path) -> None:

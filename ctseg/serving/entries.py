@@ -13,7 +13,14 @@ from typing import Any, Literal
 
 from ctseg.errors import SetupError, SpecError
 from ctseg.model_spec import ModelSpec
-from ctseg.triton.configuration import REQUEST_OUTPUT, ModelConfig, config_from_text, spec_parameter
+from ctseg.recipe import Recipe
+from ctseg.triton.configuration import (
+    REQUEST_OUTPUT,
+    ModelConfig,
+    config_from_text,
+    recipe_parameter,
+    spec_parameter,
+)
 
 Backend = Literal["python", "onnxruntime", "tensorrt"]
 
@@ -111,6 +118,28 @@ def read_spec(folder: Path, version: int | None = None) -> ModelSpec | None:
         return None
     source = f"{folder.name} version {number} in {folder / CONFIG_NAME}"
     return ModelSpec.from_json(config.parameters[key].string_value, source=source)
+
+
+def read_recipe(folder: Path, version: int | None = None) -> tuple[Recipe, int] | None:
+    """Read the recipe that a repository's entry carries, with its version.
+
+    Args:
+        folder: ``<repository>/<name>``.
+        version: Of the recipe; None takes the newest on disk.
+
+    Returns:
+        None where the entry is a model.
+
+    Raises:
+        SpecError: The configuration cannot be read, or the recipe is foreign.
+    """
+    config = read_config(folder)
+    number = version or max(versions_on_disk(folder), default=0)
+    key = recipe_parameter(number)
+    if key not in config.parameters:
+        return None
+    source = f"{folder.name} version {number} in {folder / CONFIG_NAME}"
+    return Recipe.from_json(config.parameters[key].string_value, source=source), number
 
 
 def list_entries(repository: Path) -> list[Entry]:

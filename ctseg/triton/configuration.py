@@ -20,6 +20,7 @@ Triton 2.51 mixes up answers of a python backend after it was stopped and woken,
 """
 
 _SPEC_PREFIX = "ctseg_spec."
+_RECIPE_PREFIX = "ctseg_recipe."
 _RUNTIME_PREFIX = "ctseg_runtime."
 _PRECISION_HINT_PREFIX = "ctseg_precision_hint."
 _DEVICE_PREFIX = "ctseg_device."
@@ -28,6 +29,11 @@ _DEVICE_PREFIX = "ctseg_device."
 def spec_parameter(version: int) -> str:
     """Return the name of the parameter that holds the spec of a model version, as JSON."""
     return f"{_SPEC_PREFIX}{version}"
+
+
+def recipe_parameter(version: int) -> str:
+    """Return the name of the parameter that holds a version of a recipe, as JSON."""
+    return f"{_RECIPE_PREFIX}{version}"
 
 
 def runtime_parameter(version: int) -> str:

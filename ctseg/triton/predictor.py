@@ -39,6 +39,7 @@ def connect(
     *,
     version: int | None = None,
     spec: ModelSpec | None = None,
+    digest: str | None = None,
     options: ClientOptions | None = None,
 ) -> "TritonPredictor":
     """Connect to one or more Triton servers that serve the same model.
@@ -52,6 +53,7 @@ def connect(
         model: Name of the model.
         version: Version to use; None takes the newest that is ready on each server.
         spec: The spec, where the servers hide their configuration.
+        digest: Of the spec that is asked for, as a recipe names it; None takes any.
         options: How to talk to them.
 
     Returns:
@@ -66,7 +68,7 @@ def connect(
     options = options or ClientOptions()
     if not urls:
         raise ValueError("no URL to connect to")
-    wanted = WantedModel(model, version, spec)
+    wanted = WantedModel(model, version, spec, digest)
     arrivals = Arrivals(list(dict.fromkeys(address_of(url) for url in urls)), wanted, options)
     servers: list[ServerConnection] = []
     try:

@@ -1,7 +1,7 @@
 """What a server promises about a version of a model: its spec, checked against the server's own tensors."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +9,9 @@ import tenacity
 
 from ctseg.errors import SpecError
 from ctseg.model_spec import ModelSpec
+from ctseg.recipe import Recipe
 from ctseg.triton.client import TritonClient
-from ctseg.triton.configuration import REQUEST_OUTPUT, spec_parameter, spec_parameters
+from ctseg.triton.configuration import REQUEST_OUTPUT, recipe_parameter, spec_parameter, spec_parameters
 from ctseg.triton.errors import CANCELLED, DEADLINE, NOT_FOUND, UNAVAILABLE, CallError
 
 _FIRST_BACKOFF_S = 0.1
@@ -26,11 +27,27 @@ class WantedModel:
         name: Name of the model.
         version: Version to use; None takes the newest that is ready on each server.
         spec: The spec, where the servers hide their configuration; None takes each server's own.
+        digest: Of the spec that is asked for, whichever version has it; None takes any.
     """
 
     name: str
     version: int | None = None
     spec: ModelSpec | None = None
+    digest: str | None = None
+
+
+class RecipeServedError(SpecError):
+    """What a server has under a name is a recipe, not a model.
+
+    Attributes:
+        recipe: The recipe.
+        version: As the server numbers it.
+    """
+
+    def __init__(self, recipe: Recipe, version: int, source: str) -> None:
+        super().__init__(f"{source}: this is a recipe of several models, which has no patches of its own")
+        self.recipe = recipe
+        self.version = version
 
 
 @dataclass(frozen=True)
@@ -90,12 +107,29 @@ def choose_version(
     )
 
     def choose() -> ServedVersion:
-        version = wanted.version
-        if version is None:
-            version = max(ready_versions(client, wanted.name, answer_s[0]))
-        return served_version(client, wanted, version, answer_s[0])
+        if wanted.version is not None:
+            return served_version(client, wanted, wanted.version, answer_s[0])
+        versions = sorted(ready_versions(client, wanted.name, answer_s[0]), reverse=True)
+        if wanted.digest is None:
+            return served_version(client, wanted, versions[0], answer_s[0])
+        return _version_with_digest(client, wanted, versions, answer_s[0])
 
     return attempts(choose)
+
+
+def _version_with_digest(
+    client: TritonClient, wanted: WantedModel, versions: Sequence[int], timeout_s: float
+) -> ServedVersion:
+    found = []
+    for version in versions:
+        served = served_version(client, wanted, version, timeout_s)
+        if served.spec.digest == wanted.digest:
+            return served
+        found.append(f"{served.spec.digest[:12]} in version {version}")
+    raise SpecError(
+        f"{wanted.name} at {client.address}: expected a version with the spec {str(wanted.digest)[:12]}, found "
+        f"{', '.join(found)}: serve the model that the recipe was written for, or write the recipe again"
+    )
 
 
 def _is_stopping(client: TritonClient) -> bool:
@@ -131,13 +165,16 @@ def served_version(client: TritonClient, wanted: WantedModel, version: int, time
 
     Raises:
         CallError: The server does not answer, or has no such version.
-        SpecError: There is no spec, one that ctseg cannot run, or one that contradicts the server.
+        SpecError: There is no spec, or one that contradicts the server; ``RecipeServedError`` where it is a recipe.
     """
     metadata = client.ask("get_model_metadata", wanted.name, str(version), timeout_s=timeout_s)
     source = f"{wanted.name} version {version} at {client.address}"
     spec, batch_limit, instances = wanted.spec, None, 1
     if spec is None:
         config = client.ask("get_model_config", wanted.name, str(version), timeout_s=timeout_s).config
+        if recipe_parameter(version) in config.parameters:
+            text = config.parameters[recipe_parameter(version)].string_value
+            raise RecipeServedError(Recipe.from_json(text, source=source), version, source)
         spec = _spec_in(config, version, source)
         batch_limit = int(config.max_batch_size)
         instances = max(1, sum(group.count or 1 for group in config.instance_group))
