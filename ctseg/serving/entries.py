@@ -19,6 +19,7 @@ from ctseg.triton.configuration import (
     ModelConfig,
     config_from_text,
     recipe_parameter,
+    recipe_parameters,
     spec_parameter,
 )
 
@@ -143,13 +144,22 @@ def read_recipe(folder: Path, version: int | None = None) -> tuple[Recipe, int] 
 
 
 def list_entries(repository: Path) -> list[Entry]:
-    """Read and check every model of a repository, in order of their names.
+    """Read and check every model of a repository, in order of their names; recipes are left out.
 
     Raises:
         SetupError: No such folder, or nothing in it.
         SpecError: See :func:`read_entry`.
     """
-    return [read_entry(repository / name) for name in list_models(repository)]
+    return [read_entry(repository / name) for name in list_models(repository) if not is_recipe(repository / name)]
+
+
+def is_recipe(folder: Path) -> bool:
+    """Whether an entry, ``<repository>/<name>``, is a recipe and no model.
+
+    Raises:
+        SpecError: Its configuration cannot be read.
+    """
+    return bool(recipe_parameters(read_config(folder)))
 
 
 def list_models(repository: Path) -> list[str]:

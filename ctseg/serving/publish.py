@@ -42,7 +42,7 @@ InstanceKind = Literal["cpu", "gpu", "auto"]
 
 PYTHON_MODEL = Path(__file__).parent / "python_backend" / "model.py"
 _INSTANCE_KINDS: Mapping[Backend, InstanceKind] = {"tensorrt": "gpu", "onnxruntime": "auto"}
-_VERSIONS_SERVED = 2
+VERSIONS_SERVED = 2
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ def configuration(draft: EntryDraft, version: int, known: Entry | None) -> Any:
         config.platform = TENSORRT_PLATFORM
     else:
         config.backend = draft.backend
-    config.version_policy.latest.num_versions = _VERSIONS_SERVED
+    config.version_policy.latest.num_versions = VERSIONS_SERVED
     config.dynamic_batching.max_queue_delay_microseconds = draft.max_queue_delay_us
     kind = draft.instance_kind or _INSTANCE_KINDS.get(draft.backend, draft.device)
     config.instance_group.add(count=draft.instance_count, kind=f"KIND_{kind.upper()}")

@@ -20,7 +20,7 @@ from ctseg.serving.proof import random_patches
 from ctseg.serving.signals import signals_as_exit
 from ctseg.serving.threads import require_threads, threads_of_run
 from ctseg.triton import shared_memory
-from ctseg.triton.configuration import spec_parameters
+from ctseg.triton.configuration import recipe_parameters, spec_parameters
 from ctseg.triton.predictor import connect
 
 _log = logging.getLogger(__name__)
@@ -99,7 +99,10 @@ def run_server(repository: Path, options: ServerOptions, on_ready: Callable[[Run
 def _prove(server: RunningServer, repository: Path, options: ServerOptions) -> None:
     """Run each model that carries a spec once."""
     for name in server.models:
-        if not spec_parameters(read_config(repository / name)):
+        config = read_config(repository / name)
+        if recipe_parameters(config):
+            continue
+        if not spec_parameters(config):
             _log.warning("%s carries no spec: it is served, but was not tried", name)
             continue
         try:

@@ -61,6 +61,11 @@ def spec_parameters(config: Any) -> list[str]:
     return sorted(key for key in config.parameters if key.startswith(_SPEC_PREFIX))
 
 
+def recipe_parameters(config: Any) -> list[str]:
+    """Return the names of the parameters of a :data:`ModelConfig` that hold recipes, in order."""
+    return sorted(key for key in config.parameters if key.startswith(_RECIPE_PREFIX))
+
+
 def config_from_text(text: str, *, source: str) -> Any:
     """Parse a ``config.pbtxt``.
 

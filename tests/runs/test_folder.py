@@ -13,6 +13,7 @@ import pytest
 from ctseg.errors import InputError, OutputError, SetupError, SpecError
 from ctseg.files.cases import cases_of
 from ctseg.files.volume import read_volume
+from ctseg.predict.contract import contract_of
 from ctseg.predict.options import BatchOptions
 from ctseg.predict.segmenter import segment_volume
 from ctseg.runs import folder as folder_module
@@ -44,22 +45,22 @@ def _counted(cases: int, counts: list[int]) -> folder_module.Progress:
 
 
 def test_mirroring_inside_the_graph_cannot_be_switched_off() -> None:
-    spec = _spec_mirroring("graph")
+    contract = _contract_mirroring("graph")
     with pytest.raises(SetupError, match="toy mirrors inside its graph") as caught:
-        folder_module._check_mirroring(spec, BatchOptions(mirroring=False))
+        folder_module._check_mirroring(contract, BatchOptions(mirroring=False))
     assert "--" not in str(caught.value)
-    folder_module._check_mirroring(spec, BatchOptions(mirroring=True))
-    folder_module._check_mirroring(_spec_mirroring("client"), BatchOptions(mirroring=False))
+    folder_module._check_mirroring(contract, BatchOptions(mirroring=True))
+    folder_module._check_mirroring(_contract_mirroring("client"), BatchOptions(mirroring=False))
 
 
-def _spec_mirroring(where: str):
-    return toy_spec(mirror_axes=(0,), mirroring=where)
+def _contract_mirroring(where: str):
+    return contract_of(toy_spec(mirror_axes=(0,), mirroring=where))
 
 
 @pytest.fixture
 def scans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of one scan; no server may be started or asked."""
-    monkeypatch.setattr(folder_module, "opened", lambda _: pytest.fail("a server was started or asked"))
+    monkeypatch.setattr(folder_module, "opened_segmenter", lambda *_: pytest.fail("a server was started or asked"))
     (tmp_path / "in").mkdir()
     write_scan(tmp_path / "in" / "a.nii.gz")
     return tmp_path / "in"

@@ -1,0 +1,157 @@
+"""Recipes by their names: from a repository or a server's address to finished files, through a real server."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from ctseg.errors import SetupError, SpecError
+from ctseg.model_spec import ModelSpec
+from ctseg.predict.options import BatchOptions
+from ctseg.recipe import Recipe
+from ctseg.runs.folder import segment_folder
+from ctseg.runs.model import ServedModel
+from ctseg.serving.process import ServerOptions
+from ctseg.serving.recipe_entry import publish_recipe
+from ctseg.serving.server import embedded_server
+from ctseg.triton.predictor import connect
+from ctseg.triton.served_version import RecipeServedError
+from tests.support.toy_models import toy_spec, write_toy_entry
+
+NAMES = ("organs", "bones")
+UNION = {
+    "kind": "union",
+    "parts": [
+        {"step": {"kind": "model", "model": "organs"}, "values": {1: 300, 2: 2}},
+        {"step": {"kind": "model", "model": "bones"}, "values": {2: 7}},
+    ],
+    "labels": [{"name": "liver", "values": [300]}, {"name": "tumour", "values": [2]}, {"name": "bone", "values": [7]}],
+}
+
+
+def recipe_of(specs: Mapping[str, ModelSpec], step: Mapping[str, Any] = UNION) -> Recipe:
+    members = [{"model": name, "digest": spec.digest} for name, spec in specs.items()]
+    return Recipe.model_validate({"name": "together", "members": members, "step": step})
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """Two toy networks, and a recipe of both."""
+    root = tmp_path / "models"
+    publish_recipe(root, recipe_of({name: write_toy_entry(root, toy_spec(name)) for name in NAMES}))
+    return root
+
+
+@pytest.fixture
+def scans(tmp_path: Path) -> Path:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for case in range(3):
+        for channel in range(2):
+            voxels = np.random.default_rng([case, channel]).normal(0, 1, (14, 10, 9)).astype(np.float32)
+            nib.save(
+                nib.Nifti1Image(voxels, np.diag([1.0, 1.0, 3.0, 1.0])), folder / f"case{case}_{channel:04d}.nii.gz"
+            )
+    return folder
+
+
+def labels_in(folder: Path) -> dict[str, np.ndarray]:
+    return {path.name: np.asarray(nib.load(path).dataobj) for path in sorted(folder.glob("*.nii.gz"))}
+
+
+def check_run(out: Path, of_members: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    found = labels_in(out)
+    assert len(found) == 3
+    for name, labels in found.items():
+        expected = np.zeros(labels.shape, np.uint16)
+        for value, new in ((1, 300), (2, 2)):
+            expected[of_members["organs"][name] == value] = new
+        expected[of_members["bones"][name] == 2] = 7
+        assert labels.dtype == np.uint16
+        np.testing.assert_array_equal(labels, expected)
+        assert set(np.unique(labels)) == {0, 7, 300}  # the same network twice: bone is written over all of the tumour
+
+
+@pytest.mark.live
+def test_a_recipe_is_run_by_its_name_on_a_server_of_its_own_and_on_running_ones(
+    repository: Path, scans: Path, tmp_path: Path
+) -> None:
+    of_members = {}
+    for name in NAMES:
+        segment_folder(scans, tmp_path / name, ServedModel(name, repository=repository), BatchOptions())
+        of_members[name] = labels_in(tmp_path / name)
+
+    report = segment_folder(scans, tmp_path / "own", ServedModel("together", repository=repository), BatchOptions())
+    assert [case.status for case in report.cases] == ["ok"] * 3
+    assert all(set(case.volumes_ml) == {"liver", "tumour", "bone"} for case in report.cases)
+    check_run(tmp_path / "own", of_members)
+
+    with embedded_server(repository, options=ServerOptions(is_private=False)) as server:
+        model = ServedModel("together", urls=(server.url,))
+        segment_folder(scans, tmp_path / "served", model, BatchOptions())
+        with pytest.raises(RecipeServedError, match=r"together version 1 at .*: this is a recipe of several models"):
+            connect([server.url], "together")
+        again = segment_folder(scans, tmp_path / "served", model, BatchOptions(continue_prediction=True))
+    check_run(tmp_path / "served", of_members)
+    assert [case.status for case in again.cases] == ["skipped"] * 3
+
+
+@pytest.mark.live
+def test_a_recipes_entry_answers_requests_with_its_name(repository: Path) -> None:
+    from tritonclient.grpc import InferenceServerClient, InferInput
+    from tritonclient.utils import InferenceServerException
+
+    with embedded_server(repository, options=ServerOptions(is_private=False)) as server:
+        client = InferenceServerClient(server.url)
+        voxels = InferInput("voxels", [1, 2, 2, 2], "INT16")
+        voxels.set_data_from_numpy(np.zeros((1, 2, 2, 2), np.int16))
+        with pytest.raises(InferenceServerException, match="together is a recipe of several models: it takes no"):
+            client.infer("together", [voxels])
+        client.close()
+
+
+@pytest.mark.live
+def test_a_member_that_was_built_anew_is_refused_by_name(repository: Path, scans: Path, tmp_path: Path) -> None:
+    write_toy_entry(repository, toy_spec("bones", max_batch_size=3), version=2)
+    with embedded_server(repository, options=ServerOptions(is_private=False, prove=False)) as server:
+        model = ServedModel("together", urls=(server.url,))
+        segment_folder(scans, tmp_path / "both", model, BatchOptions())  # both versions are served
+    (repository / "bones" / "1").rename(tmp_path / "bones1")
+    for model in (ServedModel("together", repository=repository),):
+        with pytest.raises(SpecError, match="together: expected the member bones with the spec"):
+            segment_folder(scans, tmp_path / "out", model, BatchOptions())
+
+
+def test_a_recipe_is_written_once_and_as_a_new_version_when_it_changes(repository: Path) -> None:
+    specs = {name: toy_spec(name) for name in NAMES}
+    assert publish_recipe(repository, recipe_of(specs)) == 1
+    other = {**UNION, "parts": UNION["parts"][::-1]}
+    assert publish_recipe(repository, recipe_of(specs, other)) == 2
+    assert not list(repository.parent.glob(".ctseg-staging*"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"name": "organs2", "members": [{"model": "organs", "digest": "0" * 64}]}, "expected the member organs"),
+        ({"members": [{"model": "nowhere", "digest": "0" * 64}]}, "its member nowhere is not in"),
+        ({"name": "bones"}, "bones: .* is a model: take another name"),
+    ],
+)
+def test_a_recipe_that_cannot_be_run_there_is_refused(changes: Any, told: str, repository: Path) -> None:
+    member = {"model": "organs", "digest": toy_spec("organs").digest}
+    raw = {"name": "one", "members": [member], **changes}
+    raw["step"] = {"kind": "model", "model": raw["members"][0]["model"]}
+    with pytest.raises(SpecError, match=told):
+        publish_recipe(repository, Recipe.model_validate(raw))
+
+
+def test_a_member_that_is_missing_is_told_before_a_server_is_started(
+    repository: Path, scans: Path, tmp_path: Path
+) -> None:
+    (repository / "bones").rename(tmp_path / "bones")
+    with pytest.raises(SetupError, match="together: its member bones is not in"):
+        segment_folder(scans, tmp_path / "out", ServedModel("together", repository=repository), BatchOptions())
