@@ -83,6 +83,10 @@ def _add_segmentation(predict: Parser) -> None:
     how.add_argument(
         "-step_size", dest="tile_step_size", type=float, default=0.5, help="step between windows, of the patch (0.5)"
     )
+    how.add_argument(
+        "-prev_stage_predictions", "--prev_stage_predictions", type=Path, metavar="DIR",
+        help="label maps of a cascade's first stage, taken as given, for its second stage by itself",
+    )  # fmt: skip
     how.add_argument("--disable_tta", action="store_true", help="no mirroring: faster, a little less accurate")
     how.add_argument("--save_probabilities", action="store_true", help="write <case>.npz beside each label map")
     how.add_argument(
@@ -149,6 +153,7 @@ def _run(args: argparse.Namespace) -> int:
             memory_bytes=args.memory_bytes,
             part=_part(args),
             recursive=args.recursive,
+            prev_stage_predictions=args.prev_stage_predictions,
         )
         model = _model(args)
     report = _runner(args)(

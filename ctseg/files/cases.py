@@ -4,7 +4,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +24,37 @@ class Case:
         name: Of the case and of its label map, without the ending.
         channels: Where each channel lies, in order; all that was found, if there is a problem.
         problem: Why the case cannot be segmented; None: it can.
+        previous: The label map of the previous stage of a cascade, where it is given.
     """
 
     name: str
     channels: tuple[ChannelFiles, ...]
     problem: str | None = None
+    previous: Path | None = None
 
     @property
     def paths(self) -> tuple[Path, ...]:
         """Every file of the case."""
-        return tuple(path for channel in self.channels for path in channel.paths)
+        of_scan = tuple(path for channel in self.channels for path in channel.paths)
+        return of_scan if self.previous is None else (*of_scan, self.previous)
+
+
+def with_previous_stage(cases: Sequence[Case], folder: Path, file_ending: str) -> list[Case]:
+    """Return cases with the label maps of a cascade's previous stage, which have the cases' names.
+
+    Args:
+        cases: The cases; one without such a label map gets a problem.
+        folder: Of the label maps.
+        file_ending: Of their names.
+    """
+    return [_with_previous(case, folder / f"{case.name}{file_ending}") for case in cases]
+
+
+def _with_previous(case: Case, path: Path) -> Case:
+    if case.problem is None and not path.is_file():
+        problem = f"case {case.name}: expected a label map of the previous stage, {path}, found none"
+        return replace(case, problem=problem)
+    return replace(case, previous=path)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any, get_args
 import numpy as np
 import numpy.typing as npt
 
-from ctseg.arrays import Affine, Spacing
+from ctseg.arrays import Affine, LabelMap, Spacing
 from ctseg.compiled.parallel import run_parallel
 from ctseg.errors import InputError, OutputError
 from ctseg.files.atomic import replacing
@@ -22,6 +22,7 @@ SAME_GRID_TOLERANCE_MM = 0.05
 """Furthest that two channels' voxels may lie apart: the rounding of headers, not a shift of the patient."""
 
 _READERS = get_args(Reader)
+_MAX_LABEL = 2**16 - 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,6 +128,39 @@ def read_volume(channels: Sequence[Path | ChannelFiles], reader: str) -> Volume:
         return Volume(_stacked([first, *others]), first.spacing_mm, first.geometry, first.grid)
     except _NotFiniteError as error:
         raise InputError(f"{files[error.channel].name}: {error.problem}") from error
+
+
+def read_label_map(path: Path, reader: str, scan: Volume) -> LabelMap:
+    """Read a label map that belongs to a scan.
+
+    Args:
+        path: The file.
+        reader: By which the scan was read.
+        scan: The scan, on whose grid it has to lie.
+
+    Returns:
+        (z, y, x) on the axes of the scan.
+
+    Raises:
+        InputError: The file cannot be read, lies on another grid, or has values that are no labels.
+        SetupError: It needs SimpleITK, which is not installed.
+    """
+    labels = read_volume([path], reader)
+    found = labels.geometry
+    what = f"{path.name}: expected labels on the grid of the scan, found"
+    if found.shape != scan.geometry.shape:
+        raise InputError(f"{what} {found.shape} voxels (z, y, x) instead of {scan.geometry.shape}")
+    if (away_mm := found.distance_mm(scan.geometry)) > SAME_GRID_TOLERANCE_MM:
+        raise InputError(f"{what} voxels up to {away_mm:.3g} mm away from its own")
+    values = labels.voxels[0]
+    lowest, highest = values.min(), values.max()
+    if lowest < 0 or highest > _MAX_LABEL or (values.dtype.kind == "f" and not np.array_equal(values, np.rint(values))):
+        raise InputError(
+            f"{path.name}: expected whole numbers from 0 to {_MAX_LABEL}, found values from {lowest} to {highest}: is "
+            "this a label map?"
+        )
+    read: LabelMap = values.astype(np.uint8 if highest <= 255 else np.uint16)
+    return read
 
 
 def read_volume_header(channels: Sequence[Path | ChannelFiles], reader: str) -> VolumeHeader:

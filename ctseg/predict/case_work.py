@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from ctseg.arrays import LabelMap
 from ctseg.compiled.parallel import run_parallel
 from ctseg.errors import CtsegError, InputError, OutputError, ServerAwayError, ServerError
 from ctseg.files.atomic import longest_name
@@ -19,7 +20,7 @@ from ctseg.files.cases import Case
 from ctseg.files.formats import with_companions
 from ctseg.files.identity import KnownFile, known, printable, stamp_of
 from ctseg.files.probabilities import ProbabilityFile
-from ctseg.files.volume import Volume, read_volume, read_volume_header, write_label_map
+from ctseg.files.volume import Volume, read_label_map, read_volume, read_volume_header, write_label_map
 from ctseg.model_spec import Reader
 from ctseg.predict.claims import Claim, ClaimLostError
 from ctseg.predict.ledger import Ledger, Staged
@@ -268,8 +269,9 @@ class CaseWork:
             if self.stopped.is_set() or self.went_away.is_set():
                 raise CancelledError
             with clock.stage("read"):
-                volume, inputs = _read(case, contract.reader)
-            result = self._segmenter.segment(volume, CaseContext(index, clock, probabilities))
+                volume, previous, inputs = _read(case, contract.reader)
+            result = self._segmenter.segment(volume, CaseContext(index, clock, probabilities, previous))
+            del previous
             with clock.stage("write"):
                 write_label_map(label_path, result.labels, volume)
                 if probabilities is not None:
@@ -279,6 +281,7 @@ class CaseWork:
             case=printable(case.name), status="ok", made_by=self._made_by, inputs=inputs,
             volumes_ml=_volumes_ml(result.labels, contract.labels, volume.geometry.spacing_mm), seconds=clock.seconds,
             windows=result.windows, bytes_sent=result.bytes_sent, bytes_received=result.bytes_received,
+            warnings=result.warnings,
         ), files)  # fmt: skip
 
     def _blank(self, case: Case) -> Outcome:
@@ -306,13 +309,14 @@ def _memory_for(
         yield
 
 
-def _read(case: Case, reader: Reader) -> tuple[Volume, tuple[KnownFile, ...]]:
-    """Read a scan, and say which bytes it was read from."""
+def _read(case: Case, reader: Reader) -> tuple[Volume, LabelMap | None, tuple[KnownFile, ...]]:
+    """Read a scan, and the labels of a previous stage where they are given, and say which bytes were read."""
     with _cannot_be_read_is_an_input_error():
         stamps = {path: stamp_of(path) for path in with_companions(case.paths)}
     volume = read_volume(case.channels, reader)
+    previous = None if case.previous is None else read_label_map(case.previous, reader, volume)
     with _cannot_be_read_is_an_input_error():
-        return volume, tuple(known(path, since=stamp) for path, stamp in stamps.items())
+        return volume, previous, tuple(known(path, since=stamp) for path, stamp in stamps.items())
 
 
 def _as_output_error(error: OutputError | OSError) -> OutputError:

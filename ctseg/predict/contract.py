@@ -18,6 +18,8 @@ class ScanContract:
         file_ending: Of label maps.
         labels: For each foreground label or region, the values in the label map that belong to it.
         parity: Whether it is proven to give the labels of its checkpoints: the state that the parity gate wrote.
+        has_probabilities: Whether there are any to write: labels that several models contribute have none.
+        previous_stage: Name of the model whose labels it has to be given; empty: it needs none.
         mirrors_in_graph: Whether test-time mirroring happens inside a network, where no client can leave it out.
     """
 
@@ -29,6 +31,8 @@ class ScanContract:
     labels: Mapping[str, tuple[int, ...]]
     parity: str
     mirrors_in_graph: bool
+    has_probabilities: bool = True
+    previous_stage: str = ""
 
 
 def contract_of(spec: ModelSpec) -> ScanContract:
@@ -42,4 +46,5 @@ def contract_of(spec: ModelSpec) -> ScanContract:
         labels=spec.named_values,
         parity=spec.parity.state,
         mirrors_in_graph=spec.mirroring == "graph",
+        previous_stage=spec.previous_stage.model if spec.previous_stage else "",
     )

@@ -107,7 +107,8 @@ def estimate_memory(
         at_the_end,
         labels + (2 * labels + _COMPONENTS * prod(grids.shape) if spec.postprocessing else 0),
     )
-    peak_bytes = _SMALL + max(header.reading_bytes, header.voxel_bytes + max(stages))
+    previous = _previous(grids) if spec.previous_stage else 0
+    peak_bytes = _SMALL + max(header.reading_bytes, header.voxel_bytes + previous + max(stages))
     return MemoryEstimate(peak_bytes, grids.network_shape, grids.network_spacing_mm)
 
 
@@ -127,7 +128,7 @@ def network_run_bytes(header: VolumeHeader, spec: ModelSpec, load: WindowLoad) -
         InputError: The scan would have no voxel at the network's spacing.
     """
     grids = _Grids.of(header, spec)
-    previous = _PREVIOUS * prod(grids.network_shape) if spec.previous_stage else 0
+    previous = _previous(grids) if spec.previous_stage else 0
     return prepared_bytes(header, spec) + previous + _blending(grids, spec) + _on_their_way(grids, spec, load)
 
 
@@ -156,6 +157,11 @@ class _Grids:
         shape, spacing_mm = (sides[z], sides[y], sides[x]), (spacings[z], spacings[y], spacings[x])
         network_shape = network_shape_of(shape, spacing_mm, spec)
         return cls(shape, spacing_mm, network_shape, spec.spacing_of_network(spacing_mm))
+
+
+def _previous(grids: _Grids) -> int:
+    """Return what the previous stage's labels take: as they are, and while they are cut and resampled."""
+    return _PREVIOUS * (2 * prod(grids.shape) + prod(grids.network_shape)) + prod(grids.shape)
 
 
 def _preparing(header: VolumeHeader, grids: _Grids, channel: Channel, spec: ModelSpec) -> int:

@@ -72,7 +72,7 @@ class _Estimator:
             case ModelStep():
                 return self.alone(step.model).peak_bytes
             case CascadeStep():
-                return max(self.alone(step.previous).peak_bytes, self.alone(step.model).peak_bytes + 2 * self.labels)
+                return max(self.alone(step.previous).peak_bytes, self.alone(step.model).peak_bytes)
             case EnsembleStep():
                 return self._ensemble(step)
             case CropStep():
@@ -93,13 +93,12 @@ class _Estimator:
         largest = max(range(len(names)), key=peaks.__getitem__)
         first = max(self.peak(member) for member in step.members)
         others = sum(part for index, part in enumerate(parts) if index != largest)
-        cascades = sum(self.labels for member in step.members if isinstance(member, CascadeStep))
         spec = self.specs[names[0]]
         sides = self.header.geometry.shape
         mean = 4 * spec.num_heads * prod(sides)
         if self._has_common_planes(names):
             mean //= min(sides)  # a plane at a time
-        return max(first, peaks[largest] + others + cascades + mean)
+        return max(first, peaks[largest] + others + mean)
 
     def _has_common_planes(self, names: Sequence[str]) -> bool:
         specs = [self.specs[name] for name in names]

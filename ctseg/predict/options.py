@@ -1,6 +1,7 @@
 """How a folder of cases is segmented."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from threading import TIMEOUT_MAX
 
 from ctseg.predict.parts import Part
@@ -26,6 +27,7 @@ class BatchOptions:
             together, and all of it alone.
         part: Which cases of the list are done; all by default.
         recursive: Whether scans in sub-folders count, see :func:`ctseg.files.cases.find_cases`.
+        prev_stage_predictions: Folder of the first stage's label maps, for the second stage of a cascade by itself.
 
     Raises:
         ValueError: A number is out of its range.
@@ -40,6 +42,7 @@ class BatchOptions:
     memory_bytes: int | None = None
     part: Part = Part()  # noqa: RUF009 (frozen)
     recursive: bool = False
+    prev_stage_predictions: Path | None = None
 
     def __post_init__(self) -> None:
         if not SMALLEST_TILE_STEP_SIZE <= self.tile_step_size <= 1:

@@ -13,7 +13,7 @@ from ctseg.predict.predictor import Identity, PatchPredictor
 from ctseg.predict.recipe_run import RecipeRun
 from ctseg.predict.segment import CaseContext, Scan, Segmentation, WindowOptions
 from ctseg.predict.segmenter import window_load
-from ctseg.recipe import Recipe
+from ctseg.recipe import CropStep, Recipe, UnionStep
 
 
 class RecipeSegmenter:
@@ -111,4 +111,5 @@ def contract_of_recipe(recipe: Recipe, specs: Mapping[str, ModelSpec]) -> ScanCo
         labels=recipe.labels(specs),
         parity=next(state for state in ("unproven", "untested", "proven") if state in states),
         mirrors_in_graph=any(spec.mirroring == "graph" for spec in specs.values()),
+        has_probabilities=not isinstance(recipe.step, CropStep | UnionStep),
     )

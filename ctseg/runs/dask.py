@@ -90,6 +90,8 @@ def segment_folder_on_dask(
         raise missing_package("Dask's distributed", needed_for="a run on a Dask cluster", extra="dask") from error
 
     output = output.absolute()
+    if options.prev_stage_predictions is not None:
+        options = replace(options, prev_stage_predictions=options.prev_stage_predictions.absolute())
     scans = scans_for(input_path.absolute(), output, options)
     connected = _connected(scheduler) if isinstance(scheduler, DaskScheduler) else nullcontext(scheduler)
     with signals_as_exit(), connected as client:

@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from ctseg.errors import ServerAwayError, ServerUnavailableError, SetupError
-from ctseg.files.cases import Case, cases_of
+from ctseg.files.cases import Case, cases_of, with_previous_stage
 from ctseg.files.folders import require_writable
 from ctseg.files.scans import FoundScans, find_scans
 from ctseg.predict.contract import ScanContract
@@ -98,7 +98,10 @@ def cases_for(scans: FoundScans, contract: ScanContract, output: Path, options: 
 
 def _checked_cases(scans: FoundScans, contract: ScanContract, output: Path, options: BatchOptions) -> list[Case]:
     _check_mirroring(contract, options)
+    _check_outputs(contract, options)
     cases = cases_of(scans, len(contract.channels))
+    if (folder := _previous_stage(contract, options)) is not None:
+        cases = with_previous_stage(cases, folder, contract.file_ending)
     check_can_be_written(cases, contract, output)
     return cases
 
@@ -117,6 +120,35 @@ def _opened_for(output: Path, model: ServedModel, options: BatchOptions) -> Iter
                 settings=error.settings,
             ) from error
         yield segmenter
+
+
+def _check_outputs(contract: ScanContract, options: BatchOptions) -> None:
+    if options.save_probabilities and not contract.has_probabilities:
+        raise SetupError(
+            f"{contract.name} has no probabilities to write: its labels are those of several models",
+            settings=("save_probabilities",),
+        )
+
+
+def _previous_stage(contract: ScanContract, options: BatchOptions) -> Path | None:
+    """Return the folder of the previous stage's label maps, for a model that needs them."""
+    folder = options.prev_stage_predictions
+    if not contract.previous_stage:
+        if folder is not None:
+            raise SetupError(
+                f"{contract.name} takes no label maps of a previous stage: it is not the second stage of a cascade",
+                settings=("prev_stage_predictions",),
+            )
+        return None
+    if folder is None:
+        raise SetupError(
+            f"{contract.name} is the second stage of a cascade and needs the label maps of {contract.previous_stage}: "
+            "use the recipe of both, or name the folder with the first stage's label maps",
+            settings=("model", "prev_stage_predictions"),
+        )
+    if not folder.is_dir():
+        raise SetupError(f"{folder}: no such folder of label maps", settings=("prev_stage_predictions",))
+    return folder
 
 
 def _check_mirroring(contract: ScanContract, options: BatchOptions) -> None:
