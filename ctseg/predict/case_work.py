@@ -1,37 +1,25 @@
 """One case of a folder run: found done, or claimed, segmented, and put in place; its outcome written."""
 
 import logging
-import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import CancelledError
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from enum import Enum
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
-from ctseg.arrays import LabelMap
-from ctseg.compiled.parallel import run_parallel
-from ctseg.errors import CtsegError, InputError, OutputError, ServerAwayError, ServerError
-from ctseg.files.atomic import longest_name
+from ctseg.errors import CtsegError, OutputError, ServerAwayError, ServerError
 from ctseg.files.cases import Case
-from ctseg.files.formats import with_companions
-from ctseg.files.identity import KnownFile, known, printable, stamp_of
-from ctseg.files.probabilities import ProbabilityFile
-from ctseg.files.volume import Volume, read_label_map, read_volume, read_volume_header, write_label_map
-from ctseg.model_spec import Reader
+from ctseg.files.identity import printable
 from ctseg.predict.claims import Claim, ClaimLostError
 from ctseg.predict.ledger import Ledger, Staged
 from ctseg.predict.left import Reason
 from ctseg.predict.memory import MemoryBudget
 from ctseg.predict.options import BatchOptions
-from ctseg.predict.outcomes import CaseError, MadeBy, Options, Outcome, error_of
+from ctseg.predict.outcomes import CaseError, MadeBy, MadeByMember, Options, Outcome, error_of
 from ctseg.predict.presence import Presence
-from ctseg.predict.progress import Progress, StageClock
-from ctseg.predict.segment import CaseContext
+from ctseg.predict.progress import Progress
 from ctseg.predict.segmenter import CaseSegmenter
+from ctseg.predict.staged_case import CaseStager
 
 logger = logging.getLogger(__name__)
 
@@ -75,11 +63,10 @@ class CaseWork:
         self.ledger = Ledger(output, presence, overwrite=options.overwrite)
         self.ended: dict[str, Outcome] = {}
         self._segmenter = segmenter
-        self._scratch = presence.folder
         self._options = options
-        self._budget = budget
         self._progress = progress
         self._made_by = _made_by(segmenter, presence.run, options, list_digest)
+        self._stager = CaseStager(segmenter, presence.folder, options, budget, progress, self._made_by)
         self._disk_away = False
         self._put_off: set[str] = set()
         self._unwritten: dict[str, tuple[Case, Outcome]] = {}
@@ -166,7 +153,7 @@ class CaseWork:
         try:
             theirs = self.ledger.ended_since(case.name)
             if theirs is None:
-                self.ledger.put(claim, Staged(outcome), stale=self._names(case))
+                self.ledger.put(claim, Staged(outcome), stale=self._stager.names(case))
             else:
                 self.ended[case.name] = theirs
         finally:
@@ -198,7 +185,7 @@ class CaseWork:
         """Return the outcome of a case that was done when this run began, and need not be done again."""
         if not self._options.continue_prediction:
             return None
-        if (outcome := self.ledger.done_before(case, self._wanted(case), self._made_by)) is None:
+        if (outcome := self.ledger.done_before(case, self._stager.wanted(case), self._made_by)) is None:
             return None
         self.ledger.claims.forget(case.name)
         return outcome.model_copy(update={"status": "skipped"})
@@ -209,19 +196,16 @@ class CaseWork:
         Returns:
             None where the run was stopped or the server went away: what fails then is no failure of the case.
         """
-        names = self._names(case)
-        scratch = [self._scratch / name for name in names]
+        names = self._stager.names(case)
         try:
-            if foreign := self.ledger.foreign(claim, self._wanted(case)):
+            if foreign := self.ledger.foreign(claim, self._stager.wanted(case)):
                 return self.ledger.put(claim, Staged(self.ledger.kept(case, self._blank(case), foreign)), stale=())
             staged = self._try(case, index) if failed is None else Staged(self._failed(case, failed))
             if staged is None or self.stopped.is_set():
                 return None
             return self.ledger.put(claim, staged, stale=names)
         finally:
-            for path in scratch:
-                with suppress(OSError):
-                    path.unlink(missing_ok=True)
+            self._stager.clear(case)
 
     def _try(self, case: Case, index: int) -> Staged | None:
         """Segment a case into the run's own folder; whatever goes wrong, the outcome names it.
@@ -233,7 +217,7 @@ class CaseWork:
             OutputError: It could not be written.
         """
         try:
-            return self._segment(case, index)
+            return self._stager.stage(case, index, self._is_over)
         except OutputError:
             raise
         except Exception as error:
@@ -244,6 +228,9 @@ class CaseWork:
             logger.debug("%s failed", printable(case.name), exc_info=not isinstance(error, CtsegError))
             return Staged(self._failed(case, error))
 
+    def _is_over(self) -> bool:
+        return self.stopped.is_set() or self.went_away.is_set()
+
     def _give_up(self, error: ServerAwayError) -> None:
         """End what waits for the server, and let no case begin."""
         with self._lock:
@@ -253,70 +240,11 @@ class CaseWork:
         logger.error("%s: %s", type(error).__name__, error)
         self._segmenter.abort()
 
-    def _segment(self, case: Case, index: int) -> Staged:
-        """Read, segment and write one case into the run's own folder, once there is memory for it."""
-        if case.problem is not None:
-            raise InputError(case.problem)
-        _check_lengths(self._wanted(case), self._scratch)
-        contract, saves_probabilities = self._segmenter.contract, self._options.save_probabilities
-        clock = StageClock(case.name, self._progress)
-        label_path, probabilities_path = (self._scratch / name for name in self._names(case))
-        files = {label_path.name: label_path}
-        with (
-            _memory_for(case, self._segmenter, self._budget, clock, saves_probabilities=saves_probabilities),
-            _probability_file(probabilities_path, wanted=saves_probabilities) as probabilities,
-        ):
-            if self.stopped.is_set() or self.went_away.is_set():
-                raise CancelledError
-            with clock.stage("read"):
-                volume, previous, inputs = _read(case, contract.reader)
-            result = self._segmenter.segment(volume, CaseContext(index, clock, probabilities, previous))
-            del previous
-            with clock.stage("write"):
-                write_label_map(label_path, result.labels, volume)
-                if probabilities is not None:
-                    probabilities.commit()
-                    files[probabilities_path.name] = probabilities_path
-        return Staged(Outcome(
-            case=printable(case.name), status="ok", made_by=self._made_by, inputs=inputs,
-            volumes_ml=_volumes_ml(result.labels, contract.labels, volume.geometry.spacing_mm), seconds=clock.seconds,
-            windows=result.windows, bytes_sent=result.bytes_sent, bytes_received=result.bytes_received,
-            warnings=result.warnings,
-        ), files)  # fmt: skip
-
     def _blank(self, case: Case) -> Outcome:
         return Outcome(case=printable(case.name), status="failed", made_by=self._made_by)
 
     def _failed(self, case: Case, error: BaseException) -> Outcome:
         return self._blank(case).model_copy(update={"error": _told_of(case, error)})
-
-    def _wanted(self, case: Case) -> tuple[str, ...]:
-        return self._names(case)[: 2 if self._options.save_probabilities else 1]
-
-    def _names(self, case: Case) -> tuple[str, str]:
-        return f"{case.name}{self._segmenter.contract.file_ending}", f"{case.name}.npz"
-
-
-@contextmanager
-def _memory_for(
-    case: Case, segmenter: CaseSegmenter, budget: MemoryBudget, clock: StageClock, *, saves_probabilities: bool
-) -> Iterator[None]:
-    """Wait until the memory is there that a case will take by its headers, and hold it meanwhile."""
-    with clock.stage("read"):
-        header = read_volume_header(case.channels, segmenter.contract.reader)
-    estimate = segmenter.estimate(header, saves_probabilities=saves_probabilities)
-    with budget.reserved(estimate, printable(case.name)):
-        yield
-
-
-def _read(case: Case, reader: Reader) -> tuple[Volume, LabelMap | None, tuple[KnownFile, ...]]:
-    """Read a scan, and the labels of a previous stage where they are given, and say which bytes were read."""
-    with _cannot_be_read_is_an_input_error():
-        stamps = {path: stamp_of(path) for path in with_companions(case.paths)}
-    volume = read_volume(case.channels, reader)
-    previous = None if case.previous is None else read_label_map(case.previous, reader, volume)
-    with _cannot_be_read_is_an_input_error():
-        return volume, previous, tuple(known(path, since=stamp) for path, stamp in stamps.items())
 
 
 def _as_output_error(error: OutputError | OSError) -> OutputError:
@@ -337,38 +265,6 @@ def _told_of(case: Case, error: BaseException) -> CaseError:
     return CaseError(type=told.type, message=prefix + told.message, settings=told.settings)
 
 
-@contextmanager
-def _probability_file(path: Path, *, wanted: bool) -> Iterator[ProbabilityFile | None]:
-    """Give the file for a case's probabilities, if they are wanted; what is not finished is removed."""
-    if not wanted:
-        yield None
-        return
-    file = ProbabilityFile(path)
-    try:
-        yield file
-    finally:
-        file.close()
-
-
-def _check_lengths(names: Iterable[str], folder: Path) -> None:
-    """Refuse names that the file system of a folder does not take."""
-    longest = longest_name(folder)
-    for name in names:
-        if (size := len(os.fsencode(name))) > longest:
-            raise InputError(
-                f"its {Path(name).suffix} file would have a name of {size} bytes, and the output folder takes {longest}"
-                ": give the scan a shorter name"
-            )
-
-
-@contextmanager
-def _cannot_be_read_is_an_input_error() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"{error.filename}: cannot be read: {error.strerror or error}") from error
-
-
 def _made_by(segmenter: CaseSegmenter, run: str, options: BatchOptions, list_digest: str | None) -> MadeBy:
     identity = segmenter.identity
     return MadeBy(
@@ -379,25 +275,11 @@ def _made_by(segmenter: CaseSegmenter, run: str, options: BatchOptions, list_dig
         parity=segmenter.contract.parity,
         servers=tuple(identity.servers),
         transport=identity.transport,
+        members=tuple(
+            MadeByMember(model=member.model, model_version=str(member.version), spec_digest=member.digest)
+            for member in identity.members
+        ),
         options=Options(tile_step_size=options.tile_step_size, mirroring=options.mirroring),
         part=None if options.part.num_parts == 1 else str(options.part),
         list_digest=list_digest,
     )
-
-
-def _volumes_ml(
-    labels: npt.NDArray[np.unsignedinteger],
-    named_values: Mapping[str, tuple[int, ...]],
-    spacing_mm: tuple[float, float, float],
-) -> Mapping[str, float]:
-    """Return the volume of each label by its name; regions hold their parts."""
-    highest = max(value for values in named_values.values() for value in values)
-    counts = np.zeros((len(labels), highest + 1), np.int64)
-
-    def count(first: int, last: int) -> None:
-        for z in range(first, last):
-            counts[z] = np.bincount(labels[z].ravel(), minlength=highest + 1)[: highest + 1]
-
-    run_parallel(count, len(labels))
-    voxels, voxel_ml = counts.sum(axis=0), float(np.prod(spacing_mm)) / 1000
-    return {name: round(int(voxels[list(values)].sum()) * voxel_ml, 3) for name, values in named_values.items()}

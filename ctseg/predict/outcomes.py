@@ -79,11 +79,21 @@ class Options(Document):
     mirroring: bool
 
 
+class MadeByMember(Document):
+    """A model of a recipe, as it was served."""
+
+    model: str
+    model_version: str
+    spec_digest: str
+
+
 class MadeBy(Document):
     """Which model, on which servers, with which options; and the run that asked them.
 
     Attributes:
         run: Name of the run, unique.
+        spec_digest: Of the model's spec, or of the recipe.
+        members: Models of the recipe, in its order; none for a model.
         part: ``I/N`` where the run did one part of its input.
         list_digest: Of the names of all cases of the whole input; tells parts that saw different lists.
     """
@@ -95,6 +105,7 @@ class MadeBy(Document):
     parity: str = "untested"
     servers: tuple[str, ...] = ()
     transport: str = "grpc"
+    members: tuple[MadeByMember, ...] = ()
     options: Options
     part: str | None = None
     list_digest: str | None = None

@@ -207,17 +207,17 @@ def test_a_name_that_is_no_utf8_is_remembered(scans: Path, out: Path) -> None:
 def test_a_scan_that_is_written_to_while_it_is_read_fails_by_name(
     scans: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ctseg.predict import case_work
+    from ctseg.predict import staged_case
 
     write_scan(scans / "a.nii.gz")
-    real = case_work.read_volume
+    real = staged_case.read_volume
 
     def read_and_write(channels, reader):
         volume = real(channels, reader)
         write_scan(scans / "a.nii.gz", seed=9)
         return volume
 
-    monkeypatch.setattr(case_work, "read_volume", read_and_write)
+    monkeypatch.setattr(staged_case, "read_volume", read_and_write)
     assert run(scans, out) == {"a": "failed"}
     message = Report.model_validate_json((out / "report.json").read_bytes()).cases[0].error.message
     assert "was written to while it was read" in message
