@@ -9,7 +9,7 @@ from ctseg.errors import InputError, OutputError
 from ctseg.files.formats import WRITE_ENDINGS
 from ctseg.files.geometry import Geometry
 from ctseg.files.grid import FileGrid
-from ctseg.files.volume import Volume, read_volume, volume_from_array, write_label_map
+from ctseg.files.volume import Volume, read_label_map, read_volume, volume_from_array, write_label_map
 from tests.support.scan_files import (
     OBLIQUE,
     PERMUTED,
@@ -191,3 +191,39 @@ def test_written_file_has_the_rights_of_any_new_file(tmp_path):
     write_label_map(tmp_path / "a.nii.gz", landmarks((3, 4, 5)), volume)
     (tmp_path / "b").touch()
     assert (tmp_path / "a.nii.gz").stat().st_mode == (tmp_path / "b").stat().st_mode
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_label_map_is_read_onto_the_axes_of_its_scan(reader, tmp_path):
+    scan = read_volume([write_raw_nifti(tmp_path / "scan.nii.gz", phantom(np.int16), TURNED_FAR, TURNED_FAR)], reader)
+    labels = (7 * np.arange(scan.voxels[0].size)).reshape(scan.voxels[0].shape).astype(np.uint16)
+    for ending in (".nii.gz", ".mha"):
+        path = tmp_path / f"labels{ending}"
+        write_label_map(path, labels, scan)
+        found = read_label_map(path, reader, scan)
+        assert found.dtype == np.uint16
+        np.testing.assert_array_equal(found, labels)
+    as_floats = write_raw_nifti(
+        tmp_path / "floats.nii.gz", scan.on_file_axes(labels % 7).T.astype(np.float32), TURNED_FAR, TURNED_FAR
+    )
+    found = read_label_map(as_floats, reader, scan)
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, labels % 7)
+
+
+def test_what_is_no_label_map_of_the_scan_is_refused(tmp_path):
+    voxels = np.zeros(SHAPE_XYZ, np.int16)
+    scan = read_volume([write_raw_nifti(tmp_path / "scan.nii.gz", voxels, OBLIQUE)], "SimpleITKIO")
+    shifted = OBLIQUE.copy()
+    shifted[0, 3] += 1.0
+    for name, wrong, affine, told in (
+        ("shape", np.zeros((*SHAPE_XYZ[:2], SHAPE_XYZ[2] + 1), np.int16), OBLIQUE, "voxels (z, y, x) instead of"),
+        ("place", voxels, shifted, "voxels up to 1 mm away from its own"),
+        ("negative", voxels - 1, OBLIQUE, "whole numbers from 0 to 65535, found values from -1 to -1"),
+        ("half", voxels + np.float32(0.5), OBLIQUE, "found values from 0.5 to 0.5: is this a label map?"),
+    ):
+        path = write_raw_nifti(tmp_path / f"{name}.nii.gz", wrong, affine)
+        with pytest.raises(InputError) as caught:
+            read_label_map(path, "SimpleITKIO", scan)
+        assert str(caught.value).startswith(f"{name}.nii.gz: expected ")
+        assert told in str(caught.value)
