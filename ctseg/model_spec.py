@@ -130,6 +130,7 @@ class PreviousStage(Document):
     Attributes:
         model: Name of the first stage in the Triton repository.
         digest: Of its spec.
+        network_sha256: Of its network, whatever precision it is built in.
         labels: Values that become a channel each, 1 where the label map has the value and 0 elsewhere, in this order
             after the images' channels.
         resampling: From the grid of the scan to that of the second stage.
@@ -137,6 +138,7 @@ class PreviousStage(Document):
 
     model: str = Field(pattern=MODEL_NAME_PATTERN, max_length=128)
     digest: str = Field(pattern=r"^[0-9a-f]{64}$")
+    network_sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
     labels: tuple[int, ...] = Field(min_length=1)
     resampling: SegResampling
 

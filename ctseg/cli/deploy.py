@@ -2,7 +2,7 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ctseg.cli.parser import Parser, flags_worded
 
@@ -87,17 +87,18 @@ def _run_export(args: argparse.Namespace) -> int:
     require_extra()
     from ctseg.deploy.export import ExportOptions, export_model
     from ctseg.deploy.parity_cases import prepare_scans, preprocessed_cases
-    from ctseg.deploy.trained_model import load_trained_model
+    from ctseg.deploy.recipe_bundle import RECIPE_PARITY_NAME
+    from ctseg.deploy.recipe_export import export_recipe
+    from ctseg.deploy.trained_recipe import load_trained_recipe
     from ctseg.nnunet.folds import parse_folds
 
-    path, choice, postprocessing, folds = _chosen(args)
+    chosen = _chosen(args)
     checkpoint = {"final": "checkpoint_final.pth", "best": "checkpoint_best.pth"}.get(args.checkpoint, args.checkpoint)
-    model = load_trained_model(
-        path,
-        choice,
-        folds=parse_folds(args.folds) if args.folds else folds,
+    trained = load_trained_recipe(
+        chosen.members,
+        folds=parse_folds(args.folds) if args.folds else chosen.folds,
         checkpoint=checkpoint,
-        postprocessing=postprocessing,
+        postprocessing=chosen.postprocessing,
         trust=args.trust_checkpoint,
     )
     options = ExportOptions(
@@ -109,6 +110,14 @@ def _run_export(args: argparse.Namespace) -> int:
         max_batch_size=args.max_batch_size,
         accept_unproven=args.accept_unproven,
     )
+    if not trained.is_single:
+        recipe = export_recipe(trained, args.output, options, scans=args.cases, report=print)
+        print(
+            f"{recipe.folder}: {recipe.recipe.step.kind} of {', '.join(recipe.members)}, each a bundle; details in "
+            f"their parity.md, and in {RECIPE_PARITY_NAME} for the whole; parity/ holds patient data and stays here"
+        )
+        return 0
+    model = trained.members[0].model
     if args.cases:
         spec = model.spec(name=args.name or model.default_name, mirroring="none", max_batch_size=1)
         cases, source = prepare_scans(args.cases, spec), "scans"
@@ -123,10 +132,22 @@ def _run_export(args: argparse.Namespace) -> int:
     return 0
 
 
-def _chosen(
-    args: argparse.Namespace,
-) -> "tuple[Path, Choice, tuple[KeepLargest, ...], tuple[int, ...] | None]":
-    """Return where the trained model is, which one, its post-processing and its folds."""
+class _Chosen(NamedTuple):
+    """Which trained models are exported.
+
+    Attributes:
+        members: Where each is, and which one there.
+        postprocessing: Of the model, or of the ensemble.
+        folds: Those that were compared; None: those that are there.
+    """
+
+    members: "tuple[tuple[Path, Choice], ...]"
+    postprocessing: "tuple[KeepLargest, ...]" = ()
+    folds: tuple[int, ...] | None = None
+
+
+def _chosen(args: argparse.Namespace) -> _Chosen:
+    """Return what the words name."""
     import os
 
     from ctseg.errors import SetupError
@@ -137,7 +158,7 @@ def _chosen(
         raise SetupError("give the trained model by exactly one of -i FOLDER_OR_ZIP, -d DATASET, --from BEST_JSON")
     choice = Choice(trainer=args.trainer, plans=args.plans, configuration=args.configuration)
     if args.input is not None:
-        return args.input, choice, (), None
+        return _Chosen(((args.input, choice),))
     results = os.environ.get("nnUNet_results")  # noqa: SIM112 (nnU-Net's name)
     if not results:
         raise SetupError("nnUNet_results is not set: `export nnUNet_results=/a/folder`, or give the folder by -i")
@@ -146,11 +167,11 @@ def _chosen(
         found = sorted(path for path in Path(results).glob(pattern) if path.is_dir())
         if len(found) != 1:
             raise SetupError(f"data set {args.dataset}: {len(found)} folders fit {pattern} in {results}")
-        return found[0], choice, (), None
+        return _Chosen(((found[0], choice),))
     best = BestConfiguration.read(args.best)
-    member = best.members[0]
-    folder = Path(results) / best.dataset / member.folder_name
-    return folder, Choice(), best.postprocessing, best.folds
+    folder = Path(results) / best.dataset
+    members = tuple((folder / member.folder_name, Choice()) for member in best.members)
+    return _Chosen(members, best.postprocessing, best.folds)
 
 
 def _add_build(commands: "argparse._SubParsersAction[Parser]") -> None:
@@ -198,6 +219,8 @@ def _add_build(commands: "argparse._SubParsersAction[Parser]") -> None:
 def _run_build(args: argparse.Namespace) -> int:
     from ctseg.deploy.build import BuildOptions, build_entry
     from ctseg.deploy.plan_file import PlanFileOptions, build_plan_file
+    from ctseg.deploy.recipe_build import build_recipe
+    from ctseg.deploy.recipe_bundle import is_recipe_bundle
     from ctseg.deploy.tensorrt_plan import PlanOptions
     from ctseg.errors import SetupError
 
@@ -242,6 +265,11 @@ def _run_build(args: argparse.Namespace) -> int:
         plan=plan,
         server_tensorrt=args.server_tensorrt,
     )
+    if is_recipe_bundle(args.bundle):
+        recipe, version = build_recipe(args.bundle, args.repository, options, report=print)
+        members = ", ".join(member.model for member in recipe.members)
+        print(f"{args.repository / recipe.name}: version {version}, {recipe.step.kind} of {members}")
+        return 0
     entry = build_entry(args.bundle, args.repository, options, report=print)
     newest = entry.newest
     print(f"{newest.folder}: {entry.backend}, {newest.spec.precision}, parity {newest.spec.parity.summary}")

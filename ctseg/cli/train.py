@@ -358,15 +358,14 @@ def _run_find_best(args: argparse.Namespace) -> int:
     best, file = found.best, found.file
     for one, score in found.scores.items():
         print(f"  Dice {score:.4f}  {one}")
-    member = best.members[0]
-    if best.is_ensemble:
-        others = " and ".join(m.folder_name for m in best.members)
-        print(
-            f"an ensemble won: {others} (Dice {best.dice:.4f}); ctseg exports single models, "
-            f"so {file} names the better of them"
-        )
+    names = " and ".join(member.folder_name for member in best.members)
     steps = "; ".join(f"keep the largest component of labels {list(s.labels)}" for s in best.postprocessing) or "none"
-    print(f"best single model: {member.folder_name}: Dice {member.dice:.4f}; post-processing: {steps}")
+    what = "best ensemble" if best.is_ensemble else "best model"
+    print(f"{what}: {names}: Dice {best.dice:.4f}, {best.dice_postprocessed:.4f} with post-processing: {steps}")
+    for member in best.members:
+        if member.previous_stage:
+            first = member.model_copy(update={"configuration": member.previous_stage}).folder_name
+            print(f"{member.folder_name} is a second stage: each scan goes through {first} first")
     print(f"{file}\nnext: `ctseg export --from {file}`")
     return 0
 

@@ -16,9 +16,9 @@ from ctseg.deploy.build_tensorrt import build_tensorrt
 from ctseg.deploy.bundle import NO_PHANTOM, Bundle, read_bundle, source_precision
 from ctseg.deploy.runtimes import Measure, seconds_per_patch
 from ctseg.deploy.tensorrt_plan import Compiler
-from ctseg.errors import ParityError, SetupError
+from ctseg.errors import ParityError, SetupError, SpecError
 from ctseg.model_spec import ModelSpec
-from ctseg.serving.entries import Backend, Entry
+from ctseg.serving.entries import CONFIG_NAME, Backend, Entry, read_entry
 
 __all__ = ["BuildOptions", "build_entry"]
 
@@ -72,7 +72,7 @@ def build_entry(
     bundle = read_bundle(bundle_folder)
     if bundle.parity_sets == ("scans",):
         report(f"{bundle.folder}: {NO_PHANTOM}: export the model again before one is made")
-    spec = _spec_of(bundle, options)
+    spec = _spec_of(bundle, repository, options)
     source = bundle.variant(source_precision(options.precision, options.backend))
     if not source.proven and not options.accept_unproven:
         raise ParityError(
@@ -85,9 +85,32 @@ def build_entry(
     return _BACKENDS[options.backend](job)
 
 
-def _spec_of(bundle: Bundle, options: BuildOptions) -> ModelSpec:
+def _built_first_stage(spec: ModelSpec, repository: Path) -> dict[str, Any]:
+    """Return what a second stage says of its first one, which is built: its digest depends on its precision.
+
+    Raises:
+        SpecError: It is not in the repository, or there is another network under its name.
+    """
+    stage = spec.previous_stage
+    folder = repository / stage.model if stage is not None else repository
+    if stage is None or not (folder / CONFIG_NAME).is_file():
+        raise SpecError(
+            f"{spec.name}: its first stage, {stage and stage.model}, is not in {repository}: build it there first"
+        )
+    built = read_entry(folder).newest.spec
+    if built.network_sha256 != stage.network_sha256:
+        raise SpecError(
+            f"{spec.name}: {folder} has another network than the first stage that it was trained after: build that one "
+            "first"
+        )
+    return {**stage.model_dump(), "digest": built.digest}
+
+
+def _spec_of(bundle: Bundle, repository: Path, options: BuildOptions) -> ModelSpec:
     spec = bundle.spec_of(options.precision, options.backend)
     changes: dict[str, Any] = {}
+    if spec.previous_stage is not None:
+        changes["previous_stage"] = _built_first_stage(spec, repository)
     if options.name is not None:
         changes["name"] = options.name
     if options.max_batch_size is not None:

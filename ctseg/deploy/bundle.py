@@ -18,6 +18,7 @@ from ctseg.errors import OutputError, SetupError, SpecError
 from ctseg.files.atomic import appearing
 from ctseg.files.folders import require_writable
 from ctseg.model_spec import SPEC_NAME, ModelSpec, ParitySet, Precision
+from ctseg.recipe import RECIPE_NAME
 from ctseg.serving.entries import Backend
 
 PARITY_NAME = "parity.json"
@@ -168,6 +169,7 @@ def check_replaceable(folder: Path) -> None:
         SetupError: It holds something else.
         OutputError: It cannot be written.
     """
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / SPEC_NAME).is_file())):
+    is_bundle = (folder / SPEC_NAME).is_file() or (folder / RECIPE_NAME).is_file()
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not is_bundle)):
         raise SetupError(f"{folder}: is there and is no bundle: choose another folder", settings=("output",))
     require_writable(folder.parent)

@@ -76,6 +76,7 @@ def export_model(
     *,
     cases: Sequence[PreparedCase] = (),
     data_source: str = "",
+    first_stage: ModelSpec | None = None,
     report: Callable[[str], None] = _log.info,
 ) -> Bundle:
     """Write the bundle of a trained model.
@@ -86,6 +87,7 @@ def export_model(
         options: How.
         cases: Real scans to prove the graphs with; the first is run whole.
         data_source: Where they come from, for people.
+        first_stage: Of the network whose labels the second stage of a cascade gets.
         report: Takes lines that say how it goes.
 
     Raises:
@@ -97,7 +99,10 @@ def export_model(
     check_replaceable(output)
     mirroring = options.mirroring if model.mirror_axes else "none"
     spec = model.spec(
-        name=options.name or model.default_name, mirroring=mirroring, max_batch_size=options.max_batch_size
+        name=options.name or model.default_name,
+        mirroring=mirroring,
+        max_batch_size=options.max_batch_size,
+        first_stage=first_stage,
     )
     if not cases and not options.accept_unproven:
         raise ParityError(

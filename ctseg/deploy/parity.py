@@ -144,12 +144,28 @@ def _compare_labels(
         voxels, differing = int(a.sum()), int((a != b).sum())
         agreement = dice(a, b) if voxels or differing else 1.0  # two empty masks agree
         figures[name] = LabelFigures(voxels=voxels, differing=differing, dice=agreement)
-        if voxels >= limits.small_label:
-            if agreement < limits.dice:
-                problems.append(f"{name}: Dice {agreement:.5f} over {voxels} voxels, at least {limits.dice} is needed")
-        elif limits.small_differing is not None and differing > limits.small_differing and agreement < limits.dice:
-            problems.append(f"{name}: {differing} of {voxels} voxels differ, at most {limits.small_differing} may")
+        if problem := dice_problem(name, voxels, differing, agreement, limits):
+            problems.append(problem)
     return share, figures, problems
+
+
+def dice_problem(name: str, voxels: int, differing: int, agreement: float, limits: Limits) -> str | None:
+    """Return what is wrong with a label, None where it is within its limits.
+
+    Args:
+        name: Of the label.
+        voxels: How many the reference has.
+        differing: How many differ.
+        agreement: Dice of both.
+        limits: Which hold.
+    """
+    if agreement >= limits.dice:
+        return None
+    if voxels >= limits.small_label:
+        return f"{name}: Dice {agreement:.5f} over {voxels} voxels, at least {limits.dice} is needed"
+    if limits.small_differing is not None and differing > limits.small_differing:
+        return f"{name}: {differing} of {voxels} voxels differ, at most {limits.small_differing} may"
+    return None
 
 
 def _lead(logits: Array, spec: ModelSpec) -> Array:

@@ -15,6 +15,7 @@ from scipy.ndimage import gaussian_filter
 
 from ctseg.arrays import Shape3
 from ctseg.deploy.parity_data import Array, PreparedCase
+from ctseg.files.volume import Volume, volume_from_array
 from ctseg.model_spec import Channel, IntensityProperties, ModelSpec
 from ctseg.numerics.prepare import normalise
 
@@ -66,13 +67,41 @@ def phantom_case(spec: ModelSpec) -> PreparedCase:
     Args:
         spec: The network's contract; its patch and the foreground intensities of its channels are used.
     """
-    longer, *rest = spec.patch_size
-    shape = (math.ceil(_LONGER * longer), *rest)
-    size: Shape3 = (_SLICES, shape[0], shape[1]) if spec.is_2d else (shape[0], shape[1], shape[2])
+    size = _size_for(spec)
+    generator = np.random.default_rng(_SEED)
+    body = tuple(_body(generator))
+    inside = body[0].share(size) > 0.5
+    channels = [
+        normalise(_channel(channel, index, body, size, generator), channel, inside=inside)
+        for index, channel in enumerate(spec.channels)
+    ]
+    if spec.previous_stage is not None:
+        channels += _label_channels(len(spec.previous_stage.labels), body, size)
+    return PreparedCase("phantom", np.stack(channels))
+
+
+def phantom_volume(spec: ModelSpec) -> Volume:
+    """Return the phantom as a scan, on a network's grid and in the unit of its images.
+
+    Args:
+        spec: The network's contract.
+    """
+    size = _size_for(spec)
     generator = np.random.default_rng(_SEED)
     body = tuple(_body(generator))
     channels = [_channel(channel, index, body, size, generator) for index, channel in enumerate(spec.channels)]
-    return PreparedCase("phantom", np.stack(channels))
+    spacing_mm = spec.spacing_of_network((spec.spacing_mm[0], spec.spacing_mm[0], spec.spacing_mm[0]))
+    backward = spec.transpose_backward
+    z, y, x = (spacing_mm[axis] for axis in backward)
+    voxels = np.stack(channels).transpose(0, *(axis + 1 for axis in backward))
+    return volume_from_array(np.ascontiguousarray(voxels), np.diag([x, y, z, 1.0]), spec.reader)
+
+
+def _size_for(spec: ModelSpec) -> Shape3:
+    """Return how many voxels the phantom has along each axis of the network."""
+    longer, *rest = spec.patch_size
+    shape = (math.ceil(_LONGER * longer), *rest)
+    return (_SLICES, shape[0], shape[1]) if spec.is_2d else (shape[0], shape[1], shape[2])
 
 
 def _body(generator: np.random.Generator) -> Iterator[_Ellipsoid]:
@@ -88,7 +117,7 @@ def _body(generator: np.random.Generator) -> Iterator[_Ellipsoid]:
 def _channel(
     channel: Channel, index: int, body: tuple[_Ellipsoid, ...], size: Shape3, generator: np.random.Generator
 ) -> Array:
-    """Return one channel, normalised; in each the organs have other intensities."""
+    """Return one channel as it would be read; in each the organs have other intensities."""
     known = channel.intensity
     spread = known.std or 1.0
     low, high = _range_of(known, spread)
@@ -105,7 +134,15 @@ def _channel(
         voxels[~inside] = 0
     if channel.normalization == "RGBTo01Normalization":
         voxels = np.clip(voxels, 0, 255)
-    return normalise(voxels.astype(np.float32), channel, inside=inside)
+    return voxels.astype(np.float32)
+
+
+def _label_channels(count: int, body: tuple[_Ellipsoid, ...], size: Shape3) -> list[Array]:
+    """Return what a previous stage may have found: organs, each of one label, as zeros and ones."""
+    labels = np.zeros(size, dtype=np.int64)
+    for i, organ in enumerate(body[2:]):
+        labels[organ.share(size) > 0.5] = 1 + i % count
+    return [(labels == value).astype(np.float32) for value in range(1, count + 1)]
 
 
 def _range_of(known: IntensityProperties, spread: float) -> tuple[float, float]:

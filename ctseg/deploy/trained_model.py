@@ -16,11 +16,14 @@ from ctseg.errors import CheckpointError
 from ctseg.model_spec import KeepLargest, ModelSpec
 from ctseg.nnunet.checkpoint import read_checkpoint
 from ctseg.nnunet.folds import Fold
-from ctseg.nnunet.plans import spec_from_plans
+from ctseg.nnunet.plans import resolve_configuration, spec_from_plans
 from ctseg.nnunet.results_folder import ANY_MODEL, Choice, opened_results, read_json, trained_folds
 
 if TYPE_CHECKING:
     import torch
+
+
+_TOOLS = ("ctseg", "nnunetv2", "batchgenerators", "torch", "dynamic-network-architectures", "onnx", "onnxslim")
 
 
 @dataclass(frozen=True)
@@ -61,16 +64,24 @@ class LoadedModel:
         """A name for the model in a Triton repository: the data set's, in lower case, without its number."""
         return self.dataset_name.partition("_")[2].lower() or self.dataset_name.lower()
 
-    def spec(self, *, name: str, mirroring: str, max_batch_size: int) -> ModelSpec:
+    @property
+    def previous_stage(self) -> str | None:
+        """Configuration of the first stage, where this is the second stage of a cascade."""
+        return resolve_configuration(self.plans, self.configuration).get("previous_stage")
+
+    def spec(
+        self, *, name: str, mirroring: str, max_batch_size: int, first_stage: ModelSpec | None = None
+    ) -> ModelSpec:
         """Return the spec of the float32 network.
 
         Args:
             name: Name of the model in the Triton repository.
             mirroring: ``graph``, ``client`` or ``none``.
             max_batch_size: Most patches in one request.
+            first_stage: Of the network whose labels the second stage of a cascade gets.
 
         Raises:
-            SpecError: The plans ask for something that ctseg does not reproduce.
+            SpecError: The plans ask for something that ctseg does not reproduce, or the first stage is missing.
         """
         return spec_from_plans(
             self.plans,
@@ -79,6 +90,7 @@ class LoadedModel:
             name=name,
             mirror_axes=self.mirror_axes,
             mirroring=mirroring,
+            first_stage=first_stage,
             max_batch_size=max_batch_size,
             network_sha256=self.network_sha256,
             postprocessing=self.postprocessing,
@@ -88,10 +100,7 @@ class LoadedModel:
                 "plans": str(self.plans.get("plans_name", "")),
                 "folds": self.folds,
                 "checkpoint": self.checkpoint,
-                "tools": {
-                    package: version(package)
-                    for package in ("ctseg", "nnunetv2", "torch", "dynamic-network-architectures", "onnx", "onnxslim")
-                },
+                "tools": {package: version(package) for package in _TOOLS},
             },
         )
 

@@ -16,6 +16,8 @@ class BestMember(Document):
     trainer: str = Field(min_length=1)
     plans: str = Field(min_length=1)
     configuration: str = Field(min_length=1)
+    previous_stage: str = ""
+    """Configuration of the first stage, where this is the second one of a cascade; it is exported, too."""
     dice: float | None = None
     """Mean foreground Dice of the cross-validation, before post-processing."""
 
@@ -26,13 +28,12 @@ class BestMember(Document):
 
 
 class BestConfiguration(Document):
-    """The best configuration of a data set.
+    """The best configuration of a data set: one model, or an ensemble of several, in the order of their mean.
 
-    ``members[0]`` is what an export takes: the winner, or, where an ensemble of configurations won
-    (more than one member), its best single member. ``postprocessing`` is that member's own.
+    ``postprocessing`` is the winner's, of an ensemble that on merged labels.
     """
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     dataset: str = Field(pattern=r"^Dataset\d{3}_.+$")
     members: tuple[BestMember, ...] = Field(min_length=1)
     folds: tuple[int, ...] = Field(min_length=1)
@@ -40,7 +41,7 @@ class BestConfiguration(Document):
     dice: float | None = None
     """Mean foreground Dice of the winner in the cross-validation, before post-processing."""
     dice_postprocessed: float | None = None
-    """The same of ``members[0]`` after ``postprocessing``."""
+    """The same after ``postprocessing``."""
 
     @property
     def is_ensemble(self) -> bool:

@@ -106,6 +106,7 @@ def _previous_stage(
     return {
         "model": first_stage.name,
         "digest": first_stage.digest,
+        "network_sha256": first_stage.network_sha256,
         "labels": sorted(values - {0, _ignore_label(dataset)}),
         "resampling": _seg_resampling(resolved, source),
     }

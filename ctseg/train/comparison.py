@@ -11,8 +11,10 @@ from ctseg.errors import SetupError, TrainingError
 from ctseg.files.atomic import write_text
 from ctseg.nnunet.best_configuration import BestConfiguration, BestMember
 from ctseg.nnunet.folds import CROSS_VALIDATION_FOLDS, Fold
+from ctseg.nnunet.plans import resolve_configuration
 from ctseg.nnunet.postprocessing import read_postprocessing
-from ctseg.train.cross_validation import TrainedModel, read_summary
+from ctseg.nnunet.results_folder import read_json
+from ctseg.train.cross_validation import TrainedModel
 from ctseg.train.paths import NnunetPaths
 from ctseg.train.worker_processes import default_workers
 
@@ -81,18 +83,14 @@ def find_best(paths: NnunetPaths, dataset: str, comparison: Comparison, *, outpu
     decided = _decided(dataset, comparison, folds)
     scores: dict[str, float] = decided["all_results"]
     chosen = decided["best_model_or_ensemble"]
-    members = _members(chosen["selected_model_or_models"], scores)
-    merged = paths.results / dataset / members[0].folder_name / f"crossval_results_folds_{'_'.join(map(str, folds))}"
-    if len(members) > 1:
-        # nnU-Net determined the post-processing of the ensemble; its best member has its own
-        _determine_postprocessing(merged, paths.preprocessed / dataset / "gt_segmentations", comparison.workers)
+    members = _members(chosen["selected_model_or_models"], scores, paths.results / dataset)
     best = BestConfiguration(
         dataset=dataset,
         members=tuple(members),
         folds=tuple(folds),
-        postprocessing=read_postprocessing(merged),
+        postprocessing=read_postprocessing(Path(chosen["postprocessing_file"]).parent),
         dice=chosen["result_on_crossval_pre_pp"],
-        dice_postprocessed=read_summary(merged / "postprocessed" / "summary.json")["foreground_mean"]["Dice"],
+        dice_postprocessed=chosen["result_on_crossval_post_pp"],
     )
     file = output or paths.results / dataset / "best.json"
     write_text(file, best.model_dump_json(indent=2) + "\n")
@@ -153,32 +151,15 @@ def _decided(dataset: str, comparison: Comparison, folds: list[int]) -> dict[str
     return decided
 
 
-def _members(chosen: Sequence[Mapping[str, str]], scores: Mapping[str, float]) -> list[BestMember]:
-    """Return the models of the best configuration, the better one first."""
-    members = [
-        BestMember(
-            trainer=one["trainer"],
-            plans=one["plans_identifier"],
-            configuration=one["configuration"],
-            dice=scores[f"{one['trainer']}__{one['plans_identifier']}__{one['configuration']}"],
-        )
-        for one in chosen
-    ]
-    return sorted(members, key=lambda member: -(member.dice or 0.0))
-
-
-def _determine_postprocessing(merged: Path, references: Path, workers: int) -> None:
-    from nnunetv2.postprocessing.remove_connected_components import determine_postprocessing
-
-    with contextlib.redirect_stdout(io.StringIO()):
-        determine_postprocessing(
-            str(merged),
-            str(references),
-            plans_file_or_dict=str(merged / "plans.json"),
-            dataset_json_file_or_dict=str(merged / "dataset.json"),
-            num_processes=workers,
-            keep_postprocessed_files=True,
-        )
+def _members(chosen: Sequence[Mapping[str, str]], scores: Mapping[str, float], results: Path) -> list[BestMember]:
+    """Return the models of the best configuration, in nnU-Net's order."""
+    members = []
+    for one in chosen:
+        member = BestMember(trainer=one["trainer"], plans=one["plans_identifier"], configuration=one["configuration"])
+        plans = read_json(results / member.folder_name / "plans.json")
+        previous = resolve_configuration(plans, member.configuration).get("previous_stage")
+        members.append(member.model_copy(update={"dice": scores[member.folder_name], "previous_stage": previous or ""}))
+    return members
 
 
 def _listed(numbers: Sequence[int]) -> str:

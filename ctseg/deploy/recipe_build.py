@@ -1,0 +1,57 @@
+"""From the bundle of a recipe to entries of a Triton model repository: its members, then the recipe."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from ctseg.deploy.build import build_entry
+from ctseg.deploy.build_job import BuildOptions
+from ctseg.deploy.recipe_bundle import read_recipe_bundle, with_digests
+from ctseg.errors import SetupError
+from ctseg.recipe import Recipe
+from ctseg.serving.entries import Entry
+from ctseg.serving.recipe_entry import publish_recipe
+
+_log = logging.getLogger(__name__)
+
+
+def build_recipe(
+    bundle_folder: Path,
+    repository: Path,
+    options: BuildOptions,
+    *,
+    report: Callable[[str], None] = _log.info,
+    build: Callable[..., Entry] = build_entry,
+) -> tuple[Recipe, int]:
+    """Build all members of a recipe, first stages first, and write the recipe with what was built.
+
+    Args:
+        bundle_folder: What ``ctseg export`` wrote of a cascade or an ensemble; only read.
+        repository: Triton's model repository.
+        options: How each member is built; the name is the recipe's, and versions are the next free ones.
+        report: Takes lines that say how it goes.
+        build: Builds one member.
+
+    Returns:
+        The recipe as it was written, and its version.
+
+    Raises:
+        SetupError: A version was asked for; or see :func:`ctseg.deploy.build.build_entry`.
+        SpecError: The bundle is broken; or see there.
+        ParityError: See there.
+        OutputError: The repository cannot be written.
+    """
+    if options.version is not None:
+        raise SetupError(
+            f"{bundle_folder}: the members of a recipe get the next free version each: leave it out",
+            settings=("version",),
+        )
+    bundle = read_recipe_bundle(bundle_folder)
+    specs = {}
+    for name, member in bundle.members.items():
+        entry = build(member.folder, repository, replace(options, name=None), report=report)
+        specs[name] = entry.newest.spec
+    recipe = with_digests(bundle.recipe, specs, name=options.name)
+    recipe.check(specs)
+    return recipe, publish_recipe(repository, recipe)

@@ -1,0 +1,267 @@
+"""From several trained nnU-Nets that work together to one bundle: each proven by itself, and all of them as a whole."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ctseg.arrays import LabelMap
+from ctseg.deploy.bundle import check_replaceable, model_name
+from ctseg.deploy.export import ExportOptions, export_model
+from ctseg.deploy.network_predictor import NetworkPredictor
+from ctseg.deploy.parity import LIMITS, dice_problem
+from ctseg.deploy.parity_cases import FirstStage, prepare_scans, preprocessed_cases, read_scans
+from ctseg.deploy.phantom import phantom_volume
+from ctseg.deploy.recipe_bundle import RecipeBundle, RecipeParity, WholeCheck, read_recipe_bundle, write_recipe
+from ctseg.deploy.reference import torch_network
+from ctseg.deploy.runtimes import describe_runtime, onnxruntime_network
+from ctseg.deploy.trained_model import LoadedModel
+from ctseg.errors import OutputError, ParityError
+from ctseg.files.atomic import appearing
+from ctseg.files.volume import Volume
+from ctseg.model_spec import KeepLargest, ModelSpec
+from ctseg.numerics.dice import dice
+from ctseg.predict.predictor import PatchPredictor
+from ctseg.predict.recipe_segmenter import RecipeSegmenter
+from ctseg.predict.segment import CaseContext
+from ctseg.predict.segmenter import WindowSegmenter
+from ctseg.recipe import Recipe
+
+_AS_USUAL = ExportOptions()
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainedStage:
+    """A trained model, with the first stage where it is the second one of a cascade.
+
+    Attributes:
+        model: The trained model.
+        first: The first stage.
+    """
+
+    model: LoadedModel
+    first: LoadedModel | None = None
+
+
+@dataclass(frozen=True)
+class TrainedRecipe:
+    """Trained models that work together.
+
+    Attributes:
+        members: One: by itself, or a cascade. Several: an ensemble, in the order in which they are averaged.
+        postprocessing: Of the ensemble.
+    """
+
+    members: tuple[TrainedStage, ...]
+    postprocessing: tuple[KeepLargest, ...] = ()
+
+    @property
+    def is_single(self) -> bool:
+        """Whether one model does it all, and no recipe is needed."""
+        return len(self.members) == 1 and self.members[0].first is None
+
+
+def export_recipe(
+    trained: TrainedRecipe,
+    output: Path,
+    options: ExportOptions = _AS_USUAL,
+    *,
+    scans: Sequence[Path] = (),
+    report: Callable[[str], None] = _log.info,
+) -> RecipeBundle:
+    """Write the bundle of a cascade or an ensemble.
+
+    Args:
+        trained: The models.
+        output: Folder of the bundle; a bundle that is there is replaced.
+        options: How; the name is the recipe's.
+        scans: Real scans to prove all with; without any, nnU-Net's preprocessed data proves the members, and the
+            phantom the whole.
+        report: Takes lines that say how it goes.
+
+    Raises:
+        ParityError: A graph, or all of them together, do not give PyTorch's labels.
+        SpecError: The plans ask for something that ctseg does not reproduce.
+        SetupError: ``output`` holds something else.
+        OutputError: ``output`` cannot be written.
+    """
+    check_replaceable(output)
+    name = options.name or trained.members[0].model.default_name
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with appearing(output) as part:
+            job = _RecipeJob(part, name, options, scans, report)
+            steps = [job.export(stage) for stage in trained.members]
+            step = steps[0]
+            if len(steps) > 1:
+                post = [item.model_dump() for item in trained.postprocessing]
+                step = {"kind": "ensemble", "members": steps, "postprocessing": post}
+            write_recipe(part, *job.proven(step))
+    except OSError as error:
+        raise OutputError(f"{output}: cannot be written: {error}") from error
+    return read_recipe_bundle(output)
+
+
+class _RecipeJob:
+    """One export of a recipe."""
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        options: ExportOptions,
+        scans: Sequence[Path],
+        report: Callable[[str], None],
+    ) -> None:
+        self._folder = folder
+        self._name = name
+        self._options = options
+        self._scans = scans
+        self._report = report
+        self._models: dict[str, LoadedModel] = {}
+        self._specs: dict[str, ModelSpec] = {}
+
+    def export(self, stage: TrainedStage) -> dict[str, Any]:
+        """Export a member, its first stage before it; return its step."""
+        if stage.first is None:
+            return {"kind": "model", "model": self._export_one(stage.model, None)}
+        first = self._export_one(stage.first, None)
+        return {"kind": "cascade", "previous": first, "model": self._export_one(stage.model, first)}
+
+    def _export_one(self, model: LoadedModel, first: str | None) -> str:
+        name = self._name_of(model)
+        if name in self._specs:
+            return name
+        first_spec = None if first is None else self._specs[first]
+        draft = model.spec(name=name, mirroring="none", max_batch_size=1, first_stage=first_spec)
+        if self._scans:
+            labels = None if first is None else self._labels_by(first)
+            cases, source = prepare_scans(self._scans, draft, labels), "scans"
+        else:
+            cases, source = preprocessed_cases(model, draft), "nnU-Net's preprocessed training data"
+        options = replace(self._options, name=name)
+        bundle = export_model(
+            model, self._folder / name, options, cases=cases, data_source=source, first_stage=first_spec,
+            report=self._report,
+        )  # fmt: skip
+        self._models[name], self._specs[name] = model, bundle.spec
+        return name
+
+    def _name_of(self, model: LoadedModel) -> str:
+        """Return a name that says which of the models it is: the recipe's, and the configuration's."""
+        known = [name for name, other in self._models.items() if other is model]
+        if known:
+            return known[0]
+        name, number = f"{self._name}_{model.configuration}", 1
+        while name in self._models:
+            number += 1
+            name = f"{self._name}_{model.configuration}_{number}"
+        return name
+
+    def _labels_by(self, name: str) -> FirstStage:
+        """Return what PyTorch gives for a first stage."""
+
+        def labels(volume: Volume) -> LabelMap:
+            segmenter = WindowSegmenter(self._torch(name))
+            try:
+                return segmenter.segment(volume, CaseContext()).labels
+            finally:
+                segmenter.close()
+
+        return labels
+
+    def _torch(self, name: str) -> PatchPredictor:
+        spec = self._specs[name]
+        return NetworkPredictor(torch_network(self._models[name], spec), spec)
+
+    def proven(self, step: Mapping[str, Any]) -> tuple[Recipe, RecipeParity]:
+        """Return the recipe, and what came of it as a whole.
+
+        Raises:
+            ParityError: It does not give PyTorch's labels.
+        """
+        members = [{"model": name, "digest": spec.digest} for name, spec in self._specs.items()]
+        recipe = Recipe.model_validate({"name": self._name, "members": members, "step": step})
+        recipe.check(self._specs)
+        onnx = {
+            name: NetworkPredictor(onnxruntime_network(self._folder / name / model_name("fp32")), spec)
+            for name, spec in self._specs.items()
+        }
+        torch = {name: self._torch(name) for name in self._specs}
+        what = f"ONNX FP32 in {describe_runtime('onnxruntime')} on the CPU"
+        source, volume = self._case()
+        check = check_whole(recipe, onnx, torch, volume, what=what, source=source)
+        share, lowest = check.differing / max(1, check.voxels), min(check.dice.values(), default=1.0)
+        self._report(f"  {self._name} as a whole, {source}: {share:.4%} of the labels differ, Dice >= {lowest:.5f}")
+        if check.problems and not self._options.accept_unproven:
+            raise ParityError(
+                f"{self._name}: its members together do not give PyTorch's labels: {'; '.join(check.problems)}",
+                settings=("cases", "accept_unproven"),
+            )
+        created = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        return recipe, RecipeParity(checks=(check,), created=created)
+
+    def _case(self) -> tuple[str, Volume]:
+        """Return what the whole is proven on, and its source."""
+        spec = next(iter(self._specs.values()))
+        if not self._scans:
+            return "the phantom", phantom_volume(spec)
+        _, volume = next(read_scans(self._scans, spec))
+        return "a real scan", volume
+
+
+def check_whole(
+    recipe: Recipe,
+    found_by: Mapping[str, PatchPredictor],
+    reference: Mapping[str, PatchPredictor],
+    volume: Volume,
+    *,
+    what: str,
+    source: str,
+) -> WholeCheck:
+    """Run a recipe on one case with two sets of networks, and compare the label maps.
+
+    Args:
+        recipe: The recipe.
+        found_by: What is to be proven, by member.
+        reference: PyTorch, by member.
+        volume: The case.
+        what: What runs, for people.
+        source: Where the case comes from.
+    """
+    expected, found = (_labels_of(recipe, networks, volume) for networks in (reference, found_by))
+    specs = {name: predictor.spec for name, predictor in reference.items()}
+    precision = max((spec.precision for spec in specs.values()), key=("fp32", "fp16", "bf16").index)
+    limits = LIMITS[precision]
+    differing = int(np.count_nonzero(expected != found))
+    problems = []
+    if not expected.any():
+        problems.append(f"{source}: PyTorch finds nothing on it, which proves nothing: give another scan")
+    if differing > limits.label_difference_share * expected.size:
+        problems.append(f"{source}: {differing} of {expected.size} voxels have another label")
+    agreement = {}
+    for name, values in recipe.labels(specs).items():
+        one, other = np.isin(expected, values), np.isin(found, values)
+        voxels, wrong = int(one.sum()), int((one != other).sum())
+        agreement[name] = dice(one, other) if voxels or wrong else 1.0
+        if problem := dice_problem(name, voxels, wrong, agreement[name], limits):
+            problems.append(f"{source}: {problem}")
+    return WholeCheck(
+        what=what, source=source, voxels=expected.size, differing=differing, dice=agreement, problems=tuple(problems)
+    )
+
+
+def _labels_of(recipe: Recipe, predictors: Mapping[str, PatchPredictor], volume: Volume) -> LabelMap:
+    specs = {name: predictor.spec for name, predictor in predictors.items()}
+    members = [{"model": name, "digest": spec.digest} for name, spec in specs.items()]
+    own = Recipe.model_validate({**recipe.model_dump(), "members": members})
+    segmenter = RecipeSegmenter(own, predictors)
+    try:
+        return segmenter.segment(volume, CaseContext()).labels
+    finally:
+        segmenter.close()

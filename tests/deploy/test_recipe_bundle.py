@@ -1,0 +1,133 @@
+"""Cascades and ensembles from nnU-Net's results to label maps, by the commands of the docs, on a real server."""
+
+import json
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from ctseg.cli.main import main
+from ctseg.deploy.recipe_bundle import RECIPE_PARITY_NAME, read_recipe_bundle
+from ctseg.serving.entries import read_recipe
+from tests.support.nnunet_plans import make_dataset, make_plans
+from tests.support.nnunet_reference import (
+    make_trained_folder,
+    reference_predictor,
+    reference_probabilities,
+    reference_segmentation,
+)
+
+LABELS = {"background": 0, "a": 1, "b": 2, "c": 3}
+CASCADE = "3d_cascade_fullres"
+DATASET = "Dataset999_Test"
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """nnU-Net's results with a cascade of random networks; every configuration has the same plans."""
+    plans = make_plans()
+    fullres = plans["configurations"]["3d_fullres"]
+    plans["configurations"]["3d_lowres"] = {**deepcopy(fullres), "spacing": [6.0, 3.0, 3.0], "next_stage": CASCADE}
+    plans["configurations"][CASCADE] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
+    root = tmp_path_factory.mktemp("results")
+    for seed, configuration in enumerate(("3d_fullres", "3d_lowres", CASCADE)):
+        folder = root / DATASET / f"nnUNetTrainer__nnUNetPlans__{configuration}"
+        make_trained_folder(
+            folder, plans, make_dataset(LABELS), mirror_axes=None, seed=seed, configuration=configuration
+        )
+    return root
+
+
+def folder_of(results: Path, configuration: str) -> Path:
+    return results / DATASET / f"nnUNetTrainer__nnUNetPlans__{configuration}"
+
+
+def predicted(repository: Path, model: str, scan: Path, out: Path, *words: str) -> np.ndarray:
+    command = ["predict", "-i", str(scan), "-o", str(out), "-m", model, "--repository", str(repository), *words]
+    assert main(command) == 0
+    return np.asarray(nib.load(out / "piece.nii.gz").dataobj).transpose(2, 1, 0)
+
+
+@pytest.mark.live
+def test_a_cascade_from_results_to_labels(
+    results: Path, ct_piece: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle, repository = tmp_path / "bundle", tmp_path / "models"
+    command = ["export", "-i", str(results), "-c", CASCADE, "-o", str(bundle), "--name", "liver"]
+    assert main([*command, "--cases", str(ct_piece)]) == 0
+    told = capsys.readouterr().out
+    assert "cascade of liver_3d_lowres, liver_3d_cascade_fullres, each a bundle" in told
+    assert "liver as a whole, a real scan: 0.0" in told
+    read = read_recipe_bundle(bundle)
+    second = read.members[f"liver_{CASCADE}"].spec
+    assert second.previous_stage is not None
+    assert second.previous_stage.labels == (1, 2, 3)
+    assert second.previous_stage.network_sha256 == read.members["liver_3d_lowres"].spec.network_sha256
+    assert second.provenance.tools["batchgenerators"]
+    assert json.loads((bundle / RECIPE_PARITY_NAME).read_text())["checks"][0]["problems"] == []
+
+    assert main(["build", str(bundle), "--repository", str(repository), "--runtime", "onnxruntime"]) == 0
+    assert f"{repository / 'liver'}: version 1, cascade of liver_3d_lowres" in capsys.readouterr().out
+    first_reference = reference_predictor(folder_of(results, "3d_lowres"))
+    previous = reference_segmentation(first_reference, [ct_piece])
+    reference = reference_predictor(folder_of(results, CASCADE))
+    expected = reference_segmentation(reference, [ct_piece], previous=previous)
+    labels = predicted(repository, "liver", ct_piece, tmp_path / "out")
+    assert len(np.unique(expected)) > 1
+    assert (labels != expected).mean() <= 1e-4
+
+
+@pytest.mark.live
+def test_the_ensemble_that_find_best_chose_is_exported_whole(
+    results: Path, ct_piece: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nnunetv2.postprocessing.remove_connected_components import remove_all_but_largest_component_from_segmentation
+
+    def member(configuration: str, **changes: Any) -> dict[str, Any]:
+        return {"trainer": "nnUNetTrainer", "plans": "nnUNetPlans", "configuration": configuration, **changes}
+
+    best = {
+        "schema_version": 2,
+        "dataset": DATASET,
+        "members": [member("3d_fullres"), member(CASCADE)],
+        "folds": [0],
+        "postprocessing": [{"kind": "keep_largest", "labels": [2]}],
+    }
+    (tmp_path / "best.json").write_text(json.dumps(best))
+    monkeypatch.setenv("nnUNet_results", str(results))
+    bundle, repository = tmp_path / "bundle", tmp_path / "models"
+    export = ["export", "--from", str(tmp_path / "best.json"), "-o", str(bundle), "--cases", str(ct_piece)]
+    assert main(export) == 0
+    assert (
+        main(["build", str(bundle), "--repository", str(repository), "--runtime", "onnxruntime", "--name", "both"]) == 0
+    )
+    found = read_recipe(repository / "both")
+    assert found is not None
+    assert found[0].step.kind == "ensemble"
+    assert [member.model for member in found[0].members] == ["test_3d_fullres", "test_3d_lowres", f"test_{CASCADE}"]
+
+    previous = reference_segmentation(reference_predictor(folder_of(results, "3d_lowres")), [ct_piece])
+    fullres, second = (reference_predictor(folder_of(results, name)) for name in ("3d_fullres", CASCADE))
+    total = reference_probabilities(fullres, [ct_piece]).astype(np.float32)
+    total += reference_probabilities(second, [ct_piece], previous=previous)
+    expected = np.asarray(fullres.label_manager.convert_probabilities_to_segmentation(total / 2))
+    expected = remove_all_but_largest_component_from_segmentation(expected, 2)
+    labels = predicted(repository, "both", ct_piece, tmp_path / "out", "--save_probabilities")
+    assert (labels != expected).mean() <= 1e-3  # one voxel on a tie can join two components
+    with np.load(tmp_path / "out" / "piece.npz") as saved:
+        np.testing.assert_allclose(saved["probabilities"], total / 2, rtol=0, atol=1e-3)
+
+
+def test_a_second_stage_without_its_first_is_refused(
+    results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone = tmp_path / "alone" / "nnUNetTrainer__nnUNetPlans__3d_cascade_fullres"
+    alone.parent.mkdir()
+    alone.symlink_to(folder_of(results, CASCADE))
+    assert main(["export", "-i", str(alone), "-o", str(tmp_path / "b"), "--accept_unproven"]) == 2
+    told = capsys.readouterr().err
+    assert "its first stage is not beside it: expected nnUNetTrainer__nnUNetPlans__3d_lowres" in told
+    assert not (tmp_path / "b").exists()
