@@ -151,6 +151,11 @@ def _add_plan(commands: "argparse._SubParsersAction[Parser]") -> None:
         metavar="GB",
         help="memory of the GPU to plan for (default: this machine's, or 16)",
     )
+    parser.add_argument(
+        "--lowres",
+        action="store_true",
+        help="plan 3d_lowres and 3d_cascade_fullres also for images so small that the planner makes none",
+    )
     parser.add_argument("--verify_dataset_integrity", action="store_true", help="check the data set first")
     parser.add_argument("--no_pp", action="store_true", help="plan only, do not preprocess")
     parser.add_argument("--clean", action="store_true", help="extract the fingerprint anew")
@@ -177,6 +182,7 @@ def _run_plan(args: argparse.Namespace) -> int:
         clean=args.clean,
         verify=args.verify_dataset_integrity,
         overwrite=args.overwrite,
+        lowres=args.lowres,
     )
     try:
         planned = plan_dataset(name, paths, planning)

@@ -12,7 +12,7 @@ import torch
 import torch.distributed
 
 from ctseg.errors import CheckpointError, SetupError, TrainingError
-from ctseg.nnunet.folds import Fold
+from ctseg.nnunet.folds import CROSS_VALIDATION_FOLDS, Fold
 from ctseg.nnunet.trainers import trainer_folders
 from ctseg.train.checkpoints import FINAL, TrainingState, replacing, settle, training_state
 from ctseg.train.extended_trainer import extended, seed_everything, unwrapped
@@ -96,6 +96,7 @@ def train(training: Training, paths: NnunetPaths, placement: Placement) -> None:
     trainer_class = find_trainer(training.trainer)
     plans, dataset = _plans_and_dataset(training, paths)
     folder = paths.results / training.dataset / f"{training.trainer}__{training.plans}__{training.configuration}"
+    _require_previous_stage(training, plans, paths)
     run = _Run(training, trainer_class, plans, dataset, folder, placement)
     states = _checked(run)
     end_workers_with_this_process()
@@ -132,6 +133,35 @@ def _plans_and_dataset(training: Training, paths: NnunetPaths) -> tuple[dict[str
             f"{training.dataset}: no preprocessed cases in {data}: `ctseg plan` makes them for {training.configuration}"
         )
     return plans, dataset
+
+
+def _require_previous_stage(training: Training, plans: Mapping[str, Any], paths: NnunetPaths) -> None:
+    """Refuse the second stage of a cascade while cases lack the labels that the first stage's validation leaves.
+
+    Raises:
+        TrainingError: Some do; which folds of the first stage are validated is told.
+    """
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    configuration = PlansManager(plans).get_configuration(training.configuration)
+    previous = configuration.previous_stage_name
+    if previous is None or paths.results is None or paths.preprocessed is None:
+        return
+    first = paths.results / training.dataset / f"{training.trainer}__{training.plans}__{previous}"
+    labels = first / "predicted_next_stage" / training.configuration
+    data = paths.preprocessed / training.dataset / configuration.data_identifier
+    cases = {file.stem for file in data.glob("*.pkl")}
+    missing = sorted(cases - {file.stem for file in labels.glob("*") if file.suffix in (".b2nd", ".npz")})
+    if not missing:
+        return
+    validated = [fold for fold in CROSS_VALIDATION_FOLDS if (first / f"fold_{fold}/validation/summary.json").is_file()]
+    raise TrainingError(
+        f"{training.configuration} is trained on the labels that {previous} finds, and {len(missing)} of {len(cases)} "
+        f"cases have none in {labels} ({', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}): first train and "
+        f"validate all folds of {previous} with {training.trainer} and {training.plans} (validated: "
+        f"{', '.join(map(str, validated)) or 'none'})",
+        settings=("configuration",),
+    )
 
 
 def _checked(run: _Run) -> States:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
@@ -20,6 +21,9 @@ from ctseg.train.names import DEFAULT_PLANNER, SWIN_PLANNER
 from ctseg.train.paths import NnunetPaths, dataset_id
 from ctseg.train.swin_planner import ESTIMATE_KEY, nnUNetPlannerSwinUNETR
 from ctseg.train.worker_processes import default_workers
+
+_LOWRES_FACTOR, _LOWRES_STEP, _MOST_ANISOTROPIC = 2.0, 1.03, 2.0
+"""How many times fewer voxels a low resolution has at least, and how nnU-Net's planner gets there."""
 
 _log = logging.getLogger(__name__)
 
@@ -38,6 +42,7 @@ class Planning:
         clean: Extract the fingerprint anew.
         verify: Check the data set first.
         overwrite: Plan and preprocess anew what a training goes on with.
+        lowres: Plan a low resolution, and a cascade on it, also where the planner makes none: for small images.
     """
 
     planners: tuple[str, ...] = (DEFAULT_PLANNER, SWIN_PLANNER)
@@ -48,6 +53,7 @@ class Planning:
     clean: bool = False
     verify: bool = False
     overwrite: bool = False
+    lowres: bool = False
 
     @property
     def workers(self) -> int:
@@ -210,7 +216,38 @@ def _plan(name: str, planner: str, cls: type[ExperimentPlanner], planning: Plann
     instance = recording(name, **({} if memory is None else {"gpu_memory_target_in_gb": memory}))
     with _some_augmentation_workers():
         instance.plan_experiment()
+        if planning.lowres:
+            _add_lowres(instance)
     return instance
+
+
+def _add_lowres(planner: Any) -> None:
+    """Add a low resolution of half the voxels, and a cascade, to plans that have none.
+
+    Source:
+        nnU-Net's ``ExperimentPlanner.plan_experiment``, which drops a low resolution of more than half the voxels.
+    """
+    configurations = planner.recorded["configurations"]
+    if "3d_lowres" in configurations or "3d_fullres" not in configurations:
+        return
+    fullres = configurations["3d_fullres"]
+    fine, shape = np.array(fullres["spacing"]), np.array(fullres["median_image_size_in_voxels"], dtype=float)
+    coarse = fine.copy()
+    while np.prod(coarse / fine) < _LOWRES_FACTOR:
+        lags = coarse.max() / coarse > _MOST_ANISOTROPIC
+        coarse[lags if lags.any() else slice(None)] *= _LOWRES_STEP
+    median = fine / coarse * shape
+    lowres = planner.get_plans_for_configuration(
+        coarse,
+        tuple(round(side) for side in median),
+        planner.generate_data_identifier("3d_lowres"),
+        float(np.prod(median) * planner.dataset_json["numTraining"]),
+        {},
+    )
+    fullres["batch_dice"] = True
+    configurations["3d_lowres"] = {**lowres, "batch_dice": False, "next_stage": "3d_cascade_fullres"}
+    configurations["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
+    recursive_fix_for_json_export(planner.recorded)
 
 
 def _memory_for(planner: str, asked: float | None, *, alone: bool) -> float | None:
