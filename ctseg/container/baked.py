@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ctseg.container.builds import find_bundles
+from ctseg.container.builds import find_bundles, members_of
 from ctseg.container.log import log_to_standard_error
 from ctseg.container.settings import read_settings
 from ctseg.deploy.bundle import PARITY_SETS
@@ -23,7 +23,7 @@ def main() -> int:
     """Look at the bundles of an image that is being built; return an exit status."""
     log_to_standard_error()
     try:
-        require_fit_for_image(find_bundles(read_settings().bundles))
+        require_fit_for_image(members_of(find_bundles(read_settings().bundles)))
     except CtsegError as error:
         _log.error("%s: %s", type(error).__name__, error)
         return 2

@@ -8,21 +8,23 @@ from pathlib import Path
 
 from filelock import Timeout
 
-from ctseg.container.build_process import BuildJob, BuiltVersion
+from ctseg.container.build_process import BuildJob, BuiltVersions
 from ctseg.container.children import run_child
 from ctseg.container.settings import Settings
 from ctseg.errors import OutputError, SetupError
 from ctseg.files.folders import require_writable
 from ctseg.files.locking import acquired, holder_of
 from ctseg.model_spec import SPEC_NAME
+from ctseg.recipe import RECIPE_NAME
 from ctseg.serving.isolation import empty_folder, python_command
 
+_HEADS = (SPEC_NAME, RECIPE_NAME)
 _LOCK_NAME = ".ctseg-start.lock"
 _log = logging.getLogger(__name__)
 
 
 def find_bundles(folder: Path) -> list[Path]:
-    """Return the bundles in a folder: itself, or the folders in it.
+    """Return the bundles in a folder: itself, or the folders in it. A recipe's bundle counts as one.
 
     Raises:
         SetupError: It cannot be read.
@@ -30,9 +32,10 @@ def find_bundles(folder: Path) -> list[Path]:
     try:
         if not folder.is_dir():
             return []
-        if (folder / SPEC_NAME).is_file():
+        if any((folder / head).is_file() for head in _HEADS):
             return [folder]
-        return sorted(path.parent for path in folder.glob(f"*/{SPEC_NAME}") if path.parent.name[0] != ".")
+        found = {path.parent for head in _HEADS for path in folder.glob(f"*/{head}")}
+        return sorted(path for path in found if path.name[0] != ".")
     except OSError as error:
         raise SetupError(
             f"{error.filename or folder}: cannot be read by user {os.getuid()} ({error.strerror}): make the mounted "
@@ -70,13 +73,13 @@ def build_entries(settings: Settings, bundles: Sequence[Path]) -> dict[str, int]
     """Make each bundle's entry fresh: built only where none was built from it, by these tools, for this machine.
 
     Returns:
-        The version that was built for this machine, by the model's name.
+        The version that was built for this machine, by the name of the model or recipe.
 
     Raises:
         SetupError: A build failed; it has told why.
     """
     words = settings.build_words
-    built = {}
+    built: dict[str, int] = {}
     for bundle in bundles:
         _log.info("%s: %s, %s", bundle, words.backend, words.precision)
         job = BuildJob(bundle=bundle.absolute(), repository=settings.models.absolute(), words=words)
@@ -85,9 +88,22 @@ def build_entries(settings: Settings, bundles: Sequence[Path]) -> dict[str, int]
             status, answer = run_child(command, sent=job.model_dump_json(), keep_output=True, folder=folder)
         if status:
             raise SetupError(f"{bundle}: its build ended with status {status}: nothing is served")
-        version = BuiltVersion.model_validate_json(answer)
-        built[version.name] = version.version
+        built.update(BuiltVersions.model_validate_json(answer).versions)
     return built
+
+
+def members_of(bundles: Sequence[Path]) -> list[Path]:
+    """Return the bundles of single models, those within a recipe's bundle too."""
+    return [
+        member
+        for bundle in bundles
+        for member in (find_bundles_within(bundle) if (bundle / RECIPE_NAME).is_file() else [bundle])
+    ]
+
+
+def find_bundles_within(recipe: Path) -> list[Path]:
+    """Return the bundles of a recipe's members."""
+    return sorted(path.parent for path in recipe.glob(f"*/{SPEC_NAME}"))
 
 
 def _require_own(folder: Path) -> None:

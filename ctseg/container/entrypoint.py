@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from ctseg.container.baked import bundles_in_image, require_no_patients
-from ctseg.container.builds import build_entries, find_bundles, repository_lock
+from ctseg.container.builds import build_entries, find_bundles, members_of, repository_lock
 from ctseg.container.children import end_by_signals, run_child
 from ctseg.container.log import log_to_standard_error
 from ctseg.container.settings import Settings, read_settings
@@ -35,7 +35,7 @@ from ctseg.container.shared_memory import require_shared_memory
 from ctseg.container.versions import mark_as_served, remove_superseded, served_versions
 from ctseg.container.view import served_view
 from ctseg.errors import CtsegError, SetupError
-from ctseg.serving.entries import Entry, list_entries
+from ctseg.serving.entries import Entry, RecipeEntry, list_entries, list_recipes
 from ctseg.serving.isolation import isolated_environment, python_command, temporary_parent
 from ctseg.serving.triton_flags import Restriction, TritonFlags, flags_in_help
 
@@ -76,7 +76,7 @@ def serve(extra_flags: Sequence[str]) -> NoReturn:
     os.umask(0o022)
     settings = read_settings()
     bundles = find_bundles(settings.bundles)
-    require_no_patients(bundles_in_image(bundles))
+    require_no_patients(bundles_in_image(members_of(bundles)))
     with repository_lock(settings) if bundles else contextlib.nullcontext():
         fitting = build_entries(settings, bundles)
         entries = entries_of(settings)
@@ -89,29 +89,33 @@ def serve(extra_flags: Sequence[str]) -> NoReturn:
     server = shutil.which("tritonserver", path=isolated["PATH"])
     if server is None:
         raise SetupError("tritonserver is not on the PATH: the base of this image is not NVIDIA's Triton image")
-    repository = served_view(entries, VIEW, fitting, grows=settings.explicit)
+    recipes = list_recipes(settings.models)
+    repository = served_view(entries, VIEW, fitting, recipes, grows=settings.explicit)
     os.chdir(tempfile.mkdtemp(prefix="ctseg-work-", dir=temporary_parent(needed_bytes=0)))  # empty: see isolation.py
     known = subprocess.run([server, "--help"], env=isolated, capture_output=True, text=True, check=False, timeout=120)
-    flags = server_flags(settings, repository, entries).arguments(flags_in_help(known.stdout + known.stderr))
+    flags = server_flags(settings, repository, entries, recipes).arguments(flags_in_help(known.stdout + known.stderr))
     _start_readiness(settings)
     _log.info(
         "serving %s: gRPC %d (TLS %s), metrics %d, readiness %d",
-        ", ".join(entry.name for entry in entries), GRPC_PORT, settings.tls, METRICS_PORT, READY_PORT,
+        ", ".join(_names(entries, recipes)), GRPC_PORT, settings.tls, METRICS_PORT, READY_PORT,
     )  # fmt: skip
     sys.stdout.flush()
     sys.stderr.flush()
     # Nothing of what was done here stays in the server: exec replaces memory and threads, files close but for the
     # marks of what is served, and builds ran in processes of their own (see build_process.py).
-    os.execve(server, [server, *flags, *extra_flags], _server_environment(entries))  # noqa: S606 (no shell)
+    os.execve(server, [server, *flags, *extra_flags], _server_environment(entries, recipes))  # noqa: S606 (no shell)
 
 
-def server_flags(settings: Settings, repository: Path, entries: Sequence[Entry]) -> TritonFlags:
+def server_flags(
+    settings: Settings, repository: Path, entries: Sequence[Entry], recipes: Sequence[RecipeEntry] = ()
+) -> TritonFlags:
     """Return what tritonserver shall do.
 
     Args:
         settings: What was asked for.
         repository: What it serves.
-        entries: What is in it.
+        entries: The models in it.
+        recipes: The recipes in it.
     """
     pools = ("--pinned-memory-pool-byte-size=1073741824", "--cuda-memory-pool-byte-size=0:536870912")
     has_plans = any(entry.backend == "tensorrt" for entry in entries)
@@ -121,7 +125,7 @@ def server_flags(settings: Settings, repository: Path, entries: Sequence[Entry])
         exit_timeout_s=settings.exit_timeout_s,
         shm_prefix=f"ctseg-serve-{secrets.token_hex(4)}-",
         control="explicit" if settings.explicit else "none",
-        load=tuple(entry.name for entry in entries if settings.explicit),
+        load=_names(entries, recipes) if settings.explicit else (),
         address="0.0.0.0",  # noqa: S104 (clients ask from outside)
         grpc_port=GRPC_PORT,
         http_port=LOCAL_HTTP_PORT,  # for the readiness process, which needs no certificate there
@@ -135,6 +139,10 @@ def server_flags(settings: Settings, repository: Path, entries: Sequence[Entry])
             *(pools if has_plans else ()),  # a batch of logits is larger than the default pools
         ),
     )
+
+
+def _names(entries: Sequence[Entry], recipes: Sequence[RecipeEntry]) -> tuple[str, ...]:
+    return (*(entry.name for entry in entries), *(recipe.name for recipe in recipes))
 
 
 def entries_of(settings: Settings) -> list[Entry]:
@@ -154,9 +162,9 @@ def entries_of(settings: Settings) -> list[Entry]:
         ) from error
 
 
-def _server_environment(entries: Sequence[Entry]) -> dict[str, str]:
+def _server_environment(entries: Sequence[Entry], recipes: Sequence[RecipeEntry]) -> dict[str, str]:
     environment = {**isolated_environment(), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONNOUSERSITE": "1"}
-    if any(entry.backend == "python" for entry in entries):
+    if recipes or any(entry.backend == "python" for entry in entries):
         # the backend's Python is the base's, of the same version; it looks for its packages where the first python3
         # of the PATH has them, and, in some releases, in PYTHONPATH
         environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"

@@ -6,18 +6,26 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ctseg.container.versions import served_versions
-from ctseg.serving.entries import CONFIG_NAME, Entry
+from ctseg.serving.entries import CONFIG_NAME, Entry, RecipeEntry
 
 _log = logging.getLogger(__name__)
 
 
-def served_view(entries: Sequence[Entry], view: Path, fitting: Mapping[str, int], *, grows: bool = False) -> Path:
+def served_view(
+    entries: Sequence[Entry],
+    view: Path,
+    fitting: Mapping[str, int],
+    recipes: Sequence[RecipeEntry] = (),
+    *,
+    grows: bool = False,
+) -> Path:
     """Make the repository that this server sees. Whatever else lies in the shared one, it does not see.
 
     Args:
         entries: What the repository holds.
         view: An empty or missing folder.
         fitting: The version that was built for this machine, by the model's name.
+        recipes: Which recipes it holds; they are seen whole.
         grows: Let later versions be seen too, where all that Triton would take now can be loaded.
 
     Returns:
@@ -40,4 +48,6 @@ def served_view(entries: Sequence[Entry], view: Path, fitting: Mapping[str, int]
         (folder / CONFIG_NAME).symlink_to(entry.folder / CONFIG_NAME)
         for version in versions:
             (folder / str(version.version)).symlink_to(version.folder, target_is_directory=True)
+    for recipe in recipes:
+        (view / recipe.name).symlink_to(recipe.folder, target_is_directory=True)
     return view

@@ -183,7 +183,7 @@ def _server() -> Iterator[Finding]:
 
 
 def _repository(folder: Path) -> Iterator[Finding]:
-    from ctseg.serving.entries import list_models, read_entry
+    from ctseg.serving.entries import is_recipe, list_models, read_entry
 
     try:
         names = list(list_models(folder))
@@ -198,6 +198,9 @@ def _repository(folder: Path) -> Iterator[Finding]:
     yield from _locks(folder)
     for name in names:
         try:
+            if is_recipe(folder / name):
+                yield from _recipe(folder, name)
+                continue
             entry = read_entry(folder / name)
         except SpecError as error:
             yield Finding(f"model {name}", "problem", str(error), "build the entry again, or remove it")
@@ -217,6 +220,23 @@ def _repository(folder: Path) -> Iterator[Finding]:
                     "export it with real scans and build it again, or use it knowingly",
                 )
             yield from _freshness(subject, entry.backend, item.folder, dict(item.build))
+
+
+def _recipe(repository: Path, name: str) -> Iterator[Finding]:
+    from ctseg.serving.entries import read_entry, read_recipe
+
+    found = read_recipe(repository / name)
+    if found is None:
+        return
+    recipe, version = found
+    subject = f"recipe {name}, version {version}"
+    specs = {}
+    for member in recipe.members:
+        entry = read_entry(repository / member.model)
+        having = [item.spec for item in entry.versions if item.spec.digest == member.digest]
+        specs[member.model] = having[-1] if having else entry.newest.spec
+    recipe.check(specs)
+    yield Finding(subject, "ok", f"{recipe.step.kind} of {', '.join(specs)}, digest {recipe.digest[:12]}")
 
 
 def _locks(folder: Path) -> Iterator[Finding]:
@@ -297,7 +317,7 @@ def _bundle(folder: Path) -> Iterator[Finding]:
 
 
 def _running_server(url: str, repository: Path | None) -> Iterator[Finding]:
-    from ctseg.serving.entries import list_models, read_entry
+    from ctseg.serving.entries import is_recipe, list_models, read_entry
     from ctseg.triton.client import is_ready
     from ctseg.triton.options import ClientOptions
     from ctseg.triton.predictor import connect
@@ -312,6 +332,8 @@ def _running_server(url: str, repository: Path | None) -> Iterator[Finding]:
         return
     yield Finding(subject, "ok", "ready")
     for name in list_models(repository) if repository is not None else ():
+        if is_recipe(Path(str(repository)) / name):
+            continue
         try:
             with connect([url], name, options=ClientOptions(timeout_s=30, connect_timeout_s=5)) as predictor:
                 digest, version = predictor.spec.digest, predictor.identity.version

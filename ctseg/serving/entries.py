@@ -143,6 +143,34 @@ def read_recipe(folder: Path, version: int | None = None) -> tuple[Recipe, int] 
     return Recipe.from_json(config.parameters[key].string_value, source=source), number
 
 
+@dataclass(frozen=True)
+class RecipeEntry:
+    """A recipe of a repository.
+
+    Attributes:
+        name: Of the recipe, and of its folder.
+        folder: ``<repository>/<name>``.
+        recipe: The newest version.
+        version: Its number.
+    """
+
+    name: str
+    folder: Path
+    recipe: Recipe
+    version: int
+
+
+def list_recipes(repository: Path) -> list[RecipeEntry]:
+    """Read every recipe of a repository, in order of their names.
+
+    Raises:
+        SetupError: No such folder, or nothing in it.
+        SpecError: One cannot be read.
+    """
+    found = [(repository / name, read_recipe(repository / name)) for name in list_models(repository)]
+    return [RecipeEntry(folder.name, folder, *recipe) for folder, recipe in found if recipe is not None]
+
+
 def list_entries(repository: Path) -> list[Entry]:
     """Read and check every model of a repository, in order of their names; recipes are left out.
 

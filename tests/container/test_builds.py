@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from ctseg.container.builds import build_entries, find_bundles, repository_lock
+from ctseg.container.builds import build_entries, find_bundles, members_of, repository_lock
 from ctseg.errors import SetupError
 from tests.support.container_entries import settings_of
 from tests.support.unprivileged import error_of, read_only_folder
@@ -23,6 +23,17 @@ def test_bundles_are_the_folder_itself_or_the_folders_in_it(tmp_path: Path) -> N
     (tmp_path / "notes").mkdir()
     assert find_bundles(tmp_path) == [tmp_path / "a", tmp_path / "b"]
     assert find_bundles(tmp_path / "a") == [tmp_path / "a"]
+
+
+def test_the_bundle_of_a_recipe_counts_as_one_and_has_a_bundle_for_each_member(tmp_path: Path) -> None:
+    for name in ("one", "both/first", "both/second"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "ctseg.json").write_text("{}")
+    (tmp_path / "both" / "ctseg_recipe.json").write_text("{}")
+    both, one = tmp_path / "both", tmp_path / "one"
+    assert find_bundles(tmp_path) == [both, one]
+    assert find_bundles(both) == [both]
+    assert members_of([both, one]) == [both / "first", both / "second", one]
 
 
 @pytest.mark.parametrize("folder", ["models", "file"])

@@ -5,7 +5,11 @@ from pathlib import Path
 import pytest
 
 from ctseg.container.view import served_view
+from ctseg.recipe import Recipe
+from ctseg.serving.entries import list_entries, list_recipes
+from ctseg.serving.recipe_entry import publish_recipe
 from tests.support.container_entries import L4, OLD, RTX, built
+from tests.support.toy_models import toy_spec, write_toy_entry
 
 
 def seen(view: Path) -> list[str]:
@@ -42,3 +46,17 @@ def test_the_view_holds_models_only_and_under_model_control_their_later_versions
         assert [path.name for path in view.iterdir()] == ["m"]
         (tmp_path / "models" / "m" / "3").mkdir(exist_ok=True)
         assert seen(view) == expected
+
+
+def test_recipes_are_seen_whole(tmp_path: Path) -> None:
+    root = tmp_path / "models"
+    spec = write_toy_entry(root, toy_spec("m"))
+    step = {"kind": "model", "model": "m"}
+    recipe = Recipe.model_validate({"name": "r", "members": [{"model": "m", "digest": spec.digest}], "step": step})
+    publish_recipe(root, recipe)
+    recipes, entries = list_recipes(root), list_entries(root)
+    assert [(item.name, item.version, item.recipe) for item in recipes] == [("r", 1, recipe)]
+    assert [entry.name for entry in entries] == ["m"]
+    view = served_view(entries, tmp_path / "view", {}, recipes)
+    assert sorted(path.name for path in view.iterdir()) == ["m", "r"]
+    assert (view / "r" / "1" / "model.py").is_file()

@@ -14,7 +14,10 @@ from ctseg.deploy.build import BuildOptions, build_entry
 from ctseg.deploy.bundle import Bundle
 from ctseg.deploy.doctor import Finding, examine
 from ctseg.nnunet.variables import VARIABLES
+from ctseg.recipe import Recipe
+from ctseg.serving.recipe_entry import publish_recipe
 from tests.support.onnx_as_plan import OnnxAsPlan
+from tests.support.toy_models import toy_spec, write_toy_entry
 
 
 @pytest.fixture(scope="module")
@@ -169,3 +172,18 @@ def test_bundle_without_anything_to_compare_is_a_problem(repository: Path, bundl
         "no server and no entry of its network to compare", ("urls", "repository"),
     )  # fmt: skip
     assert about(examine(repository=repository, bundle=tmp_path), f"bundle {tmp_path}").level == "problem"
+
+
+def test_recipes_are_looked_at_with_their_members(tmp_path: Path) -> None:
+    root = tmp_path / "models"
+    spec = write_toy_entry(root, toy_spec("m"))
+    step = {"kind": "model", "model": "m"}
+    recipe = Recipe.model_validate({"name": "r", "members": [{"model": "m", "digest": spec.digest}], "step": step})
+    publish_recipe(root, recipe)
+    found = about(examine(repository=root), "recipe r, version 1")
+    assert (found.level, found.found) == ("ok", f"model of m, digest {recipe.digest[:12]}")
+    shutil.rmtree(root / "m")
+    write_toy_entry(root, toy_spec("m", max_batch_size=3))
+    found = about(examine(repository=root), "model r")
+    assert found.level == "problem"
+    assert "r: expected the member m with the spec" in found.found

@@ -24,6 +24,7 @@ def entry(
     spec = SimpleNamespace(
         patch_size=(8, 16, 16),
         channels=("CT",),
+        num_input_channels=1,
         num_heads=2,
         max_batch_size=batch,
         input=Tensor(name="input", dtype="FP32"),
