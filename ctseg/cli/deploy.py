@@ -31,7 +31,10 @@ def _add_export(commands: "argparse._SubParsersAction[Parser]") -> None:
     )
     source.add_argument("-d", "--dataset", help="data set in nnUNet_results: its number or its name")
     source.add_argument("--from", dest="best", type=Path, metavar="BEST_JSON", help="what `ctseg find-best` chose")
-    source.add_argument("-c", "--configuration", help="which configuration, where there are several")
+    source.add_argument(
+        "-c", "--configuration", nargs="+", metavar="CONFIG",
+        help="which configuration, where there are several; more than one: their ensemble, in this order",
+    )  # fmt: skip
     source.add_argument("-tr", "--trainer", help="which trainer, where there are several")
     source.add_argument("-p", "--plans", help="which plans, where there are several")
     source.add_argument(
@@ -156,9 +159,12 @@ def _chosen(args: argparse.Namespace) -> _Chosen:
 
     if sum(item is not None for item in (args.input, args.dataset, args.best)) != 1:
         raise SetupError("give the trained model by exactly one of -i FOLDER_OR_ZIP, -d DATASET, --from BEST_JSON")
-    choice = Choice(trainer=args.trainer, plans=args.plans, configuration=args.configuration)
+    choices = [
+        Choice(trainer=args.trainer, plans=args.plans, configuration=configuration)
+        for configuration in args.configuration or [None]
+    ]
     if args.input is not None:
-        return _Chosen(((args.input, choice),))
+        return _Chosen(tuple((args.input, choice) for choice in choices))
     results = os.environ.get("nnUNet_results")  # noqa: SIM112 (nnU-Net's name)
     if not results:
         raise SetupError("nnUNet_results is not set: `export nnUNet_results=/a/folder`, or give the folder by -i")
@@ -167,7 +173,7 @@ def _chosen(args: argparse.Namespace) -> _Chosen:
         found = sorted(path for path in Path(results).glob(pattern) if path.is_dir())
         if len(found) != 1:
             raise SetupError(f"data set {args.dataset}: {len(found)} folders fit {pattern} in {results}")
-        return _Chosen(((found[0], choice),))
+        return _Chosen(tuple((found[0], choice) for choice in choices))
     best = BestConfiguration.read(args.best)
     folder = Path(results) / best.dataset
     members = tuple((folder / member.folder_name, Choice()) for member in best.members)

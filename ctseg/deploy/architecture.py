@@ -6,6 +6,7 @@ nnU-Net and ctseg may not build the network.
 """
 
 import importlib
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,13 +57,17 @@ def build_network(
         resolved = manager.get_configuration(configuration)
         if not trust:
             _check_architecture(resolved.configuration["architecture"], model=model)
-        network: torch.nn.Module = _trainer_class(trainer, model=model, trust=trust).build_network_architecture(
-            manager,
-            resolved,
-            determine_num_input_channels(manager, resolved, dataset),
-            manager.get_label_manager(dataset).num_segmentation_heads,
-            enable_deep_supervision=False,
-        )
+        build = _trainer_class(trainer, model=model, trust=trust).build_network_architecture
+        channels = determine_num_input_channels(manager, resolved, dataset)
+        heads = manager.get_label_manager(dataset).num_segmentation_heads
+        described: tuple[Any, ...] = (manager, resolved)
+        if "plans_manager" not in inspect.signature(build).parameters:  # trainers written for nnU-Net 2.4 to 2.7
+            described = (
+                resolved.network_arch_class_name,
+                resolved.network_arch_init_kwargs,
+                resolved.network_arch_init_kwargs_req_import,
+            )
+        network: torch.nn.Module = build(*described, channels, heads, enable_deep_supervision=False)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, ImportError, AssertionError) as error:
         raise CheckpointError(
             f"{model}: nnU-Net cannot build the network of configuration {configuration}: "

@@ -110,6 +110,8 @@ def export_model(
             "found either), or accept a model that is marked as unproven",
             settings=("cases", "accept_unproven"),
         )
+    if options.name is None and spec.name != model.dataset_name.partition("_")[2].lower():
+        report(f"{spec.name}: named after {model.dataset_name}, in letters that Triton takes")
     report(
         f"{spec.name}: {model.trainer} {model.configuration}, folds {', '.join(model.folds)}, mirroring: {mirroring}"
     )

@@ -5,6 +5,8 @@ whose origin is known.
 """
 
 import hashlib
+import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     import torch
 
 
+_WRAPPERS = ("_orig_mod.", "module.")
+_LONGEST_NAME = 100
 _TOOLS = ("ctseg", "nnunetv2", "batchgenerators", "torch", "dynamic-network-architectures", "onnx", "onnxslim")
 
 
@@ -61,8 +65,13 @@ class LoadedModel:
 
     @property
     def default_name(self) -> str:
-        """A name for the model in a Triton repository: the data set's, in lower case, without its number."""
-        return self.dataset_name.partition("_")[2].lower() or self.dataset_name.lower()
+        """A name for the model in a Triton repository: the data set's, in lower case, without its number.
+
+        Letters lose their accents, and what Triton's names may not have becomes ``_``.
+        """
+        given = self.dataset_name.partition("_")[2].lower() or self.dataset_name.lower()
+        plain = unicodedata.normalize("NFKD", given.replace("ß", "ss")).encode("ascii", "ignore").decode()
+        return re.sub(r"[^a-z0-9_.-]+", "_", plain).strip("_.-")[:_LONGEST_NAME] or "model"
 
     @property
     def previous_stage(self) -> str | None:
@@ -170,7 +179,7 @@ def _load_weights(network: "torch.nn.Module", weights: Mapping[str, "torch.Tenso
     import torch
 
     try:
-        network.load_state_dict(dict(weights))
+        network.load_state_dict(_without_wrappers(network, weights))
     except (RuntimeError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{source}: the weights do not fit the network that the plans describe: "
@@ -185,11 +194,24 @@ def _load_weights(network: "torch.nn.Module", weights: Mapping[str, "torch.Tenso
             module.use_checkpoint = False  # type: ignore[assignment]  # trades memory for time in training only
 
 
+def _without_wrappers(network: "torch.nn.Module", weights: Mapping[str, "torch.Tensor"]) -> "dict[str, torch.Tensor]":
+    """Return weights without the names that ``torch.compile`` and distributed training put in front of all of them."""
+    names = dict(weights)
+    wanted = set(network.state_dict())
+    while set(names) != wanted and (
+        prefix := next((item for item in _WRAPPERS if names and all(name.startswith(item) for name in names)), None)
+    ):
+        names = {name.removeprefix(prefix): tensor for name, tensor in names.items()}
+    return names
+
+
 def _digest_of(weights: Sequence[Mapping[str, "torch.Tensor"]]) -> str:
+    import torch
+
     digest = hashlib.sha256()
     for state in weights:
         for name in sorted(state):
             tensor = state[name].detach().contiguous()
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(tensor.numpy().tobytes())
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())  # numpy has no bfloat16
     return digest.hexdigest()

@@ -9,7 +9,7 @@ from ctseg.deploy.trained_model import LoadedModel, load_trained_model
 from ctseg.errors import CheckpointError
 from ctseg.model_spec import KeepLargest
 from ctseg.nnunet.folds import Fold
-from ctseg.nnunet.results_folder import Choice, opened_results
+from ctseg.nnunet.results_folder import Choice, ensemble_postprocessing, opened_results, unpacked
 
 
 def load_trained_recipe(
@@ -28,18 +28,23 @@ def load_trained_recipe(
         members: Where each is, and which one there; see :func:`ctseg.deploy.trained_model.load_trained_model`.
         folds: See there.
         checkpoint: See there.
-        postprocessing: Of the model, or of the ensemble of several.
+        postprocessing: Of the model, or of the ensemble of several; what nnU-Net determined for an ensemble is found
+            beside its members.
         trust: See there.
 
     Raises:
-        CheckpointError: See there; or a first stage is not where it should be.
+        CheckpointError: See there; or a post-processing of nnU-Net's cannot be read, or a first stage is not where it
+            should be.
     """
     own = postprocessing if len(members) == 1 else ()
     loaded: dict[Path, LoadedModel] = {}
     stages = []
     with ExitStack() as stack:
-        for path, choice in members:
-            folder = stack.enter_context(opened_results(path, choice))
+        roots = {path: stack.enter_context(unpacked(path)) for path, _ in members}
+        folders = [stack.enter_context(opened_results(roots[path], choice, told_as=path)) for path, choice in members]
+        if len(members) > 1 and not postprocessing:
+            postprocessing = ensemble_postprocessing(folders)
+        for folder in folders:
             model = load_trained_model(
                 folder, folds=folds, checkpoint=checkpoint, postprocessing=own, trust=trust
             )  # fmt: skip

@@ -5,6 +5,7 @@ unpickler, which calls nothing but what is on a list; :func:`safe_globals` adds 
 """
 
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,9 @@ def read_checkpoint(
 
     try:
         with torch.serialization.safe_globals(safe_globals()):
-            content = torch.load(path, map_location="cpu", weights_only=not trust, mmap=mapped)
+            # what torch wrote before 1.6 is no zip file, and cannot be mapped
+            is_mapped = mapped and zipfile.is_zipfile(path)
+            content = torch.load(path, map_location="cpu", weights_only=not trust, mmap=is_mapped)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     except pickle.UnpicklingError as error:

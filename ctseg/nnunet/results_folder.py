@@ -1,6 +1,6 @@
 """Trained models as nnU-Net leaves them: a folder ``trainer__plans__configuration``, or the zip of one.
 
-Only plans, data set and checkpoints are looked at, and of a zip nothing else is unpacked.
+Only plans, data set, post-processing and checkpoints are looked at, and of a zip nothing else is unpacked.
 """
 
 import contextlib
@@ -15,11 +15,15 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ctseg.errors import CheckpointError
+from ctseg.model_spec import KeepLargest
 from ctseg.nnunet.folds import Fold
+from ctseg.nnunet.postprocessing import read_postprocessing
 
 MAX_ZIP_BYTES = 64 << 30
 """Most bytes that a zipped model may unpack to."""
 MAX_JSON_BYTES = 64 << 20
+_DEPTHS = tuple("/".join("*" * depth) for depth in range(1, 6))
+"""Folders above that of a trained model: the data set's, and what a zip was made of."""
 
 
 @dataclass(frozen=True)
@@ -48,25 +52,54 @@ ANY_MODEL = Choice()
 
 
 @contextlib.contextmanager
-def opened_results(path: Path, choice: Choice = ANY_MODEL) -> Iterator[Path]:
+def opened_results(path: Path, choice: Choice = ANY_MODEL, *, told_as: Path | None = None) -> Iterator[Path]:
     """Yield the folder of one trained model.
 
     Args:
         path: The folder ``trainer__plans__configuration``, a folder above it, or the zip that
             ``nnUNetv2_export_model_to_zip`` writes; what is unpacked goes away afterwards.
         choice: Which model, where there are several.
+        told_as: What errors name in place of ``path``, which is an unpacked zip.
 
     Raises:
         CheckpointError: There is no such model, there are several, or the zip is broken or tries to leave its folder.
     """
+    with unpacked(path) as folder:
+        yield _model_folder(folder, told_as or path, choice)
+
+
+@contextlib.contextmanager
+def unpacked(path: Path) -> Iterator[Path]:
+    """Yield a folder as it is, or what a zip of trained models holds; that goes away afterwards.
+
+    Raises:
+        CheckpointError: There is neither, or the zip is broken or tries to leave its folder.
+    """
     if path.is_dir():
-        yield _model_folder(path, path, choice)
+        yield path
         return
     if not path.is_file():
         raise CheckpointError(f"{path}: no such folder or zip file")
     with tempfile.TemporaryDirectory(prefix="ctseg-model-") as temporary:
         _unpack(path, Path(temporary))
-        yield _model_folder(Path(temporary), path, choice)
+        yield Path(temporary)
+
+
+def ensemble_postprocessing(folders: Sequence[Path]) -> tuple[KeepLargest, ...]:
+    """Return the steps that nnU-Net determined for the ensemble of two models; none where it looked for none.
+
+    Args:
+        folders: Of the models, side by side.
+
+    Raises:
+        CheckpointError: They cannot be read.
+    """
+    beside = folders[0].parent / "ensembles"
+    for one, other in (folders[:2], folders[1::-1]) if len(folders) == 2 else ():
+        found = sorted(beside.glob(f"ensemble___{one.name}___{other.name}___*/postprocessing.json"))
+        if found:
+            return read_postprocessing(found[-1].parent)
+    return ()
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -124,7 +157,7 @@ def _model_folder(root: Path, path: Path, choice: Choice) -> Path:
     """Return the one folder with ``plans.json`` at or below ``root`` that fits."""
     if (root / "plans.json").is_file():
         return root
-    found = sorted({file.parent for depth in ("*", "*/*") for file in root.glob(f"{depth}/plans.json")})
+    found = sorted({file.parent for depth in _DEPTHS for file in root.glob(f"{depth}/plans.json")})
     found = [folder for folder in found if any(folder.glob("fold_*"))]
     fitting = [folder for folder in found if choice.fits(folder)]
     if len(fitting) == 1:
@@ -150,7 +183,7 @@ def _unpack(path: Path, target: Path) -> None:
                     raise CheckpointError(
                         f"{path}: member {member.filename!r} leaves the archive's folder: not unpacked"
                     )
-                is_json = name.name in ("plans.json", "dataset.json")
+                is_json = name.name in ("plans.json", "dataset.json", "postprocessing.json")
                 if member.is_dir() or not (is_json or (name.name.startswith("checkpoint_") and name.suffix == ".pth")):
                     continue
                 total += member.file_size
