@@ -18,6 +18,7 @@ NNUNETS |= {
     "--nnUNet_raw",
     "--nnUNet_preprocessed",
     "--nnUNet_results",
+    "-prev_stage_predictions",
 }
 
 

@@ -321,7 +321,7 @@ def test_a_worker_that_comes_late_does_not_do_again_what_has_ended_since_the_run
         job = Job(client.run, output, None, model_on(server), variables_of(server), OPTIONS)
         assert key.encode() not in pickle.dumps(CasesOnWorker(job))
         first, late = on_worker(job), on_worker(job)
-        task = Task(case, 0, "", first.ready().spec.digest, "a list")
+        task = Task(case, 0, "", first.ready().contract.digest, "a list")
         ended = first.answer(task).outcome
         assert ended is not None
         assert ended.status == "ok"
