@@ -23,6 +23,7 @@ from ctseg.predict.recipe_segmenter import RecipeSegmenter
 from ctseg.predict.segment import CaseContext
 from ctseg.predict.segmenter import WindowSegmenter
 from ctseg.recipe import Recipe
+from tests.support.label_reader import LabelReader
 from tests.support.nnunet_plans import make_dataset, make_plans
 from tests.support.nnunet_reference import (
     make_trained_folder,
@@ -193,6 +194,55 @@ def test_a_crop_equals_nnunets_on_the_file_cut_by_slicing(margin_mm: float, ct_p
     labels = labels_of(recipe_of(step, finder, inside), read(ct_piece))
     assert expected.any()
     assert (labels != expected).mean() <= FEW
+
+
+BOXES = {
+    "narrower than the patch": ((np.s_[12:14, 40:49, 30:36],), {}),
+    "on the border, axes transposed": (
+        (np.s_[:9, 60:, :30],),
+        {"transpose_forward": (2, 0, 1), "spacing": (2.0, 3.0, 2.0)},
+    ),
+    "in two components": ((np.s_[3:5, 10:14, 20:30], np.s_[22:26, 70:75, 50:60]), {}),
+}
+
+
+@pytest.mark.parametrize("where", BOXES)
+def test_a_crop_around_labels_that_are_given_equals_nnunets_on_the_files_cut_by_slicing(
+    where: str, ct_piece: Path, tmp_path: Path
+) -> None:
+    pieces, changes = BOXES[where]
+    image = nib.load(ct_piece)
+    mask = np.zeros(image.shape[::-1], np.int16)
+    for piece in pieces:
+        mask[piece] = 2
+    given = tmp_path / "case_0001.nii.gz"
+    nib.save(nib.Nifti1Image(mask.T, image.affine), given)
+    files = [ct_piece, given]
+    both = {"normalization": ("ZScoreNormalization", "NoNormalization")}
+    inside = trained(tmp_path, seed=2, dataset=make_dataset(LABELS, channels=2), **both, **changes)
+    volume = read_volume(files, "SimpleITKIO")
+    channels = [channel.name for channel in inside.predictor.spec.channels]
+    finder = LabelReader("finder", 1, heads=3, channels=channels, spacing_mm=volume.spacing_mm)
+    members = {"finder": finder, inside.predictor.spec.name: inside.predictor}
+    listed = [{"model": name, "digest": member.spec.digest} for name, member in members.items()]
+    step = {
+        "kind": "crop", "finder": {"kind": "model", "model": "finder"}, "labels": [2], "margin_mm": 4.0,
+        "inside": one(inside), "nothing_found": "empty",
+    }  # fmt: skip
+    recipe = Recipe.model_validate({"name": "together", "members": listed, "step": step})
+
+    box = z, y, x = box_by_hand(mask, 2, 4.0, image.header.get_zooms()[::-1])
+    cut = [tmp_path / f"cut_{channel:04d}.nii.gz" for channel in range(2)]
+    for path, file in zip(cut, files, strict=True):
+        nib.save(nib.load(file).slicer[x, y, z], path)
+    expected = np.zeros_like(mask)
+    expected[box] = reference_segmentation(inside.reference, cut)
+    assert expected.any()
+    labels = labels_of(RecipeSegmenter(recipe, members), volume)
+    assert (labels != expected)[box].mean() <= FEW
+    outside = np.ones(mask.shape, bool)
+    outside[box] = False
+    assert not labels[outside].any()
 
 
 @pytest.mark.parametrize("nothing_found", ["empty", "whole_scan"])
