@@ -1,6 +1,6 @@
 """How much memory a case will take, from the headers of its files."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import prod
 
@@ -45,6 +45,11 @@ class WindowLoad:
     running: int
     mirrored: bool
     tile_step_size: float
+
+    def shared(self, beside: int) -> "WindowLoad":
+        """Return that of one of several networks in step; see :func:`ctseg.predict.segment.batches_ahead`."""
+        waiting = max(2, self.waiting // (1 + beside))
+        return replace(self, waiting=waiting, running=min(self.running, waiting))
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,7 @@ def estimate_memory(
         deciding = _deciding(grids, spec, saves_probabilities=saves_probabilities)
         at_the_end += deciding + min(on_their_way, _FREED_LATE)
     stages = (
-        max(_preparing(header, grids, channel, spec) for channel in spec.channels),
+        preparing_bytes(header, spec),
         prepared + labels + whole + plane + _blending(grids, spec) + on_their_way,
         at_the_end,
         labels + (2 * labels + _COMPONENTS * prod(grids.shape) if spec.postprocessing else 0),
@@ -110,6 +115,16 @@ def estimate_memory(
     previous = _previous(grids) if spec.previous_stage else 0
     peak_bytes = _SMALL + max(header.reading_bytes, header.voxel_bytes + previous + max(stages))
     return MemoryEstimate(peak_bytes, grids.network_shape, grids.network_spacing_mm)
+
+
+def preparing_bytes(header: VolumeHeader, spec: ModelSpec) -> int:
+    """Return what is held while a scan is prepared, beside the scan itself.
+
+    Raises:
+        InputError: It would have no voxel at the network's spacing.
+    """
+    grids = _Grids.of(header, spec)
+    return max(_preparing(header, grids, channel, spec) for channel in spec.channels)
 
 
 def prepared_bytes(header: VolumeHeader, spec: ModelSpec) -> int:

@@ -13,9 +13,10 @@ from ctseg.predict.estimate import (
     is_restored_by_planes,
     network_run_bytes,
     prepared_bytes,
+    preparing_bytes,
 )
-from ctseg.predict.preparations import preparation_key
-from ctseg.recipe import CascadeStep, CropStep, EnsembleStep, ModelStep, Recipe, Step, UnionStep, models_of
+from ctseg.predict.preparations import models_on_whole, preparation_key
+from ctseg.recipe import CascadeStep, CropStep, EnsembleStep, ModelStep, Recipe, Step, UnionStep, steps_within
 
 _LABEL = 2
 """Bytes of a voxel of a label map at most."""
@@ -45,7 +46,7 @@ def estimate_recipe(
     """
     estimator = _Estimator(header, specs, loads, saves_probabilities)
     largest = max((estimator.alone(name) for name in specs), key=lambda estimate: estimate.peak_bytes)
-    return replace(largest, peak_bytes=estimator.peak(recipe.step) + estimator.prepared_ahead(recipe.step))
+    return replace(largest, peak_bytes=estimator.peak(recipe.step) + estimator.ahead(recipe.step))
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,10 @@ class _Estimator:
     loads: Mapping[str, WindowLoad]
     saves_probabilities: bool
 
-    def alone(self, name: str) -> MemoryEstimate:
+    def alone(self, name: str, *, saves_probabilities: bool | None = None) -> MemoryEstimate:
         """Estimate one member by itself."""
-        return estimate_memory(
-            self.header, self.specs[name], self.loads[name], saves_probabilities=self.saves_probabilities
-        )
+        saves = self.saves_probabilities if saves_probabilities is None else saves_probabilities
+        return estimate_memory(self.header, self.specs[name], self.loads[name], saves_probabilities=saves)
 
     @property
     def labels(self) -> int:
@@ -80,25 +80,38 @@ class _Estimator:
             case UnionStep():
                 return max(self.peak(part.step) for part in step.parts) + self.labels
 
-    def prepared_ahead(self, step: Step) -> int:
-        """Return what prepared scans take that wait for their network, or are kept for another one."""
-        keys = {preparation_key(self.specs[name]): name for name in models_of(step)}
-        sizes = sorted(prepared_bytes(self.header, self.specs[name]) for name in keys.values())
-        return sum(sizes[1:])
+    def ahead(self, step: Step) -> int:
+        """Return what is held for other networks while one runs: prepared scans, one of them in the making."""
+        if isinstance(step, CropStep):
+            return max(self.ahead(step.finder), self.ahead(step.inside))
+        if isinstance(step, EnsembleStep) and all(isinstance(member, ModelStep) for member in step.members):
+            return 0  # all are prepared before the first one runs, and are counted there
+        inside = max((self.ahead(inner) for inner in steps_within(step)), default=0)
+        specs = [self.specs[name] for name in models_on_whole(step) if self.specs[name].previous_stage is None]
+        each = list({preparation_key(spec): spec for spec in specs}.values())
+        if len(each) == 1:
+            return inside
+        sizes = sorted(prepared_bytes(self.header, spec) for spec in each)
+        return inside + max(preparing_bytes(self.header, spec) for spec in each) + sum(sizes[1:-1])
 
     def _ensemble(self, step: EnsembleStep) -> int:
         names = [member.model for member in step.members]
-        peaks = [self.alone(name).peak_bytes for name in names]
-        parts = [network_run_bytes(self.header, self.specs[name], self.loads[name]) for name in names]
-        largest = max(range(len(names)), key=peaks.__getitem__)
-        first = max(self.peak(member) for member in step.members)
-        others = sum(part for index, part in enumerate(parts) if index != largest)
-        spec = self.specs[names[0]]
-        sides = self.header.geometry.shape
-        mean = 4 * spec.num_heads * prod(sides)
+        firsts = [self.alone(member.previous).peak_bytes for member in step.members if isinstance(member, CascadeStep)]
+        heads, sides = self.specs[names[0]].num_heads, self.header.geometry.shape
+        mean = 4 * heads * prod(sides)
         if self._has_common_planes(names):
-            mean //= min(sides)  # a plane at a time
-        return max(first, peaks[largest] + others + mean)
+            return max(*firsts, self._in_step(names) + mean // min(sides), 0)  # a plane at a time
+        # one after the other, and what each gives is added to the mean
+        peaks = (self.alone(name, saves_probabilities=True).peak_bytes for name in names)
+        prepared = sum(sorted(prepared_bytes(self.header, self.specs[name]) for name in names)[1:])
+        return max(*firsts, max(peaks) + prepared + mean, 0)
+
+    def _in_step(self, names: Sequence[str]) -> int:
+        loads = {name: self.loads[name].shared(len(names) - 1) for name in names}
+        peaks = [estimate_memory(self.header, self.specs[name], loads[name]).peak_bytes for name in names]
+        parts = [network_run_bytes(self.header, self.specs[name], loads[name]) for name in names]
+        largest = max(range(len(names)), key=peaks.__getitem__)
+        return peaks[largest] + sum(part for index, part in enumerate(parts) if index != largest)
 
     def _has_common_planes(self, names: Sequence[str]) -> bool:
         specs = [self.specs[name] for name in names]

@@ -2,13 +2,14 @@
 
 import threading
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import Future
 
 from ctseg.arrays import LabelMap
 from ctseg.model_spec import ModelSpec
 from ctseg.numerics.prepare import Prepared, prepare, prepare_images, with_previous
 from ctseg.predict.segment import Scan
+from ctseg.recipe import CascadeStep, CropStep, EnsembleStep, ModelStep, Step, UnionStep, models_of, steps_within
 
 
 def preparation_key(spec: ModelSpec) -> Hashable:
@@ -24,6 +25,24 @@ def preparation_key(spec: ModelSpec) -> Hashable:
         spec.resampling_data,
         spec.digest if sees_labels else "",
     )
+
+
+def models_on_whole(step: Step) -> Iterator[str]:
+    """Yield the models that see all of what a step sees, in the order in which they do."""
+    match step:
+        case ModelStep() | CascadeStep():
+            yield from models_of(step)
+        case EnsembleStep():
+            for member in step.members:
+                if isinstance(member, CascadeStep):
+                    yield member.previous
+            for member in step.members:
+                yield member.model
+        case CropStep():
+            yield from models_on_whole(step.finder)
+        case UnionStep():
+            for inner in steps_within(step):
+                yield from models_on_whole(inner)
 
 
 class Preparations:

@@ -1,6 +1,6 @@
 """The steps of a recipe on one scan."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 
@@ -14,7 +14,7 @@ from ctseg.numerics.planes import Where
 from ctseg.numerics.postprocess import apply_postprocessing
 from ctseg.numerics.restore import LabelRestorer, Receiver, probabilities_outside_crop
 from ctseg.predict.inference_queue import InferenceQueue
-from ctseg.predict.preparations import Preparations
+from ctseg.predict.preparations import Preparations, models_on_whole
 from ctseg.predict.segment import (
     CaseContext,
     NetworkRun,
@@ -34,7 +34,6 @@ from ctseg.recipe import (
     Step,
     UnionStep,
     models_of,
-    steps_within,
 )
 
 
@@ -67,7 +66,7 @@ class RecipeRun:
 
     def _preparations(self, step: Step, scan: Scan) -> Preparations:
         """Return what prepares a scan for the networks of a step that see all of it."""
-        return Preparations(scan, [self.queues[name].predictor.spec for name in _models_on_whole(step)])
+        return Preparations(scan, [self.queues[name].predictor.spec for name in models_on_whole(step)])
 
     def _labels(
         self, step: Step, scan: Scan, prepare: Prepare, probabilities: ProbabilityFile | None = None
@@ -140,7 +139,7 @@ class RecipeRun:
             receiver = probabilities_receiver(probabilities, first.spec, first.record)
             mean = PlaneMean([(run.spec, run.record) for run in runs], on_probabilities=receiver)
         with ExitStack() as stack:
-            slabs = [stack.enter_context(closing(run.slabs())) for run in runs]
+            slabs = [stack.enter_context(closing(run.slabs(beside=len(runs) - 1))) for run in runs]
             while (index := mean.next_member()) is not None:
                 slab = next(slabs[index])
                 with clock.stage("restore"):
@@ -194,25 +193,8 @@ class RecipeRun:
             labels = self._labels(part.step, scan, prepare)
             with self.context.clock.stage("restore"):
                 _write_over(union, labels, part.values)
+            del labels
         return union
-
-
-def _models_on_whole(step: Step) -> Iterator[str]:
-    """Yield the models that see all of what the step sees, in the order in which they do."""
-    match step:
-        case ModelStep() | CascadeStep():
-            yield from models_of(step)
-        case EnsembleStep():
-            for member in step.members:
-                if isinstance(member, CascadeStep):
-                    yield member.previous
-            for member in step.members:
-                yield member.model
-        case CropStep():
-            yield from _models_on_whole(step.finder)
-        case UnionStep():
-            for inner in steps_within(step):
-                yield from _models_on_whole(inner)
 
 
 def _add_outside(total: Probabilities, run: NetworkRun) -> None:

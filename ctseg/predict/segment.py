@@ -23,6 +23,7 @@ from ctseg.numerics.prepare import PreparationRecord, Prepared, prepare
 from ctseg.numerics.restore import LabelRestorer, Receiver, probabilities_outside_crop
 from ctseg.numerics.windows import WindowPlan, cut_patches, plan_windows
 from ctseg.predict.inference_queue import InferenceQueue
+from ctseg.predict.predictor import PatchPredictor
 from ctseg.predict.progress import StageClock
 
 BATCHES_AHEAD = 2
@@ -145,6 +146,18 @@ def segment(
     return Segmentation(labels, run.windows, run.bytes_sent, run.bytes_received)
 
 
+def batches_ahead(predictor: PatchPredictor, beside: int) -> tuple[int, int]:
+    """Return how many batches of a case are on their way to a network at most, and the windows of each.
+
+    Args:
+        predictor: Runs the network.
+        beside: How many other networks run in step with it; smaller batches keep two on their way all the same.
+    """
+    windows = BATCHES_AHEAD * predictor.max_in_flight * predictor.max_batch_size // (1 + beside)
+    batch = max(1, min(predictor.max_batch_size, windows // 2))
+    return max(2, windows // batch), batch
+
+
 def _check_count(plan: WindowPlan, tile_step_size: float) -> None:
     if len(plan) > MOST_WINDOWS:
         size = " x ".join(map(str, plan.image_size))
@@ -242,8 +255,12 @@ class NetworkRun:
         self.bytes_sent = 0
         self.bytes_received = 0
 
-    def slabs(self) -> Generator[Slab, None, None]:
+    def slabs(self, *, beside: int = 0) -> Generator[Slab, None, None]:
         """Run all windows, once; yield blended logits as soon as no later window touches them.
+
+        Args:
+            beside: How many other networks run in step with this one: together they have as many windows on their way
+                as one by itself.
 
         Yields:
             (heads, planes, y, x) of the prepared volume; see :meth:`SlabBlender.add`.
@@ -254,7 +271,7 @@ class NetworkRun:
         clock = self._clock
         with clock.stage("restore"):
             blender = SlabBlender(self._plan, self.spec.num_heads, model=self.spec.name)
-        with closing(self._logits()) as answers:
+        with closing(self._logits(beside)) as answers:
             while True:
                 with clock.stage("network"):
                     logits = next(answers, None)
@@ -271,7 +288,7 @@ class NetworkRun:
                 del logits, slabs  # its memory may be the predictor's, which uses it again
                 clock.progress.windows_done(count)
 
-    def _logits(self) -> Generator[Logits, None, None]:
+    def _logits(self, beside: int) -> Generator[Logits, None, None]:
         """Yield the logits of all windows in order, batch by batch, with several batches on their way."""
         predictor, plan = self._inference.predictor, self._plan
         spec, times = self.spec, self._inference.requests_per_batch
@@ -280,11 +297,12 @@ class NetworkRun:
         next_window = 0
         try:
             while next_window < len(plan) or on_their_way:
-                while next_window < len(plan) and len(on_their_way) < BATCHES_AHEAD * predictor.max_in_flight:
+                batches, windows = batches_ahead(predictor, beside)
+                while next_window < len(plan) and len(on_their_way) < batches:
                     prepared = self._prepared
                     if prepared is None:
                         raise ValueError(f"{spec.name}: the windows of a scan are run once")
-                    count = min(predictor.max_batch_size, len(plan) - next_window)
+                    count = min(windows, len(plan) - next_window)
                     patches = cut_patches(
                         prepared.voxels, plan, next_window, count, previous=prepared.previous, values=values
                     )
