@@ -10,12 +10,13 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 
 from benchmarks.measured_process import Measured, run_measured
 from ctseg.cli.main import main as ctseg
 from ctseg.predict.report import Report
 from tests.support.nnunet_plans import make_dataset, make_plans, unet_architecture
-from tests.support.nnunet_reference import make_trained_folder
+from tests.support.nnunet_reference import make_trained_folder, reference_predictor
 from tests.support.plain_union import numbered_on
 
 pytestmark = [pytest.mark.live, pytest.mark.full]
@@ -40,6 +41,7 @@ def models(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
         plans = make_plans(patch_size=(64, 64, 64), spacing=spacing, architecture=network)
         dataset = make_dataset({"background": 0, **{f"{name}_{i}": i for i in range(1, count + 1)}})
         make_trained_folder(root / name, plans, dataset, mirror_axes=None, seed=seed)
+        leave_background(root / name, scan)
         run(
             "export",
             "-i",
@@ -56,6 +58,22 @@ def models(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     for name, members in UNIONS.items():
         run("recipe", "-m", name, "--repository", root / "repository", "--union", *members)
     return root, scan
+
+
+def leave_background(folder: Path, scan: Path) -> None:
+    """Let a random network find background in three quarters of a scan, so that no model covers all others."""
+    predictor = reference_predictor(folder)
+    voxels = np.asarray(nib.load(scan).dataobj, np.float32).T[24:88, 20:84, 30:94]
+    network = predictor.network.eval()
+    network.load_state_dict(predictor.list_of_parameters[0])
+    with torch.inference_mode():
+        logits = network(torch.from_numpy((np.clip(voxels, -84, 144) - 33.8) / 34)[None, None])[0]
+    lead = (logits[1:].amax(dim=0) - logits[0]).flatten().quantile(0.75)
+    path = folder / "fold_0" / "checkpoint_final.pth"
+    checkpoint = torch.load(path, weights_only=False)
+    *_, last = (key for key in checkpoint["network_weights"] if key.endswith("bias") and "seg_layers" in key)
+    checkpoint["network_weights"][last][0] += lead
+    torch.save(checkpoint, path)
 
 
 def run(*words: object) -> None:
@@ -86,7 +104,7 @@ def test_a_union_of_five_equals_nnunets_five_and_a_plain_script(
     assert not differing[np.all([a == b for a, b in zip(of_ctseg, of_nnunet, strict=True)], axis=0)].any()
     assert differing.mean() <= LARGEST_SHARE
     assert found.get_data_dtype() == np.uint8
-    assert len(np.unique(expected)) > 50, "few labels prove little"
+    assert len(np.unique(expected)) > 40, "few labels prove little"
     assert case.made_by is not None
     assert [member.model for member in case.made_by.members] == list(members)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from ctseg.errors import CtsegError
 from ctseg.files.locking import flock_serves
-from ctseg.serving.entries import BUILD_NAME, Entry, EntryVersion
+from ctseg.serving.entries import BUILD_NAME, Entry, EntryVersion, RecipeEntry, list_recipes
 from ctseg.serving.upkeep import remove_leftovers, remove_versions
 
 _log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def superseded(entry: Entry) -> list[EntryVersion]:
 def remove_superseded(repository: Path, entries: Sequence[Entry]) -> None:
     """Remove what killed builds have left, and superseded versions that are older than all that servers hold.
 
-    Newer ones than those may have been loaded while a server runs.
+    Newer ones than those may have been loaded while a server runs. What a recipe names stays.
 
     Args:
         repository: Triton's model repository.
@@ -86,12 +86,28 @@ def remove_superseded(repository: Path, entries: Sequence[Entry]) -> None:
     """
     try:
         remove_leftovers(repository)
+        recipes = list_recipes(repository)
         for entry in entries:
             old = superseded(entry)
             free = itertools.takewhile(lambda version: not may_be_served(version), entry.versions)
             numbers = [version.version for version in free if version in old]
+            for number, recipe in _named(entry, recipes).items():
+                if number in numbers:
+                    _log.warning("%s: version %d is old, but recipe %s names it: it stays", entry.name, number, recipe)
+                    numbers.remove(number)
             if numbers:
                 _log.info("%s: versions %s are superseded and removed", entry.name, ", ".join(map(str, numbers)))
                 remove_versions(repository, entry.name, numbers)
     except CtsegError as error:
         _log.warning("what is old stays: %s", error)
+
+
+def _named(entry: Entry, recipes: Iterable[RecipeEntry]) -> Mapping[int, str]:
+    """Return the versions of a model that recipes name by their specs, each with a recipe."""
+    newest = {item.spec.digest: item.version for item in entry.versions}
+    return {
+        newest[member.digest]: recipe.name
+        for recipe in recipes
+        for member in recipe.recipe.members
+        if member.model == entry.name and member.digest in newest
+    }

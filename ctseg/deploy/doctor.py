@@ -223,20 +223,15 @@ def _repository(folder: Path) -> Iterator[Finding]:
 
 
 def _recipe(repository: Path, name: str) -> Iterator[Finding]:
-    from ctseg.serving.entries import read_entry, read_recipe
+    from ctseg.serving.entries import member_versions, read_recipe
 
     found = read_recipe(repository / name)
     if found is None:
         return
     recipe, version = found
     subject = f"recipe {name}, version {version}"
-    specs = {}
-    for member in recipe.members:
-        entry = read_entry(repository / member.model)
-        having = [item.spec for item in entry.versions if item.spec.digest == member.digest]
-        specs[member.model] = having[-1] if having else entry.newest.spec
-    recipe.check(specs)
-    yield Finding(subject, "ok", f"{recipe.step.kind} of {', '.join(specs)}, digest {recipe.digest[:12]}")
+    members = member_versions(repository, recipe)
+    yield Finding(subject, "ok", f"{recipe.step.kind} of {', '.join(members)}, digest {recipe.digest[:12]}")
 
 
 def _locks(folder: Path) -> Iterator[Finding]:

@@ -17,7 +17,7 @@ from ctseg.predict.recipe_segmenter import RecipeSegmenter, contract_of_recipe
 from ctseg.predict.segment import WindowOptions
 from ctseg.predict.segmenter import CaseSegmenter, WindowSegmenter
 from ctseg.recipe import Recipe
-from ctseg.serving.entries import CONFIG_NAME, read_recipe, read_spec, require_model_name
+from ctseg.serving.entries import CONFIG_NAME, member_versions, read_recipe, read_spec, require_model_name
 from ctseg.serving.process import RunningServer, ServerOptions
 from ctseg.serving.server import embedded_server
 from ctseg.serving.threads import require_threads, threads_of_run
@@ -103,7 +103,8 @@ def opened_segmenter(model: ServedModel, options: WindowOptions) -> Iterator[Cas
 
     Raises:
         SetupError: See :func:`opened`.
-        SpecError: See :func:`opened`; or a member of the recipe is not served with the spec that it names.
+        SpecError: See :func:`opened`; or a member of the recipe is not there, or not served, with the spec that it
+            names.
         ServerError: No server answers.
     """
     with ExitStack() as stack:
@@ -131,13 +132,15 @@ def _recipe_on_disk(model: ServedModel) -> tuple[Recipe, int] | None:
 @contextmanager
 def _opened_members(model: ServedModel, recipe: Recipe) -> Iterator[Mapping[str, PatchPredictor]]:
     """Connect to all members of a recipe, on the servers of the recipe or on one that is started."""
-    names = [member.model for member in recipe.members]
     load_kernels_ahead((*KERNEL_MODULES, *RECIPE_KERNEL_MODULES))
     with ExitStack() as stack:
         server, urls, client = None, model.urls, model.client
         if model.repository is not None:
             require_threads(threads_of_run(starts_server=True))
-            server = stack.enter_context(embedded_server(model.repository, names, _KEPT_RUNNING))
+            versions = {name: item.version for name, item in member_versions(model.repository, recipe).items()}
+            server = stack.enter_context(
+                embedded_server(model.repository, list(versions), _KEPT_RUNNING, versions=versions)
+            )
             urls, client = (server.url,), server.client_options(model.client)
         predictors: dict[str, PatchPredictor] = {}
         for member in recipe.members:
@@ -206,15 +209,8 @@ def known_contract(model: ServedModel) -> ScanContract | None:
         spec = read_spec(folder, model.version)
         return None if spec is None else contract_of(spec)
     recipe, _ = found
-    specs = {}
-    for member in recipe.members:
-        folder = model.repository / member.model
-        spec = read_spec(folder) if (folder / CONFIG_NAME).is_file() else None
-        if spec is None:
-            raise SetupError(f"{recipe.name}: its member {member.model} is not in {model.repository}: build it there")
-        specs[member.model] = spec
-    recipe.check(specs)
-    return contract_of_recipe(recipe, specs)
+    members = member_versions(model.repository, recipe)
+    return contract_of_recipe(recipe, {name: item.spec for name, item in members.items()})
 
 
 def _check_repository(repository: Path) -> None:

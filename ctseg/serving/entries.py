@@ -171,6 +171,28 @@ def list_recipes(repository: Path) -> list[RecipeEntry]:
     return [RecipeEntry(folder.name, folder, *recipe) for folder, recipe in found if recipe is not None]
 
 
+def member_versions(repository: Path, recipe: Recipe) -> Mapping[str, EntryVersion]:
+    """Return the version of each member that a recipe names by its spec, the newest where several have it.
+
+    Args:
+        repository: Folder of the repository.
+        recipe: One of its recipes, or one to be.
+
+    Raises:
+        SpecError: A member is not there, no version of it has the spec, or the recipe does not fit its members.
+    """
+    found = {}
+    for member in recipe.members:
+        folder = repository / member.model
+        if not (folder / CONFIG_NAME).is_file():
+            raise SpecError(f"{recipe.name}: its member {member.model} is not in {repository}: build it there first")
+        entry = read_entry(folder)
+        having = [item for item in entry.versions if item.spec.digest == member.digest]
+        found[member.model] = having[-1] if having else entry.newest
+    recipe.check({name: item.spec for name, item in found.items()})
+    return found
+
+
 def list_entries(repository: Path) -> list[Entry]:
     """Read and check every model of a repository, in order of their names; recipes are left out.
 

@@ -12,9 +12,9 @@ from ctseg.recipe import RECIPE_NAME, Recipe
 from ctseg.serving.entries import (
     BUILD_NAME,
     CONFIG_NAME,
+    member_versions,
     next_version,
     read_config,
-    read_entry,
     read_recipe,
     versions_on_disk,
 )
@@ -49,7 +49,7 @@ def publish_recipe(repository: Path, recipe: Recipe) -> int:
         raise SpecError(f"{recipe.name}: the recipe has {len(text)} bytes, Triton carries at most {MAX_SPEC_BYTES}")
     folder = repository / recipe.name
     with writing(repository, recipe.name):
-        _check_members(repository, recipe)
+        member_versions(repository, recipe)
         known = _known(folder)
         if known is not None and known[0] == recipe:
             return known[1]
@@ -68,18 +68,6 @@ def publish_recipe(repository: Path, recipe: Recipe) -> int:
                 _write_head(folder, config, recipe)
                 version_folder.rename(folder / str(number))
     return number
-
-
-def _check_members(repository: Path, recipe: Recipe) -> None:
-    specs = {}
-    for member in recipe.members:
-        folder = repository / member.model
-        if not (folder / CONFIG_NAME).is_file():
-            raise SpecError(f"{recipe.name}: its member {member.model} is not in {repository}: build it there first")
-        entry = read_entry(folder)
-        found = [item.spec for item in entry.versions if item.spec.digest == member.digest]
-        specs[member.model] = found[-1] if found else entry.newest.spec
-    recipe.check(specs)
 
 
 def _known(folder: Path) -> tuple[Recipe, int] | None:

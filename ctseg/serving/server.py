@@ -7,8 +7,9 @@ key that only this process knows.
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from ctseg.errors import CtsegError, ServerAwayError, SetupError
 from ctseg.serving.entries import CONFIG_NAME, list_models, read_config, require_model_name
@@ -28,7 +29,11 @@ _log = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def embedded_server(
-    repository: Path, models: Sequence[str] | None = None, options: ServerOptions = DEFAULT_OPTIONS
+    repository: Path,
+    models: Sequence[str] | None = None,
+    options: ServerOptions = DEFAULT_OPTIONS,
+    *,
+    versions: Mapping[str, int] = MappingProxyType({}),
 ) -> Iterator[RunningServer]:
     """Run a tritonserver on loopback while the ``with`` block runs.
 
@@ -39,6 +44,7 @@ def embedded_server(
         repository: Model repository; only read.
         models: Models to serve; None serves all of them.
         options: How it runs; by default private to this process, on a free port.
+        versions: Of models of which no other version is to be served; a private server has the newest of the others.
 
     Yields:
         The running server.
@@ -65,7 +71,7 @@ def embedded_server(
         if options.watch:
             served.symlink_to(repository.resolve())
         else:
-            _link_models(repository, names, served, newest_only=options.is_private)
+            _link_models(repository, names, served, versions, newest_only=options.is_private)
         server, process = Launch(installation, folder, served, names, options).start()
         stack.callback(stop, process)
         stack.callback(server.life.stopped)
@@ -115,13 +121,17 @@ def _prove(server: RunningServer, repository: Path, options: ServerOptions) -> N
             ) from error
 
 
-def _link_models(repository: Path, names: Sequence[str], linked: Path, *, newest_only: bool) -> None:
+def _link_models(
+    repository: Path, names: Sequence[str], linked: Path, only: Mapping[str, int], *, newest_only: bool
+) -> None:
     """Make a repository of links to the chosen models, so that the server looks at nothing else."""
     linked.mkdir()
     for name in names:
         model = (repository / name).resolve()
         versions = [path for path in model.iterdir() if path.is_dir() and path.name.isdigit()]
-        if newest_only:
+        if name in only:
+            versions = [path for path in versions if int(path.name) == only[name]]
+        elif newest_only:
             versions = sorted(versions, key=lambda path: int(path.name))[-1:]
         (linked / name).mkdir()
         for path in (model / CONFIG_NAME, *versions):

@@ -6,10 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from ctseg.container.versions import remove_superseded, served_versions, superseded
+from ctseg.recipe import Recipe
 from ctseg.serving.entries import read_entry
+from ctseg.serving.recipe_entry import publish_recipe
 from tests.support.container_entries import L4, OLD, RTX, built
-from tests.support.toy_models import write_toy_entry
+from tests.support.toy_models import toy_spec, write_toy_entry
 
 
 def test_plans_for_all_gpus_of_the_newest_version_are_asked_of_the_one_before(tmp_path: Path) -> None:
@@ -28,6 +32,21 @@ def test_two_versions_for_each_machine_are_kept(tmp_path: Path) -> None:
     assert old(OLD, L4, L4) == [1]
     here, there = {"machine": {"cpus": 2}}, {"machine": {"cpus": 8}}
     assert old(here, there, here, here, backend="python") == [1]
+
+
+def test_an_old_version_that_a_recipe_names_stays(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = tmp_path / "models"
+    first = write_toy_entry(root, build_info={"machine": "same"})
+    member = {"model": "toy", "digest": first.digest}
+    step = {"kind": "model", "model": "toy"}
+    publish_recipe(root, Recipe.model_validate({"name": "named", "members": [member], "step": step}))
+    for number in (2, 3, 4):
+        write_toy_entry(
+            root, toy_spec(spacing_mm=(3.0, 1.0, 1.0 + number)), version=number, build_info={"machine": "same"}
+        )
+    remove_superseded(root, [read_entry(root / "toy")])
+    assert [item.version for item in read_entry(root / "toy").versions] == [1, 3, 4]
+    assert "toy: version 1 is old, but recipe named names it: it stays" in caplog.text
 
 
 HOLDER = """

@@ -33,15 +33,17 @@ from ctseg.runs.dask_worker import CasesOnWorker, Job, Task
 from ctseg.runs.folder import segment_folder
 from ctseg.runs.model import ServedModel
 from ctseg.serving.process import RunningServer, ServerOptions
+from ctseg.serving.publish import EntryDraft, publish
 from ctseg.serving.server import embedded_server
 from ctseg.triton.configuration import spec_parameter
 from ctseg.triton.options import ClientOptions
 from tests.support.live_triton import ANSWER, free_port, wait_for
-from tests.support.toy_models import toy_spec, write_foreign_entry, write_toy_entry
+from tests.support.toy_models import save_toy_network, toy_spec, write_foreign_entry, write_toy_entry
 
 VARIABLE = "CTSEG_TEST_TRITON_KEY"
 CASES = ("case0", "case1", "case2", "case3")
 OPTIONS = BatchOptions()
+SEG_RESAMPLING = "resample_data_or_seg_to_shape"
 
 
 class Gate:
@@ -99,6 +101,11 @@ def gate(the_gate: Gate) -> Iterator[Gate]:
 def models(tmp_path_factory: pytest.TempPathFactory, the_gate: Gate) -> Path:
     root = tmp_path_factory.mktemp("dask") / "models"
     write_toy_entry(root)
+    first = toy_spec()
+    previous = {"model": "toy", "digest": first.digest, "labels": [1, 2], "resampling": {"function": SEG_RESAMPLING}}
+    sees_labels = np.hstack([np.zeros((3, 2)), [[-1, -1], [1, 0], [0, 1]]]).astype(np.float32)
+    network = save_toy_network(root.parent / "second.onnx", weights=sees_labels)
+    publish(root, EntryDraft(spec=toy_spec("second", previous_stage=previous), backend="python", model_file=network), 1)
     write_foreign_entry(root, "held", the_gate.code, parameters={spec_parameter(1): toy_spec("held").to_json()})
     return root
 
@@ -200,6 +207,20 @@ def test_workers_give_the_labels_of_one_process_with_keys_from_their_own_environ
     )
     assert statuses(again) == {**dict.fromkeys(CASES, "skipped"), "case2": "ok"}
     assert "case2: done again: its scan is not the one that was segmented" in caplog.text
+
+
+@pytest.mark.live
+def test_workers_take_the_label_maps_of_a_first_stage(scans, tmp_path, server, scheduler, undisturbed):
+    out = tmp_path / "out"
+    options = BatchOptions(prev_stage_predictions=tmp_path / "undisturbed")
+    (tmp_path / "undisturbed" / "case1.nii.gz").unlink()
+    report = segment_folder_on_dask(
+        scans, out, model_on(server, "second"), options, scheduler, header_variables=variables_of(server)
+    )
+    assert statuses(report) == {**dict.fromkeys(CASES, "ok"), "case1": "failed"}
+    assert "case1: expected a label map of the previous stage" in next(c.error.message for c in report.cases if c.error)
+    del undisturbed["case1.nii.gz"]
+    assert labels_in(out) == undisturbed  # the second stage gives what the first one gave
 
 
 @pytest.mark.live

@@ -1,5 +1,7 @@
 """Recipes by their names: from a repository or a server's address to finished files, through a real server."""
 
+import os
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,12 @@ import pytest
 from ctseg.errors import SetupError, SpecError
 from ctseg.model_spec import ModelSpec
 from ctseg.predict.options import BatchOptions
+from ctseg.predict.outcomes import Outcome
+from ctseg.predict.progress import Progress
 from ctseg.recipe import Recipe
 from ctseg.runs.folder import segment_folder
 from ctseg.runs.model import ServedModel
-from ctseg.serving.process import ServerOptions
+from ctseg.serving.process import RunningServer, ServerOptions
 from ctseg.serving.recipe_entry import publish_recipe
 from ctseg.serving.server import embedded_server
 from ctseg.triton.predictor import connect
@@ -47,24 +51,26 @@ def repository(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def scans(tmp_path: Path) -> Path:
-    folder = tmp_path / "in"
+    write_scans(tmp_path / "in", 3)
+    return tmp_path / "in"
+
+
+def write_scans(folder: Path, count: int) -> None:
     folder.mkdir()
-    for case in range(3):
+    for case in range(count):
         for channel in range(2):
             voxels = np.random.default_rng([case, channel]).normal(0, 1, (14, 10, 9)).astype(np.float32)
-            nib.save(
-                nib.Nifti1Image(voxels, np.diag([1.0, 1.0, 3.0, 1.0])), folder / f"case{case}_{channel:04d}.nii.gz"
-            )
-    return folder
+            image = nib.Nifti1Image(voxels, np.diag([1.0, 1.0, 3.0, 1.0]))
+            nib.save(image, folder / f"case{case}_{channel:04d}.nii.gz")
 
 
 def labels_in(folder: Path) -> dict[str, np.ndarray]:
     return {path.name: np.asarray(nib.load(path).dataobj) for path in sorted(folder.glob("*.nii.gz"))}
 
 
-def check_run(out: Path, of_members: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+def check_run(out: Path, of_members: Mapping[str, Mapping[str, np.ndarray]], count: int = 3) -> None:
     found = labels_in(out)
-    assert len(found) == 3
+    assert len(found) == count
     for name, labels in found.items():
         expected = np.zeros(labels.shape, np.uint16)
         for value, new in ((1, 300), (2, 2)):
@@ -114,15 +120,69 @@ def test_a_recipes_entry_answers_requests_with_its_name(repository: Path) -> Non
 
 
 @pytest.mark.live
-def test_a_member_that_was_built_anew_is_refused_by_name(repository: Path, scans: Path, tmp_path: Path) -> None:
+def test_a_recipe_goes_on_with_the_versions_that_it_names_and_is_refused_without(
+    repository: Path, scans: Path, tmp_path: Path
+) -> None:
     write_toy_entry(repository, toy_spec("bones", max_batch_size=3), version=2)
+    own = ServedModel("together", repository=repository)
     with embedded_server(repository, options=ServerOptions(is_private=False, prove=False)) as server:
-        model = ServedModel("together", urls=(server.url,))
-        segment_folder(scans, tmp_path / "both", model, BatchOptions())  # both versions are served
+        served = ServedModel("together", urls=(server.url,))
+        for number, model in enumerate((own, served)):
+            report = segment_folder(scans, tmp_path / str(number), model, BatchOptions())
+            made_by = report.cases[0].made_by
+            assert made_by is not None
+            assert [(item.model, item.model_version) for item in made_by.members] == [("organs", "1"), ("bones", "1")]
+
     (repository / "bones" / "1").rename(tmp_path / "bones1")
-    for model in (ServedModel("together", repository=repository),):
-        with pytest.raises(SpecError, match="together: expected the member bones with the spec"):
-            segment_folder(scans, tmp_path / "out", model, BatchOptions())
+    with pytest.raises(SpecError, match="together: expected the member bones with the spec"):
+        segment_folder(scans, tmp_path / "out", own, BatchOptions())
+    with embedded_server(repository, options=ServerOptions(is_private=False, prove=False)) as server:
+        told = rf"bones at {server.url}: expected a version with the spec .*, found .* in version 2"
+        with pytest.raises(SpecError, match=told):
+            segment_folder(scans, tmp_path / "out", ServedModel("together", urls=(server.url,)), BatchOptions())
+    assert not (tmp_path / "out").exists()
+
+
+class KillsAfterTheFirstCase(Progress):
+    """Kills a server when the first case is done, while others are on their way."""
+
+    def __init__(self, server: RunningServer) -> None:
+        self._server = server
+        self.was_killed = False
+
+    def case_done(self, outcome: Outcome) -> None:
+        if not self.was_killed:
+            self.was_killed = True
+            os.kill(self._server.pid, signal.SIGKILL)
+
+
+@pytest.mark.live
+def test_members_go_on_by_themselves_when_one_of_their_servers_is_killed(repository: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "many"
+    write_scans(folder, 12)
+    of_members = {}
+    open_to_all = ServerOptions(is_private=False, prove=False)
+    with (
+        embedded_server(repository, options=open_to_all) as whole,
+        embedded_server(repository, options=open_to_all) as other,
+    ):
+        for name in NAMES:
+            segment_folder(folder, tmp_path / name, ServedModel(name, urls=(whole.url,)), BatchOptions())
+            of_members[name] = labels_in(tmp_path / name)
+        progress = KillsAfterTheFirstCase(other)
+        model = ServedModel("together", urls=(other.url, whole.url))
+        report = segment_folder(folder, tmp_path / "out", model, BatchOptions(), progress_for=lambda _: progress)
+    assert progress.was_killed
+    assert [case.status for case in report.cases] == ["ok"] * 12
+    check_run(tmp_path / "out", of_members, count=12)
+
+
+@pytest.mark.live
+def test_probabilities_are_refused_where_a_recipe_has_none(repository: Path, scans: Path, tmp_path: Path) -> None:
+    options = BatchOptions(save_probabilities=True)
+    with pytest.raises(SetupError, match="together has no probabilities to write: its labels are those of several"):
+        segment_folder(scans, tmp_path / "out", ServedModel("together", repository=repository), options)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_recipe_is_written_once_and_as_a_new_version_when_it_changes(repository: Path) -> None:
@@ -153,5 +213,5 @@ def test_a_member_that_is_missing_is_told_before_a_server_is_started(
     repository: Path, scans: Path, tmp_path: Path
 ) -> None:
     (repository / "bones").rename(tmp_path / "bones")
-    with pytest.raises(SetupError, match="together: its member bones is not in"):
+    with pytest.raises(SpecError, match="together: its member bones is not in"):
         segment_folder(scans, tmp_path / "out", ServedModel("together", repository=repository), BatchOptions())
