@@ -7,9 +7,15 @@ from pathlib import Path
 
 from ctseg.deploy.build import build_entry
 from ctseg.deploy.build_job import BuildOptions
-from ctseg.deploy.recipe_bundle import read_recipe_bundle, with_digests
-from ctseg.errors import SetupError
+from ctseg.deploy.bundle import model_name
+from ctseg.deploy.network_predictor import NetworkPredictor
+from ctseg.deploy.phantom import phantom_volume
+from ctseg.deploy.recipe_bundle import RecipeBundle, read_recipe_bundle, with_digests
+from ctseg.deploy.runtimes import onnxruntime_network
+from ctseg.deploy.whole import check_whole
+from ctseg.errors import ParityError, SetupError
 from ctseg.recipe import Recipe
+from ctseg.runs.model import ServedModel, opened_members
 from ctseg.serving.entries import Entry
 from ctseg.serving.recipe_entry import publish_recipe
 
@@ -39,7 +45,7 @@ def build_recipe(
     Raises:
         SetupError: A version was asked for; or see :func:`ctseg.deploy.build.build_entry`.
         SpecError: The bundle is broken; or see there.
-        ParityError: See there.
+        ParityError: See there; or all members together do not give the labels of the bundle's FP32 networks.
         OutputError: The repository cannot be written.
     """
     if options.version is not None:
@@ -54,4 +60,28 @@ def build_recipe(
         specs[name] = entry.newest.spec
     recipe = with_digests(bundle.recipe, specs, name=options.name)
     recipe.check(specs)
+    if options.prove_live:
+        _prove_live(bundle, recipe, repository, accept_unproven=options.accept_unproven, report=report)
     return recipe, publish_recipe(repository, recipe)
+
+
+def _prove_live(
+    bundle: RecipeBundle, recipe: Recipe, repository: Path, *, accept_unproven: bool, report: Callable[[str], None]
+) -> None:
+    """Compare all members together, on a live server, with the bundle's FP32 networks, on a phantom."""
+    proven = {
+        name: NetworkPredictor(onnxruntime_network(member.folder / model_name("fp32")), member.spec)
+        for name, member in bundle.members.items()
+    }
+    volume = phantom_volume(next(iter(proven.values())).spec)
+    with opened_members(ServedModel(recipe.name, repository=repository), recipe) as served:
+        check = check_whole(
+            recipe, served, proven, volume, what="a live server", source="the phantom", may_be_empty=True
+        )  # fmt: skip
+    report(f"  {recipe.name} as a whole, on a live server, the phantom: {check}")
+    if check.problems and not accept_unproven:
+        raise ParityError(
+            f"{recipe.name}: its members together do not give the labels of the bundle's FP32 networks: "
+            f"{'; '.join(check.problems)}",
+            settings=("accept_unproven",),
+        )

@@ -29,6 +29,8 @@ class WholeCheck(Document):
         voxels: Of the case.
         differing: Voxels whose label differs from PyTorch's.
         dice: With PyTorch's, by the label's name.
+        first_stages: Voxels in which the label map of a cascade's first stage differs, by its name: the second stage
+            stands on it.
         problems: Why it fails; none where it passes.
     """
 
@@ -37,7 +39,15 @@ class WholeCheck(Document):
     voxels: int
     differing: int
     dice: Mapping[str, float]
+    first_stages: Mapping[str, int] = {}
     problems: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        share, lowest = self.differing / max(1, self.voxels), min(self.dice.values(), default=1.0)
+        firsts = "".join(
+            f"; of its first stage {name} {count} of {self.voxels} voxels" for name, count in self.first_stages.items()
+        )
+        return f"{share:.4%} of the labels differ, Dice >= {lowest:.5f}{firsts}"
 
 
 class RecipeParity(Document):

@@ -7,26 +7,22 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ctseg.arrays import LabelMap
 from ctseg.deploy.bundle import check_replaceable, model_name
 from ctseg.deploy.export import ExportOptions, export_model
 from ctseg.deploy.network_predictor import NetworkPredictor
-from ctseg.deploy.parity import LIMITS, dice_problem
 from ctseg.deploy.parity_cases import FirstStage, prepare_scans, preprocessed_cases, read_scans
 from ctseg.deploy.phantom import phantom_volume
-from ctseg.deploy.recipe_bundle import RecipeBundle, RecipeParity, WholeCheck, read_recipe_bundle, write_recipe
+from ctseg.deploy.recipe_bundle import RecipeBundle, RecipeParity, read_recipe_bundle, write_recipe
 from ctseg.deploy.reference import torch_network
 from ctseg.deploy.runtimes import describe_runtime, onnxruntime_network
 from ctseg.deploy.trained_model import LoadedModel
+from ctseg.deploy.whole import check_whole
 from ctseg.errors import OutputError, ParityError
 from ctseg.files.atomic import appearing
 from ctseg.files.volume import Volume
 from ctseg.model_spec import KeepLargest, ModelSpec
-from ctseg.numerics.dice import dice
 from ctseg.predict.predictor import PatchPredictor
-from ctseg.predict.recipe_segmenter import RecipeSegmenter
 from ctseg.predict.segment import CaseContext
 from ctseg.predict.segmenter import WindowSegmenter
 from ctseg.recipe import Recipe
@@ -196,8 +192,7 @@ class _RecipeJob:
         what = f"ONNX FP32 in {describe_runtime('onnxruntime')} on the CPU"
         source, volume = self._case()
         check = check_whole(recipe, onnx, torch, volume, what=what, source=source)
-        share, lowest = check.differing / max(1, check.voxels), min(check.dice.values(), default=1.0)
-        self._report(f"  {self._name} as a whole, {source}: {share:.4%} of the labels differ, Dice >= {lowest:.5f}")
+        self._report(f"  {self._name} as a whole, {source}: {check}")
         if check.problems and not self._options.accept_unproven:
             raise ParityError(
                 f"{self._name}: its members together do not give PyTorch's labels: {'; '.join(check.problems)}",
@@ -213,55 +208,3 @@ class _RecipeJob:
             return "the phantom", phantom_volume(spec)
         _, volume = next(read_scans(self._scans, spec))
         return "a real scan", volume
-
-
-def check_whole(
-    recipe: Recipe,
-    found_by: Mapping[str, PatchPredictor],
-    reference: Mapping[str, PatchPredictor],
-    volume: Volume,
-    *,
-    what: str,
-    source: str,
-) -> WholeCheck:
-    """Run a recipe on one case with two sets of networks, and compare the label maps.
-
-    Args:
-        recipe: The recipe.
-        found_by: What is to be proven, by member.
-        reference: PyTorch, by member.
-        volume: The case.
-        what: What runs, for people.
-        source: Where the case comes from.
-    """
-    expected, found = (_labels_of(recipe, networks, volume) for networks in (reference, found_by))
-    specs = {name: predictor.spec for name, predictor in reference.items()}
-    precision = max((spec.precision for spec in specs.values()), key=("fp32", "fp16", "bf16").index)
-    limits = LIMITS[precision]
-    differing = int(np.count_nonzero(expected != found))
-    problems = []
-    if not expected.any():
-        problems.append(f"{source}: PyTorch finds nothing on it, which proves nothing: give another scan")
-    if differing > limits.label_difference_share * expected.size:
-        problems.append(f"{source}: {differing} of {expected.size} voxels have another label")
-    agreement = {}
-    for name, values in recipe.labels(specs).items():
-        one, other = np.isin(expected, values), np.isin(found, values)
-        voxels, wrong = int(one.sum()), int((one != other).sum())
-        agreement[name] = dice(one, other) if voxels or wrong else 1.0
-        if problem := dice_problem(name, voxels, wrong, agreement[name], limits):
-            problems.append(f"{source}: {problem}")
-    return WholeCheck(
-        what=what, source=source, voxels=expected.size, differing=differing, dice=agreement, problems=tuple(problems)
-    )
-
-
-def _labels_of(recipe: Recipe, predictors: Mapping[str, PatchPredictor], volume: Volume) -> LabelMap:
-    specs = {name: predictor.spec for name, predictor in predictors.items()}
-    members = [{"model": name, "digest": spec.digest} for name, spec in specs.items()]
-    own = Recipe.model_validate({**recipe.model_dump(), "members": members})
-    segmenter = RecipeSegmenter(own, predictors)
-    try:
-        return segmenter.segment(volume, CaseContext()).labels
-    finally:
-        segmenter.close()

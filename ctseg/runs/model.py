@@ -117,7 +117,7 @@ def opened_segmenter(model: ServedModel, options: WindowOptions) -> Iterator[Cas
                 found = served.recipe, served.version
         if found is not None:
             recipe, version = found
-            predictors = stack.enter_context(_opened_members(model, recipe))
+            predictors = stack.enter_context(opened_members(model, recipe))
             segmenter = RecipeSegmenter(recipe, predictors, options, version=version)
         stack.callback(segmenter.close)
         yield segmenter
@@ -130,8 +130,16 @@ def _recipe_on_disk(model: ServedModel) -> tuple[Recipe, int] | None:
 
 
 @contextmanager
-def _opened_members(model: ServedModel, recipe: Recipe) -> Iterator[Mapping[str, PatchPredictor]]:
-    """Connect to all members of a recipe, on the servers of the recipe or on one that is started."""
+def opened_members(model: ServedModel, recipe: Recipe) -> Iterator[Mapping[str, PatchPredictor]]:
+    """Connect to all members of a recipe, on the servers of the recipe or on one that is started; see :func:`opened`.
+
+    Args:
+        model: Who serves the recipe.
+        recipe: The recipe, which need not be served itself.
+
+    Raises:
+        SpecError: See :func:`opened_segmenter`.
+    """
     load_kernels_ahead((*KERNEL_MODULES, *RECIPE_KERNEL_MODULES))
     with ExitStack() as stack:
         server, urls, client = None, model.urls, model.client

@@ -67,10 +67,18 @@ def test_a_cascade_from_results_to_labels(
     assert second.previous_stage.labels == (1, 2, 3)
     assert second.previous_stage.network_sha256 == read.members["liver_3d_lowres"].spec.network_sha256
     assert second.provenance.tools["batchgenerators"]
-    assert json.loads((bundle / RECIPE_PARITY_NAME).read_text())["checks"][0]["problems"] == []
+    (check,) = json.loads((bundle / RECIPE_PARITY_NAME).read_text())["checks"]
+    assert check["problems"] == []
+    assert check["first_stages"]["liver_3d_lowres"] <= 2
+    assert (
+        f"; of its first stage liver_3d_lowres {check['first_stages']['liver_3d_lowres']} of {check['voxels']}" in told
+    )
 
-    assert main(["build", str(bundle), "--repository", str(repository), "--runtime", "onnxruntime"]) == 0
-    assert f"{repository / 'liver'}: version 1, cascade of liver_3d_lowres" in capsys.readouterr().out
+    build = ["build", str(bundle), "--repository", str(repository), "--runtime", "onnxruntime", "--prove_live"]
+    assert main(build) == 0
+    told = capsys.readouterr().out
+    assert "  liver as a whole, on a live server, the phantom: 0.0" in told
+    assert f"{repository / 'liver'}: version 1, cascade of liver_3d_lowres" in told
     first_reference = reference_predictor(folder_of(results, "3d_lowres"))
     previous = reference_segmentation(first_reference, [ct_piece])
     reference = reference_predictor(folder_of(results, CASCADE))
