@@ -15,7 +15,7 @@ from ctseg.predict.estimate import (
     prepared_bytes,
     preparing_bytes,
 )
-from ctseg.predict.preparations import models_on_whole, preparation_key
+from ctseg.predict.preparations import models_on_whole, preparation_key, steps_on_whole
 from ctseg.recipe import CascadeStep, CropStep, EnsembleStep, ModelStep, Recipe, Step, UnionStep, steps_within
 
 _LABEL = 2
@@ -81,12 +81,13 @@ class _Estimator:
                 return max(self.peak(part.step) for part in step.parts) + self.labels
 
     def ahead(self, step: Step) -> int:
-        """Return what is held for other networks while one runs: prepared scans, one of them in the making."""
+        """Return what is held for later steps: prepared scans, one of them in the making, and label maps."""
         if isinstance(step, CropStep):
             return max(self.ahead(step.finder), self.ahead(step.inside))
         if isinstance(step, EnsembleStep) and all(isinstance(member, ModelStep) for member in step.members):
             return 0  # all are prepared before the first one runs, and are counted there
         inside = max((self.ahead(inner) for inner in steps_within(step)), default=0)
+        inside += self.labels * sum(uses > 1 for uses in steps_on_whole(step).values())
         specs = [self.specs[name] for name in models_on_whole(step) if self.specs[name].previous_stage is None]
         each = list({preparation_key(spec): spec for spec in specs}.values())
         if len(each) == 1:

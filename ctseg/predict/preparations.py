@@ -27,22 +27,28 @@ def preparation_key(spec: ModelSpec) -> Hashable:
     )
 
 
-def models_on_whole(step: Step) -> Iterator[str]:
-    """Yield the models that see all of what a step sees, in the order in which they do."""
+def steps_on_whole(step: Step) -> Counter[ModelStep | CascadeStep | EnsembleStep]:
+    """Return the innermost steps that see all of what a step sees, in order, and how often each stands there."""
     match step:
-        case ModelStep() | CascadeStep():
-            yield from models_of(step)
-        case EnsembleStep():
-            for member in step.members:
+        case CropStep():
+            return steps_on_whole(step.finder)
+        case UnionStep():
+            return sum((steps_on_whole(inner) for inner in steps_within(step)), Counter())
+        case _:
+            return Counter([step])
+
+
+def models_on_whole(step: Step) -> Iterator[str]:
+    """Yield the models that see all of what a step sees, in the order in which they do; equal steps are done once."""
+    for each in steps_on_whole(step):
+        if isinstance(each, EnsembleStep):
+            for member in each.members:
                 if isinstance(member, CascadeStep):
                     yield member.previous
-            for member in step.members:
+            for member in each.members:
                 yield member.model
-        case CropStep():
-            yield from models_on_whole(step.finder)
-        case UnionStep():
-            for inner in steps_within(step):
-                yield from models_on_whole(inner)
+        else:
+            yield from models_of(each)
 
 
 class Preparations:

@@ -1,6 +1,6 @@
 """The steps of a recipe on one scan."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 
@@ -8,17 +8,17 @@ import numpy as np
 
 from ctseg.arrays import LabelMap, Probabilities
 from ctseg.files.probabilities import ProbabilityFile
+from ctseg.model_spec import ModelSpec
 from ctseg.numerics.box import box_of_labels
 from ctseg.numerics.ensemble import PlaneMean, have_common_planes, mean_of_whole
 from ctseg.numerics.planes import Where
 from ctseg.numerics.postprocess import apply_postprocessing
 from ctseg.numerics.restore import LabelRestorer, Receiver, probabilities_outside_crop
 from ctseg.predict.inference_queue import InferenceQueue
-from ctseg.predict.preparations import Preparations, models_on_whole
+from ctseg.predict.preparations import Preparations, models_on_whole, steps_on_whole
 from ctseg.predict.segment import (
     CaseContext,
     NetworkRun,
-    Prepare,
     Scan,
     Segmentation,
     WindowOptions,
@@ -33,8 +33,35 @@ from ctseg.recipe import (
     Recipe,
     Step,
     UnionStep,
+    labels_of,
     models_of,
 )
+
+
+class _OnScan:
+    """What the steps that see one scan share: prepared scans, and label maps that are needed again.
+
+    Args:
+        step: What is done with the scan.
+        scan: The scan.
+        specs: Of the members, by name.
+    """
+
+    def __init__(self, step: Step, scan: Scan, specs: Mapping[str, ModelSpec]) -> None:
+        self.scan = scan
+        self.prepare = Preparations(scan, [specs[name] for name in models_on_whole(step)])
+        self._uses = steps_on_whole(step)
+        self._known: dict[Step, LabelMap] = {}
+
+    def labels(self, step: ModelStep | CascadeStep | EnsembleStep, run: Callable[[], LabelMap]) -> LabelMap:
+        """Return a step's labels; it is run when they are asked for first."""
+        labels = self._known.pop(step, None)
+        if labels is None:
+            labels = run()
+        self._uses[step] -= 1
+        if self._uses[step] > 0:
+            self._known[step] = labels
+        return labels
 
 
 @dataclass
@@ -61,41 +88,41 @@ class RecipeRun:
 
     def segment(self, recipe: Recipe, scan: Scan) -> Segmentation:
         """Segment a scan; see ``CaseSegmenter.segment``."""
-        labels = self._labels(recipe.step, scan, self._preparations(recipe.step, scan), self.context.probabilities)
+        labels = self._labels(recipe.step, self._on(recipe.step, scan), self.context.probabilities)
         return Segmentation(labels, self.windows, self.bytes_sent, self.bytes_received, tuple(self.warnings))
 
-    def _preparations(self, step: Step, scan: Scan) -> Preparations:
-        """Return what prepares a scan for the networks of a step that see all of it."""
-        return Preparations(scan, [self.queues[name].predictor.spec for name in models_on_whole(step)])
+    @property
+    def _specs(self) -> Mapping[str, ModelSpec]:
+        return {name: queue.predictor.spec for name, queue in self.queues.items()}
 
-    def _labels(
-        self, step: Step, scan: Scan, prepare: Prepare, probabilities: ProbabilityFile | None = None
-    ) -> LabelMap:
+    def _on(self, step: Step, scan: Scan) -> _OnScan:
+        return _OnScan(step, scan, self._specs)
+
+    def _labels(self, step: Step, on: _OnScan, probabilities: ProbabilityFile | None = None) -> LabelMap:
         """Run a step.
 
         Args:
             step: The step.
-            scan: What it sees.
-            prepare: Prepares the scan for its networks.
+            on: What it sees.
             probabilities: Filled, if given; the step is a model, a cascade or an ensemble.
         """
         match step:
-            case ModelStep():
-                return self._model(step.model, scan, prepare, replace(self.context, probabilities=probabilities))
-            case CascadeStep():
-                context = replace(self._after(step, scan, prepare), probabilities=probabilities)
-                return self._model(step.model, scan, prepare, context)
+            case ModelStep() | CascadeStep():
+                return on.labels(step, lambda: self._network(step, on, probabilities))
             case EnsembleStep():
-                return self._ensemble(step, scan, prepare, probabilities)
+                return on.labels(step, lambda: self._ensemble(step, on, probabilities))
             case CropStep():
-                return self._crop(step, scan, prepare)
+                return self._crop(step, on)
             case UnionStep():
-                return self._union(step, scan, prepare)
+                return self._union(step, on)
 
-    def _model(
-        self, name: str, scan: Scan, prepare: Prepare, context: CaseContext, *, postprocess: bool = True
-    ) -> LabelMap:
-        result = segment(scan, self.queues[name], self.options, context, prepare=prepare, postprocess=postprocess)
+    def _network(self, step: ModelStep | CascadeStep, on: _OnScan, probabilities: ProbabilityFile | None) -> LabelMap:
+        context = self._after(step, on) if isinstance(step, CascadeStep) else self.context
+        return self._model(step.model, on, replace(context, probabilities=probabilities))
+
+    def _model(self, name: str, on: _OnScan, context: CaseContext, *, postprocess: bool = True) -> LabelMap:
+        queue = self.queues[name]
+        result = segment(on.scan, queue, self.options, context, prepare=on.prepare, postprocess=postprocess)
         self._count(result)
         return result.labels
 
@@ -104,23 +131,19 @@ class RecipeRun:
         self.bytes_sent += result.bytes_sent
         self.bytes_received += result.bytes_received
 
-    def _after(self, step: CascadeStep, scan: Scan, prepare: Prepare) -> CaseContext:
+    def _after(self, step: CascadeStep, on: _OnScan) -> CaseContext:
         """Return the context of a cascade's second stage: it gets the labels of the first."""
         context = replace(self.context, probabilities=None)
-        previous = self._model(step.previous, scan, prepare, context, postprocess=step.postprocess_previous)
+        previous = self._model(step.previous, on, context, postprocess=step.postprocess_previous)
         return replace(context, previous=previous)
 
-    def _ensemble(
-        self, step: EnsembleStep, scan: Scan, prepare: Prepare, probabilities: ProbabilityFile | None
-    ) -> LabelMap:
+    def _ensemble(self, step: EnsembleStep, on: _OnScan, probabilities: ProbabilityFile | None) -> LabelMap:
         contexts = [
-            self._after(member, scan, prepare)
-            if isinstance(member, CascadeStep)
-            else replace(self.context, probabilities=None)
+            self._after(member, on) if isinstance(member, CascadeStep) else replace(self.context, probabilities=None)
             for member in step.members
         ]
         runs = [
-            NetworkRun(scan, self.queues[member.model], self.options, context, prepare)
+            NetworkRun(on.scan, self.queues[member.model], self.options, context, on.prepare)
             for member, context in zip(step.members, contexts, strict=True)
         ]
         members = [(run.spec, run.record) for run in runs]
@@ -168,29 +191,35 @@ class RecipeRun:
                 probabilities.allocate(shape)[:] = total
         return labels
 
-    def _crop(self, step: CropStep, scan: Scan, prepare: Prepare) -> LabelMap:
-        found = self._labels(step.finder, scan, prepare)
+    def _crop(self, step: CropStep, on: _OnScan) -> LabelMap:
+        scan = on.scan
+        found = self._labels(step.finder, on)
         box = box_of_labels(found, step.labels, step.margin_mm, scan.spacing_mm)
+        del found
         if box is None:
             who, which = ", ".join(models_of(step.finder)), ", ".join(map(str, step.labels))
             what = "its label map is empty" if step.nothing_found == "empty" else "the whole scan was segmented"
             self.warnings.append(f"{who} found nothing of labels {which}: {what}")
             if step.nothing_found == "empty":
-                return np.zeros(found.shape, np.uint8)
-            return self._labels(step.inside, scan, self._preparations(step.inside, scan))
-        del found
+                return self._background(step.inside, scan)
+            return self._labels(step.inside, self._on(step.inside, scan))
         z, y, x = box
         cut = Scan(np.array(scan.voxels[:, z, y, x], order="K"), scan.spacing_mm)  # as a file of this part is read
-        inside = self._labels(step.inside, cut, self._preparations(step.inside, cut))
-        labels = np.zeros(scan.voxels.shape[1:], inside.dtype)
+        inside = self._labels(step.inside, self._on(step.inside, cut))
+        labels: LabelMap = np.zeros(scan.voxels.shape[1:], inside.dtype)
         labels[box] = inside
         return labels
 
-    def _union(self, step: UnionStep, scan: Scan, prepare: Prepare) -> LabelMap:
-        highest = max(value for part in step.parts for value in part.values.values())
-        union: LabelMap = np.zeros(scan.voxels.shape[1:], np.uint8 if highest <= 255 else np.uint16)
+    def _background(self, step: Step, scan: Scan) -> LabelMap:
+        """Return a label map of a step without labels, of the type that all of its label maps have."""
+        highest = max(value for values in labels_of(step, self._specs).values() for value in values)
+        labels: LabelMap = np.zeros(scan.voxels.shape[1:], np.uint8 if highest <= 255 else np.uint16)
+        return labels
+
+    def _union(self, step: UnionStep, on: _OnScan) -> LabelMap:
+        union = self._background(step, on.scan)
         for part in step.parts:
-            labels = self._labels(part.step, scan, prepare)
+            labels = self._labels(part.step, on)
             with self.context.clock.stage("restore"):
                 _write_over(union, labels, part.values)
             del labels

@@ -174,8 +174,8 @@ def test_a_second_stage_gets_the_labels_of_the_first_in_every_voxel(made: Any) -
 
 
 @settings(max_examples=30, deadline=None)
-@given(readers(), st.sampled_from([0.0, 2.2]))
-def test_steps_within_steps_are_plain_code_within_plain_code(made: Any, margin_mm: float) -> None:
+@given(readers(), st.sampled_from([0.0, 2.2]), st.sampled_from(["empty", "whole_scan"]))
+def test_steps_within_steps_are_plain_code_within_plain_code(made: Any, margin_mm: float, nothing_found: str) -> None:
     maps, members, spacing = made
     inner = {"kind": "crop", "finder": model("m1"), "labels": [2, 3], "margin_mm": margin_mm, "inside": model("m2"),
              "nothing_found": "empty"}  # fmt: skip
@@ -185,9 +185,11 @@ def test_steps_within_steps_are_plain_code_within_plain_code(made: Any, margin_m
         "labels": [{"name": "a", "values": [5]}, {"name": "b", "values": [400]}],
     }
     step = {"kind": "crop", "finder": model("m0"), "labels": [1], "margin_mm": margin_mm, "inside": union,
-            "nothing_found": "whole_scan"}  # fmt: skip
+            "nothing_found": nothing_found}  # fmt: skip
 
-    outer = box_by_hand(maps[0], [1], margin_mm, spacing) or np.s_[:, :, :]
+    outer = box_by_hand(maps[0], [1], margin_mm, spacing)
+    if outer is None:
+        outer = np.s_[:0, :, :] if nothing_found == "empty" else np.s_[:, :, :]
     one, two = maps[1][outer], maps[2][outer]
     cropped = np.zeros_like(two)
     if (box := box_by_hand(one, [2, 3], margin_mm, spacing)) is not None:
@@ -199,4 +201,21 @@ def test_steps_within_steps_are_plain_code_within_plain_code(made: Any, margin_m
     expected[outer] = merged
     labels = segmented(step, maps, members, spacing).labels
     np.testing.assert_array_equal(labels, expected)
-    assert labels.dtype == np.uint16 or not labels.any()
+    assert labels.dtype == np.uint16
+
+
+def test_a_step_that_stands_there_several_times_is_run_once() -> None:
+    maps = np.random.default_rng(0).integers(0, HEADS, (3, *SHAPE))
+    members = {f"m{i}": LabelReader(f"m{i}", i, heads=HEADS, channels=CHANNELS, spacing_mm=(1, 1, 1)) for i in range(2)}
+    crop = crop_step([1], 0.0, "empty")
+    step = {
+        "kind": "union",
+        "parts": [
+            {"step": model("m0"), "values": {1: 1}},
+            {"step": crop, "values": {2: 2}},
+            {"step": {**crop, "labels": [2]}, "values": {3: 3}},
+        ],
+        "labels": [{"name": f"u{value}", "values": [value]} for value in (1, 2, 3)],
+    }
+    alone = segmented(model("m0"), maps, members, (1, 1, 1)).windows
+    assert segmented(step, maps, members, (1, 1, 1)).windows == 3 * alone  # the finder, and one in each box

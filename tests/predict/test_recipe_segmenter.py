@@ -64,6 +64,8 @@ def trained(
     lowres = {**deepcopy(fullres), "spacing": [6.0, 3.0, 3.0], "next_stage": CASCADE}
     plans["configurations"]["3d_lowres"] = lowres
     plans["configurations"][CASCADE] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
+    flat = make_plans(configuration="2d", patch_size=(48, 64), spacing=(2.0, 1.5))
+    plans["configurations"]["2d"] = flat["configurations"]["2d"]
     name = f"{configuration}_{seed}"
     dataset = dataset or make_dataset(LABELS)
     make_trained_folder(folder / name, plans, dataset, mirror_axes=None, seed=seed, configuration=configuration)
@@ -121,7 +123,9 @@ def test_a_cascade_equals_nnunets(dataset: Any, changes: Any, ct_piece: Path, tm
 
 
 @pytest.mark.parametrize("dataset", [make_dataset(LABELS), make_dataset(REGIONS, regions_class_order=[1, 2])])
-@pytest.mark.parametrize("other", [{"spacing": (4.0, 2.5, 2.5)}, {"transpose_forward": (2, 0, 1)}])
+@pytest.mark.parametrize(
+    "other", [{"spacing": (4.0, 2.5, 2.5)}, {"transpose_forward": (2, 0, 1)}, {"configuration": "2d"}]
+)
 def test_an_ensemble_equals_nnunets(dataset: Any, other: Any, ct_piece: Path, tmp_path: Path) -> None:
     members = [trained(tmp_path, seed=1, dataset=dataset), trained(tmp_path, seed=2, dataset=dataset, **other)]
     mean, expected = nnunets_ensemble(members, [ct_piece])
