@@ -1,12 +1,13 @@
 """nnU-Net's ensemble of configurations: labels from the mean of several networks' probabilities.
 
 Probabilities are averaged on the grid of the scan, plane by plane: what a member still has to give is its own slab of
-logits, and of the mean only the plane that is being decided exists. Members whose logits are cubic, or whose axes are
+logits, and of the mean only the rows exist that are being decided. Members whose logits are cubic, or whose axes are
 transposed in another way, have no common planes: their mean is taken over the whole volume.
 """
 
 from collections.abc import Sequence
 from functools import partial
+from math import prod
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +17,14 @@ from ctseg.compiled.loading import load_kernels
 from ctseg.compiled.parallel import run_parallel
 from ctseg.model_spec import ModelSpec
 from ctseg.numerics.decide import look_up, values_of_indices
-from ctseg.numerics.planes import PlaneFeed, as_read, plan_restoring
+from ctseg.numerics.planes import PlaneFeed, PlaneSource, as_read, plan_restoring
 from ctseg.numerics.prepare import PreparationRecord
 from ctseg.numerics.restore import Receiver
 
 KERNELS = "ctseg.numerics.ensemble_kernels"
+
+_ROWS_AT_ONCE = 64
+"""Rows of a plane whose probabilities exist at once, where nobody takes those of the whole plane."""
 
 EnsembleMember = tuple[ModelSpec, PreparationRecord]
 
@@ -49,8 +53,10 @@ class PlaneMean:
         self._values = values_of_indices(self._spec)
         self._labels: LabelMap = np.zeros(self._record.shape, dtype=self._values.dtype)
         self._cropped = self._labels.transpose(self._record.transpose_forward)[self._record.crop_slices]
-        self._total = np.empty((self._spec.num_heads, *self._record.cropped_shape[1:]), dtype=np.float32)
-        self._indices = np.empty(self._record.cropped_shape[1:], dtype=np.uint16)
+        rows, columns = self._record.cropped_shape[1:]
+        self._rows_at_once = rows if on_probabilities is not None else min(rows, _ROWS_AT_ONCE)
+        self._total = np.empty(self._spec.num_heads * self._rows_at_once * columns, dtype=np.float32)
+        self._indices = np.empty((rows, columns), dtype=np.uint16)
         self._planes_out = 0
 
     def next_member(self) -> int | None:
@@ -91,16 +97,25 @@ class PlaneMean:
         return self._labels
 
     def _decide(self, plane: int) -> None:
-        kernels = load_kernels(KERNELS)
-        units = -(-self._total.shape[1] // kernels.ROWS_PER_UNIT)
-        regions = self._spec.has_regions
-        for index, feed in enumerate(self._feeds):
-            arguments = feed.source(slice(plane, plane + 1)).kernel_arguments(slice(0, 1), self._total)
-            run_parallel(partial(kernels.add_probabilities, *arguments, regions, index == 0), units)
-        _decide_plane(self._total, self._indices, len(self._feeds), regions=regions)
+        rows, columns = self._indices.shape
+        sources = [feed.source(slice(plane, plane + 1)) for feed in self._feeds]
+        for first in range(0, rows, self._rows_at_once):
+            band = slice(first, min(rows, first + self._rows_at_once))
+            shape = (self._spec.num_heads, band.stop - band.start, columns)
+            total = self._total[: prod(shape)].reshape(shape)
+            self._add_up(total, sources, band)
+            _decide_plane(total, self._indices[band], len(sources), regions=self._spec.has_regions)
+            if self._on_probabilities is not None:  # the band is the whole plane
+                self._on_probabilities(*as_read(total[:, None], self._record, plane))
         self._cropped[plane] = self._values[self._indices]
-        if self._on_probabilities is not None:
-            self._on_probabilities(*as_read(self._total[:, None], self._record, plane))
+
+    def _add_up(self, total: Probabilities, sources: Sequence[PlaneSource], band: slice) -> None:
+        """Write the sum of all members' probabilities of some rows of a plane, (heads, rows, columns)."""
+        kernels = load_kernels(KERNELS)
+        units = -(-total.shape[1] // kernels.ROWS_PER_UNIT)
+        for index, source in enumerate(sources):
+            arguments = source.kernel_arguments(slice(0, 1), total, band)
+            run_parallel(partial(kernels.add_probabilities, *arguments, self._spec.has_regions, index == 0), units)
 
 
 def mean_of_whole(total: Probabilities, count: int, spec: ModelSpec) -> LabelMap:

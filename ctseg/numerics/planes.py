@@ -195,9 +195,11 @@ class PlaneSource(NamedTuple):
     x_above: npt.NDArray[np.uint64]
     x: _Linear
 
-    def kernel_arguments(self, planes: slice, target: npt.NDArray[Any]) -> tuple[Any, ...]:
-        """Return what ``label_planes`` and ``resample_planes`` take first, for some of the target planes."""
+    def kernel_arguments(
+        self, planes: slice, target: npt.NDArray[Any], rows_of_plane: slice = slice(None)
+    ) -> tuple[Any, ...]:
+        """Return what ``label_planes`` and its like take first, for some of the target planes and of their rows."""
         z = (self.z_below[planes], self.z_above[planes], self.z_weight[planes])
-        rows = (self.y.below, self.y.above, self.y.weight)
+        rows = (self.y.below[rows_of_plane], self.y.above[rows_of_plane], self.y.weight[rows_of_plane])
         columns = (self.x_below, self.x_above, self.x.weight, self.x.is_same)
         return (self.slab, self.before, target, *z, *rows, *columns)

@@ -21,7 +21,7 @@ _SMALL = 32 << 20
 _FREED_LATE = 64 << 20
 """Of the windows' memory, what the allocator keeps for a while at most when they are through."""
 _PREVIOUS = 2
-"""Bytes a voxel of the previous stage's labels."""
+"""Bytes a voxel of the previous stage's labels, as they are read and on the network's grid."""
 _MASK = 6
 """Bytes a voxel of the non-zero region while its holes are filled."""
 _DECISION = 11
@@ -108,12 +108,12 @@ def estimate_memory(
         at_the_end += deciding + min(on_their_way, _FREED_LATE)
     stages = (
         preparing_bytes(header, spec),
+        prepared + _preparing_previous(grids, spec),
         prepared + labels + whole + plane + _blending(grids, spec) + on_their_way,
         at_the_end,
         labels + (2 * labels + _COMPONENTS * prod(grids.shape) if spec.postprocessing else 0),
     )
-    previous = _previous(grids) if spec.previous_stage else 0
-    peak_bytes = _SMALL + max(header.reading_bytes, header.voxel_bytes + previous + max(stages))
+    peak_bytes = _SMALL + max(header.reading_bytes, header.voxel_bytes + _previous(grids, spec) + max(stages))
     return MemoryEstimate(peak_bytes, grids.network_shape, grids.network_spacing_mm)
 
 
@@ -143,8 +143,8 @@ def network_run_bytes(header: VolumeHeader, spec: ModelSpec, load: WindowLoad) -
         InputError: The scan would have no voxel at the network's spacing.
     """
     grids = _Grids.of(header, spec)
-    previous = _previous(grids) if spec.previous_stage else 0
-    return prepared_bytes(header, spec) + previous + _blending(grids, spec) + _on_their_way(grids, spec, load)
+    held = prepared_bytes(header, spec) + _previous(grids, spec)
+    return held + _blending(grids, spec) + _on_their_way(grids, spec, load)
 
 
 def is_restored_by_planes(header: VolumeHeader, spec: ModelSpec) -> bool:
@@ -174,9 +174,14 @@ class _Grids:
         return cls(shape, spacing_mm, network_shape, spec.spacing_of_network(spacing_mm))
 
 
-def _previous(grids: _Grids) -> int:
-    """Return what the previous stage's labels take: as they are, and while they are cut and resampled."""
-    return _PREVIOUS * (2 * prod(grids.shape) + prod(grids.network_shape)) + prod(grids.shape)
+def _previous(grids: _Grids, spec: ModelSpec) -> int:
+    """Return what the previous stage's labels take: those of the scan, and those that the network sees."""
+    return _PREVIOUS * (prod(grids.shape) + prod(grids.network_shape)) if spec.previous_stage else 0
+
+
+def _preparing_previous(grids: _Grids, spec: ModelSpec) -> int:
+    """Return what is held beside both while the labels are cut and resampled: a copy, and the non-zero region."""
+    return (_PREVIOUS + _MASK) * prod(grids.shape) if spec.previous_stage else 0
 
 
 def _preparing(header: VolumeHeader, grids: _Grids, channel: Channel, spec: ModelSpec) -> int:

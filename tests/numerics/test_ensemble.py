@@ -134,3 +134,22 @@ def test_a_slab_that_does_not_fit_and_planes_that_are_missing_are_refused() -> N
     assert mean.next_member() == 1
     with pytest.raises(ValueError, match="expected 8 planes, found 0"):
         mean.finish()
+
+
+@pytest.mark.parametrize("regions", [False, True])
+def test_labels_are_the_same_by_bands_of_rows_and_by_whole_planes(*, regions: bool) -> None:
+    dataset, rng = dataset_of(regions=regions), np.random.default_rng(0)
+    voxels = np.ones((1, 3, 150, 9), np.float32)
+    members, logits = [], []
+    for spacing in ((1.0, 1.0, 1.0), (1.5, 0.7, 2.0)):
+        spec = spec_of(make_plans(spacing=spacing, resampling_logits=spline(1)), dataset)
+        record = prepare(voxels, (1.0, 1.0, 1.0), spec).record
+        members.append((spec, record))
+        logits.append(rng.normal(size=(spec.num_heads, *record.network_shape)).astype(np.float32))
+    expected, _ = by_planes(members, logits, [1])
+    mean = PlaneMean(members)
+    for index, each in enumerate(logits):
+        assert mean.next_member() == index
+        mean.add(index, each)
+    assert len(np.unique(expected)) > 2
+    np.testing.assert_array_equal(mean.finish(), expected)

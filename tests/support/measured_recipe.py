@@ -86,7 +86,7 @@ RECIPES = {
         _FEW, {"a": {**_FINE, **_CUBIC}, "b": _COARSE}, ensemble("a", "b")
     ),
     "cascade": RecipeShape(
-        _SCAN, {"a": _COARSE, "b": _FINE}, {"kind": "cascade", "previous": "a", "model": "b"}
+        _FEW, {"a": _COARSE, "b": _FINE}, {"kind": "cascade", "previous": "a", "model": "b"}
     ),
     "crop": RecipeShape(
         _FEW,
