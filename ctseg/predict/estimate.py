@@ -48,7 +48,7 @@ class WindowLoad:
 
     def shared(self, beside: int) -> "WindowLoad":
         """Return that of one of several networks in step; see :func:`ctseg.predict.segment.batches_ahead`."""
-        waiting = max(2, self.waiting // (1 + beside))
+        waiting = max(1, self.waiting // (1 + beside))
         return replace(self, waiting=waiting, running=min(self.running, waiting))
 
 

@@ -151,11 +151,12 @@ def batches_ahead(predictor: PatchPredictor, beside: int) -> tuple[int, int]:
 
     Args:
         predictor: Runs the network.
-        beside: How many other networks run in step with it; smaller batches keep two on their way all the same.
+        beside: How many other networks run in step with it, and share the memory; smaller batches keep two on their
+            way where there is room for two windows.
     """
-    windows = BATCHES_AHEAD * predictor.max_in_flight * predictor.max_batch_size // (1 + beside)
+    windows = max(1, BATCHES_AHEAD * predictor.max_in_flight * predictor.max_batch_size // (1 + beside))
     batch = max(1, min(predictor.max_batch_size, windows // 2))
-    return max(2, windows // batch), batch
+    return windows // batch, batch
 
 
 def _check_count(plan: WindowPlan, tile_step_size: float) -> None:

@@ -10,8 +10,10 @@ import pytest
 
 from ctseg.files.geometry import Geometry
 from ctseg.files.volume import read_volume_header
+from ctseg.predict.estimate import WindowLoad
+from ctseg.predict.segment import batches_ahead
 from tests.predict.test_estimate import HIGHEST, LOWEST
-from tests.support.measured_case import write_scan
+from tests.support.measured_case import InstantPredictor, write_scan
 from tests.support.measured_recipe import RECIPES, segmenter_of
 
 IN_EVERY_RUN = "union of two spacings"
@@ -71,3 +73,16 @@ def test_an_ensemble_without_common_planes_is_estimated_with_the_whole_volume(tm
     probabilities = 4 * 59 * 400 * 512 * 512
     assert estimated("ensemble of two", 59) < probabilities / 4
     assert estimated("ensemble of whole volumes", 59) > probabilities
+
+
+@pytest.mark.parametrize(("in_flight", "batch"), [(1, 1), (2, 1), (2, 4), (4, 3), (6, 8)])
+def test_networks_in_step_have_as_many_windows_on_their_way_as_one_alone(in_flight: int, batch: int) -> None:
+    predictor = InstantPredictor(RECIPES["union"].spec_of("a"))
+    predictor.max_in_flight, predictor.max_batch_size = in_flight, batch
+    assert batches_ahead(predictor, 0) == (2 * in_flight, batch)
+    alone = WindowLoad(2 * in_flight * batch, in_flight * batch, mirrored=False, tile_step_size=0.5)
+    for beside in (1, 2, 3):
+        batches, windows = batches_ahead(predictor, beside)
+        assert batches * windows <= alone.shared(beside).waiting
+        assert (1 + beside) * batches * windows <= max(2 * in_flight * batch, 1 + beside)
+        assert windows <= batch

@@ -76,7 +76,7 @@ _COARSE = {"spacing_mm": (2.0, 1.5, 1.5), "patch_size": (64, 80, 80)}
 _TURNED = {"spacing_mm": (1.2, 1.5, 1.2), "patch_size": (96, 48, 96), "transpose_forward": (1, 0, 2)}
 _SCAN = Shape((400, 400, 160), (0.8, 0.8, 1.5), heads=40)
 _FEW = Shape((400, 400, 160), (0.8, 0.8, 1.5), heads=6)
-_LARGE = Shape((512, 512, 400), (0.75, 0.75, 1.0), {"max_batch_size": 2}, heads=59)
+_LARGE = Shape((512, 512, 400), (0.75, 0.75, 1.0), {"max_batch_size": 1}, heads=59)
 
 RECIPES = {
     "ensemble of two": RecipeShape(_SCAN, {"a": _FINE, "b": _COARSE}, ensemble("a", "b")),
