@@ -68,7 +68,7 @@ def make_plans(
         },
         "experiment_planner_used": "ExperimentPlanner",
         "label_manager": "LabelManager",
-        "foreground_intensity_properties_per_channel": {str(c): CT_INTENSITY for c in range(channels)},
+        "foreground_intensity_properties_per_channel": {str(c): dict(CT_INTENSITY) for c in range(channels)},
     }
 
 

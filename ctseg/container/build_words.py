@@ -35,7 +35,7 @@ class BuildWords(Document):
     accept_unproven: bool = False
     prove_live: bool = False
     device: Literal["cpu", "gpu"] = "cpu"
-    runtime: Literal["onnxruntime", "openvino"] | None = None
+    runtime: Literal["exact", "fast", "onnxruntime", "openvino"] = "exact"
     threads: int = Field(default=0, ge=0)
     workspace_mb: int = Field(default=4096, ge=1)
     builder_level: int = Field(default=3, ge=0, le=5)

@@ -8,12 +8,13 @@ from datetime import datetime, timezone
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ctseg.deploy.bundle import Bundle
+from ctseg.deploy.exact_norms import write_with_exact_norms
 from ctseg.deploy.live_proof import prove_live
-from ctseg.deploy.onnx_file import data_files
-from ctseg.deploy.parity import require
+from ctseg.deploy.onnx_file import data_files, sha256_of_network
+from ctseg.deploy.parity import FAST_FP32, Limits, require
 from ctseg.deploy.parity_data import ParityData
 from ctseg.deploy.parity_report import Check, ParityReport, Variant, summary
 from ctseg.deploy.runtimes import Measure
@@ -21,6 +22,10 @@ from ctseg.deploy.tensorrt_plan import Compiler, PlanOptions
 from ctseg.model_spec import ModelSpec, Precision
 from ctseg.serving.entries import Backend, Entry, next_version, read_entry
 from ctseg.serving.publish import Device, EntryDraft, PlanDraft, Runtime, add_plan, publish
+
+RuntimeChoice = Literal["exact", "fast", "onnxruntime", "openvino"]
+"""What runs a network on a CPU: ``exact`` takes the first runtime here that passes with exact sums, OpenVINO before
+ONNX Runtime; a name takes that one, with exact sums, too; ``fast`` takes the fastest that passes, whatever it sums."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class BuildOptions:
         name: Name of the model; None takes the bundle's.
         version: Version number; None takes the next free one.
         device: Where the python backend runs the network: ``cpu``, or ``gpu`` for ONNX Runtime on CUDA.
-        runtime: What the python backend runs; None measures and takes the fastest that passes the gate.
+        runtime: What runs the network on a CPU, and how exactly.
         max_batch_size: Most patches in one request; None takes the bundle's.
         instance_count: Instances of the model.
         max_queue_delay_us: How long Triton may hold a request to join it with others.
@@ -51,7 +56,7 @@ class BuildOptions:
     name: str | None = None
     version: int | None = None
     device: Device = "cpu"
-    runtime: Runtime | None = None
+    runtime: RuntimeChoice = "exact"
     max_batch_size: int | None = None
     instance_count: int = 1
     max_queue_delay_us: int = 2000
@@ -77,6 +82,7 @@ class Job:
         report: Takes lines that say how it goes.
         measure: Times a network.
         compiler: TensorRT and GPU; None takes this machine's.
+        rewritten: The network's file in the form that is served; None: that of the bundle.
     """
 
     bundle: Bundle
@@ -87,6 +93,7 @@ class Job:
     report: Callable[[str], None]
     measure: Measure
     compiler: Compiler | None = None
+    rewritten: Path | None = None
 
     @cached_property
     def parity_data(self) -> tuple[ParityData, ...]:
@@ -95,8 +102,8 @@ class Job:
 
     @property
     def model_file(self) -> Path:
-        """The ONNX file."""
-        return self.bundle.folder / self.source.file
+        """The ONNX file that is served, or compiled."""
+        return self.rewritten or self.bundle.folder / self.source.file
 
     @cached_property
     def data_files(self) -> tuple[Path, ...]:
@@ -112,6 +119,22 @@ class Job:
             "spec_digest": self.spec.digest,
             "precision": self.options.precision,
         }
+
+    @property
+    def exact_sums(self) -> bool:
+        """Whether norms sum exactly: on a CPU, unless it shall be fast, or works in BF16."""
+        options = self.options
+        on_cpu = options.device == "cpu" and options.backend != "tensorrt"
+        return on_cpu and options.runtime != "fast" and options.precision != "bf16"
+
+    @property
+    def limits(self) -> Limits | None:
+        """What the network may differ by; None: what its precision allows."""
+        return FAST_FP32 if self.options.precision == "fp32" and not self.exact_sums else None
+
+    def as_served(self, folder: Path) -> "Job":
+        """Return the build with the network's file in the form that is served, written into a folder if need be."""
+        return replace(self, rewritten=write_with_exact_norms(self.model_file, folder)) if self.exact_sums else self
 
     def require(self, check: Check) -> None:
         """Tell what was found, and go on only if it passes or is accepted.
@@ -256,7 +279,8 @@ def _draft(job: Job, built: Built, checks: tuple[Check, ...]) -> EntryDraft:
 
 
 def _build_info(job: Job, built: Built) -> dict[str, Any]:
-    return {**built.info, **job.identity, "created": now(), "ctseg": version("ctseg")}
+    served = {} if job.options.backend == "tensorrt" else {"file_sha256": sha256_of_network(built.model_file)}
+    return {**built.info, **served, **job.identity, "created": now(), "ctseg": version("ctseg")}
 
 
 def _reports(job: Job, checks: tuple[Check, ...], suffix: str = "") -> dict[str, str]:

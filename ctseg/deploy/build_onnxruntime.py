@@ -1,5 +1,8 @@
 """Entries for Triton's own onnxruntime backend."""
 
+import tempfile
+from pathlib import Path
+
 from ctseg.deploy.build_job import Built, Job, finish, up_to_date
 from ctseg.deploy.build_python import try_runtime
 from ctseg.deploy.runtimes import describe_runtime
@@ -19,11 +22,13 @@ def build_onnxruntime(job: Job) -> Entry:
     """
     if job.options.precision == "bf16":
         raise SetupError(f"{job.spec.name}: ONNX Runtime has no bf16 for this network: take fp32 or fp16")
-    tools = {"runtimes": [describe_runtime("onnxruntime")]}
+    tools = {"runtimes": [describe_runtime("onnxruntime")], "exact_sums": job.exact_sums}
     if same := up_to_date(job, tools):
         return same
     require_writable(job.repository, name=job.spec.name)
-    check = try_runtime(job, "onnxruntime").check
-    job.require(check)
-    # Triton's backend brings its own ONNX Runtime: the live check is what proves that one
-    return finish(job, Built(job.model_file, check, {**tools, "network": check.network}, data_files=job.data_files))
+    with tempfile.TemporaryDirectory(prefix="ctseg-graph-") as temporary:
+        job = job.as_served(Path(temporary))
+        check = try_runtime(job, "onnxruntime").check
+        job.require(check)
+        # Triton's backend brings its own ONNX Runtime: the live check is what proves that one
+        return finish(job, Built(job.model_file, check, {**tools, "network": check.network}, data_files=job.data_files))

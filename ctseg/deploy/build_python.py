@@ -1,6 +1,9 @@
 """Entries for Triton's python backend: ONNX Runtime or OpenVINO on the CPU, ONNX Runtime on a GPU."""
 
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ctseg.deploy.build_job import Built, Job, finish, up_to_date
@@ -16,7 +19,7 @@ from ctseg.deploy.runtimes import (
     openvino_network,
     require_cuda_build,
 )
-from ctseg.errors import SetupError, missing_package
+from ctseg.errors import ParityError, SetupError, missing_package
 from ctseg.files.folders import require_writable
 from ctseg.serving.entries import Entry
 from ctseg.serving.publish import Runtime
@@ -40,7 +43,7 @@ class Candidate:
 
 
 def build_python(job: Job) -> Entry:
-    """Build an entry for the python backend, with the fastest runtime that passes the gate.
+    """Build an entry for the python backend, with the runtime that was asked for, see :data:`RuntimeChoice`.
 
     Raises:
         SetupError: No runtime is installed that has the precision, or a GPU was asked for that cannot be used.
@@ -52,39 +55,66 @@ def build_python(job: Job) -> Entry:
     runtimes = _runtimes_for(job)
     tools: dict[str, Any] = {
         "runtimes": sorted(describe_runtime(name) for name in runtimes),
+        "exact_sums": job.exact_sums,
         "machine": machine(),
         "gpu": CudaDriver().gpu().name if options.device == "gpu" else None,
     }
     if same := up_to_date(job, tools):
         return same
     require_writable(job.repository, name=job.spec.name)
+    with tempfile.TemporaryDirectory(prefix="ctseg-graph-") as temporary:
+        job = job.as_served(Path(temporary))
+        candidates = _tried(job, runtimes)
+        best = _chosen(candidates)
+        _require(job, best)
+        info = {
+            **tools,
+            "network": best.check.network,
+            "runtime": describe_runtime(best.runtime),
+            "seconds_per_patch": {item.check.network: round(item.seconds, 4) for item in candidates},
+        }
+        return finish(
+            job,
+            Built(
+                model_file=job.model_file,
+                check=best.check,
+                info=info,
+                runtime=best.runtime,
+                precision_hint=best.precision_hint,
+                threads=options.threads,
+                data_files=job.data_files,
+            ),
+        )
+
+
+def _tried(job: Job, runtimes: Sequence[str]) -> list[Candidate]:
+    """Try runtimes in their order, up to the first that passes where exact sums are asked for."""
     candidates = []
     for runtime in runtimes:
         candidate = try_runtime(job, runtime)
         job.report(f"  {candidate.check.network}: {candidate.seconds:.3f} s a patch")
         job.report(summary([candidate.check]))
         candidates.append(candidate)
+        if candidate.check.passed and job.options.runtime != "fast":
+            break
+    return candidates
+
+
+def _chosen(candidates: Sequence[Candidate]) -> Candidate:
+    """Return what passed, the fastest where several did; the first where none did."""
     passing = [candidate for candidate in candidates if candidate.check.passed] or candidates[:1]
-    best = min(passing, key=lambda candidate: candidate.seconds)
-    require(best.check, model=job.spec.name, accept_unproven=options.accept_unproven)
-    info = {
-        **tools,
-        "network": best.check.network,
-        "runtime": describe_runtime(best.runtime),
-        "seconds_per_patch": {item.check.network: round(item.seconds, 4) for item in candidates},
-    }
-    return finish(
-        job,
-        Built(
-            model_file=job.model_file,
-            check=best.check,
-            info=info,
-            runtime=best.runtime,
-            precision_hint=best.precision_hint,
-            threads=options.threads,
-            data_files=job.data_files,
-        ),
-    )
+    return min(passing, key=lambda candidate: candidate.seconds)
+
+
+def _require(job: Job, best: Candidate) -> None:
+    try:
+        require(best.check, model=job.spec.name, accept_unproven=job.options.accept_unproven)
+    except ParityError as error:
+        if not job.exact_sums or job.options.precision != "fp32" or best.check.passed:
+            raise
+        raise ParityError(
+            f"{error}; or a network that is less exact can be asked for", settings=(*error.settings, "runtime")
+        ) from error
 
 
 def _runtimes_for(job: Job) -> tuple[str, ...]:
@@ -94,7 +124,7 @@ def _runtimes_for(job: Job) -> tuple[str, ...]:
         SetupError: None is installed that has the precision, or none that has the device.
     """
     options = job.options
-    runtimes = (options.runtime,) if options.runtime else available_runtimes()
+    runtimes = available_runtimes() if options.runtime in ("exact", "fast") else (options.runtime,)
     if options.device == "gpu":
         if options.runtime == "openvino" or options.precision == "bf16":
             raise SetupError(
@@ -129,7 +159,16 @@ def try_runtime(job: Job, runtime: str) -> Candidate:
     else:
         network = onnxruntime_network(job.model_file, threads=job.options.threads, device=device)
     where = f"on the {device.upper()}"
-    what = " ".join(part for part in (job.source.file, "in", describe_runtime(runtime), hint, where) if part)
-    check = check_network(network, job.parity_data, job.spec, what=what, precision=precision, sha256=job.source.sha256)
+    sums = "with exact sums" if job.exact_sums else ""
+    what = " ".join(part for part in (job.source.file, "in", describe_runtime(runtime), hint, where, sums) if part)
+    check = check_network(
+        network,
+        job.parity_data,
+        job.spec,
+        what=what,
+        precision=precision,
+        sha256=job.source.sha256,
+        limits=job.limits,
+    )
     seconds = job.measure(network, job.spec)
     return Candidate("openvino" if runtime == "openvino" else "onnxruntime", hint, check, seconds)

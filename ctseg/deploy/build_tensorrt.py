@@ -44,7 +44,13 @@ def build_tensorrt(job: Job) -> Entry:
     )
     what = f"plan of {job.source.file} in TensorRT {compiler.version} on {gpu.name}"
     check = check_network(
-        network, job.parity_data, job.spec, what=what, precision=precision, sha256=hashlib.sha256(plan.data).hexdigest()
+        network,
+        job.parity_data,
+        job.spec,
+        what=what,
+        precision=precision,
+        sha256=hashlib.sha256(plan.data).hexdigest(),
+        limits=job.limits,
     )
     job.require(check)
     info = {

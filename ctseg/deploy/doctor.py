@@ -257,7 +257,7 @@ def _freshness(subject: str, backend: str, folder: Path, build: dict[str, Any]) 
         return
     file = folder / MODEL_NAMES[backend]
     beside = [folder / name for name in sorted(data_files_of(build, subject))]
-    if build.get("onnx_sha256") not in (None, sha256_of_files((file, *beside))):
+    if build.get("file_sha256", build.get("onnx_sha256")) not in (None, sha256_of_files((file, *beside))):
         yield Finding(
             f"{subject}, network", "problem", f"{file} is not the file that was proven", "build the entry again"
         )

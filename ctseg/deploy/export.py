@@ -19,9 +19,11 @@ from ctseg.deploy.bundle import (
     model_name,
     write_bundle,
 )
+from ctseg.deploy.exact_norms import write_with_exact_norms
 from ctseg.deploy.onnx_file import (
     MAX_ONE_FILE_BYTES,
     read_graph,
+    remove_graph,
     sha256_of_network,
     without_weights,
     write_graph,
@@ -42,6 +44,10 @@ if TYPE_CHECKING:
 Mirroring = Literal["graph", "client", "none"]
 
 _log = logging.getLogger(__name__)
+
+
+class LeftOutError(ParityError):
+    """A mixed network does not give PyTorch's labels; the bundle is written without it."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,8 @@ def export_model(
         report: Takes lines that say how it goes.
 
     Raises:
-        ParityError: A graph does not give PyTorch's labels, or there is no scan to prove it with.
+        LeftOutError: A mixed network does not give PyTorch's labels; the bundle is written without it.
+        ParityError: The FP32 network does not, or there is no scan to prove it with; nothing is written.
         SpecError: The plans ask for something that ctseg does not reproduce, or torch cannot export the network.
         SetupError: ``output`` holds something else.
         OutputError: ``output`` cannot be written.
@@ -118,7 +125,19 @@ def export_model(
     scans, phantom = parity_data_of(model, spec, cases, data_source)
     report(f"  parity data: {scans.source}; {phantom.source}")
 
-    return write_bundle(output, lambda folder: _fill(folder, model, spec, (scans, phantom), options, report))
+    left_out: list[ParityError] = []
+
+    def fill(folder: Path) -> None:
+        left_out.extend(_fill(folder, model, spec, (scans, phantom), options, report))
+
+    bundle = write_bundle(output, fill)
+    if left_out:
+        written = ", ".join(variant.precision.upper() for variant in bundle.report.variants)
+        raise LeftOutError(
+            f"{'; '.join(map(str, left_out))}; {output} is written without it, with {written}",
+            settings=tuple(dict.fromkeys(("precision", *left_out[0].settings))),
+        )
+    return bundle
 
 
 def _fill(
@@ -128,8 +147,13 @@ def _fill(
     parity_data: tuple[ParityData, ParityData],
     options: ExportOptions,
     report: Callable[[str], None],
-) -> None:
-    """Write graphs, each proven, and what is known about them into the folder of a bundle."""
+) -> list[ParityError]:
+    """Write graphs, each proven, and what is known about them into the folder of a bundle.
+
+    Returns:
+        Why mixed networks were left out.
+    """
+    left_out = []
     with tempfile.TemporaryDirectory(prefix=".outside-", dir=folder) as temporary:  # what comes in holds the rest too
         job = _Job(folder, spec, *parity_data, options, report, Path(temporary))
         graph = _write_fp32(job, model)
@@ -139,7 +163,11 @@ def _fill(
         variants = [job.variant("fp32", (check,))]
         for precision in ("fp16", "bf16"):
             if precision in options.precisions:
-                variants.append(_half_variant(job, precision, graph))
+                try:
+                    variants.append(_half_variant(job, precision, graph))
+                except ParityError as error:
+                    remove_graph(folder / model_name(precision))
+                    left_out.append(error)
     detail = "" if job.scans.is_complete else "no real scan was given"
     final = spec.model_copy(update={"parity": check.as_parity(detail=detail)})
     (folder / SPEC_NAME).write_text(final.to_json() + "\n", encoding="utf-8")
@@ -155,6 +183,7 @@ def _fill(
     (folder / PAGE_NAME).write_text(parity.to_markdown(), encoding="utf-8")
     for data in parity_data:
         data.write(folder / PARITY_SETS[data.parity_set])
+    return left_out
 
 
 @dataclass(frozen=True)
@@ -180,17 +209,18 @@ class _Job:
     temporary: Path
 
     def compared(self, path: Path, precision: Precision, *, stands_for: Path | None = None) -> Check:
-        """Compare an ONNX file with PyTorch; a simulation is one that stands for another."""
+        """Compare an ONNX file with PyTorch, with exact sums; a simulation is one that stands for another."""
         file = stands_for or path
         how = f", {precision.upper()} tensors rounded to {precision.upper()}," if stands_for else ""
-        return check_network(
-            onnxruntime_network(path),
-            (self.scans, self.phantom),
-            self.spec,
-            what=f"{file.name}{how} in {describe_runtime('onnxruntime')} on the CPU",
-            precision=precision,
-            sha256=sha256_of_network(file),
-        )
+        with tempfile.TemporaryDirectory(dir=self.temporary) as exact:
+            return check_network(
+                onnxruntime_network(write_with_exact_norms(path, Path(exact))),
+                (self.scans, self.phantom),
+                self.spec,
+                what=f"{file.name}{how} in {describe_runtime('onnxruntime')} on the CPU with exact sums",
+                precision=precision,
+                sha256=sha256_of_network(file),
+            )
 
     def variant(self, precision: Precision, checks: tuple[Check, ...], **extra: Any) -> Variant:
         """Return what is known about the file of a precision."""
@@ -236,13 +266,7 @@ def _half_variant(job: _Job, precision: Literal["fp16", "bf16"], graph: Any) -> 
             break
     if last is None:
         raise SetupError(f"{job.spec.name}: there is no mixed network to try")
-    try:
-        require(last.checks[0], model=job.spec.name, accept_unproven=job.options.accept_unproven)
-    except ParityError as error:
-        raise ParityError(
-            f"{error}; without the {precision.upper()} network the FP32 network is written, which passes",
-            settings=(*error.settings, "precision"),
-        ) from error
+    require(last.checks[0], model=job.spec.name, accept_unproven=job.options.accept_unproven)
     return last
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ctseg.deploy.bundle import Bundle, read_bundle
-from ctseg.deploy.parity import check_network, require
+from ctseg.deploy.parity import FAST_FP32, LIMITS, check_network, require
 from ctseg.deploy.parity_report import Check, summary
 from ctseg.errors import SpecError
 from ctseg.model_spec import Precision
@@ -33,8 +33,15 @@ def check_live(predictor: PatchPredictor, bundle: Bundle, precision: Precision) 
             f"{spec.name}: the server serves network {spec.network_sha256[:12]}, the bundle {bundle.folder} holds "
             f"{bundle.spec.network_sha256[:12]}"
         )
+    built_within = spec.parity.relative_l2
+    is_fast = precision == "fp32" and built_within is not None and built_within > LIMITS["fp32"].relative_l2
     return check_network(
-        predictor.predict, bundle.parity_data(), spec, what=f"live server, {spec.name}", precision=precision
+        predictor.predict,
+        bundle.parity_data(),
+        spec,
+        what=f"live server, {spec.name}",
+        precision=precision,
+        limits=FAST_FP32 if is_fast else None,
     )
 
 

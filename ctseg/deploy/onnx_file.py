@@ -76,7 +76,7 @@ def write_graph(graph: Any, path: Path, *, one_file_bytes: int = MAX_ONE_FILE_BY
     import onnx
 
     tensors = graph.graph.initializer
-    beside = path.with_name(f"{path.name}.data")
+    beside = _beside(path)
     if beside.absolute() in {_place_of(tensor)[0] for tensor in tensors if is_outside(tensor)}:
         raise ValueError(f"{beside} holds weights of the graph that would replace it")
     beside.unlink(missing_ok=True)
@@ -93,6 +93,16 @@ def write_graph(graph: Any, path: Path, *, one_file_bytes: int = MAX_ONE_FILE_BY
         if is_outside(tensor):
             _set_place(tensor, beside.name, *_place_of(tensor)[1:])
     onnx.save(_with_initializers(graph, written), path)
+
+
+def remove_graph(path: Path) -> None:
+    """Remove an ONNX file that :func:`write_graph` wrote, and its weights beside it."""
+    for file in (path, _beside(path)):
+        file.unlink(missing_ok=True)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.data")
 
 
 class DataFile:

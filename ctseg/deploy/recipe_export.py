@@ -1,6 +1,7 @@
 """From several trained nnU-Nets that work together to one bundle: each proven by itself, and all of them as a whole."""
 
 import logging
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -8,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from ctseg.arrays import LabelMap
-from ctseg.deploy.bundle import check_replaceable, model_name
-from ctseg.deploy.export import ExportOptions, export_model
+from ctseg.deploy.bundle import check_replaceable, model_name, read_bundle
+from ctseg.deploy.exact_norms import write_with_exact_norms
+from ctseg.deploy.export import ExportOptions, LeftOutError, export_model
 from ctseg.deploy.network_predictor import NetworkPredictor
 from ctseg.deploy.parity_cases import FirstStage, prepare_scans, preprocessed_cases, read_scans
 from ctseg.deploy.phantom import phantom_volume
 from ctseg.deploy.recipe_bundle import RecipeBundle, RecipeParity, read_recipe_bundle, write_recipe
 from ctseg.deploy.reference import torch_network
-from ctseg.deploy.runtimes import describe_runtime, onnxruntime_network
+from ctseg.deploy.runtimes import Network, describe_runtime, onnxruntime_network
 from ctseg.deploy.trained_model import LoadedModel
 from ctseg.deploy.whole import check_whole
 from ctseg.errors import OutputError, ParityError
@@ -81,7 +83,8 @@ def export_recipe(
         report: Takes lines that say how it goes.
 
     Raises:
-        ParityError: A graph, or all of them together, do not give PyTorch's labels.
+        LeftOutError: A mixed network does not give PyTorch's labels; the bundle is written without it.
+        ParityError: An FP32 graph, or all of them together, do not; nothing is written.
         SpecError: The plans ask for something that ctseg does not reproduce.
         SetupError: ``output`` holds something else.
         OutputError: ``output`` cannot be written.
@@ -100,11 +103,17 @@ def export_recipe(
             write_recipe(part, *job.proven(step))
     except OSError as error:
         raise OutputError(f"{output}: cannot be written: {error}") from error
+    if job.left_out is not None:
+        raise job.left_out
     return read_recipe_bundle(output)
 
 
 class _RecipeJob:
-    """One export of a recipe."""
+    """One export of a recipe.
+
+    Attributes:
+        left_out: Why a mixed network of a member was left out, None where none was.
+    """
 
     def __init__(
         self,
@@ -121,6 +130,7 @@ class _RecipeJob:
         self._report = report
         self._models: dict[str, LoadedModel] = {}
         self._specs: dict[str, ModelSpec] = {}
+        self.left_out: LeftOutError | None = None
 
     def export(self, stage: TrainedStage) -> dict[str, Any]:
         """Export a member, its first stage before it; return its step."""
@@ -141,10 +151,14 @@ class _RecipeJob:
         else:
             cases, source = preprocessed_cases(model, draft), "nnU-Net's preprocessed training data"
         options = replace(self._options, name=name)
-        bundle = export_model(
-            model, self._folder / name, options, cases=cases, data_source=source, first_stage=first_spec,
-            report=self._report,
-        )  # fmt: skip
+        try:
+            bundle = export_model(
+                model, self._folder / name, options, cases=cases, data_source=source, first_stage=first_spec,
+                report=self._report,
+            )  # fmt: skip
+        except LeftOutError as error:
+            self.left_out = error
+            bundle = read_bundle(self._folder / name)
         self._models[name], self._specs[name] = model, bundle.spec
         return name
 
@@ -175,6 +189,11 @@ class _RecipeJob:
         spec = self._specs[name]
         return NetworkPredictor(torch_network(self._models[name], spec), spec)
 
+    def _exact(self, name: str) -> Network:
+        with tempfile.TemporaryDirectory(prefix="ctseg-graph-") as temporary:
+            file = self._folder / name / model_name("fp32")
+            return onnxruntime_network(write_with_exact_norms(file, Path(temporary)))
+
     def proven(self, step: Mapping[str, Any]) -> tuple[Recipe, RecipeParity]:
         """Return the recipe, and what came of it as a whole.
 
@@ -184,12 +203,9 @@ class _RecipeJob:
         members = [{"model": name, "digest": spec.digest} for name, spec in self._specs.items()]
         recipe = Recipe.model_validate({"name": self._name, "members": members, "step": step})
         recipe.check(self._specs)
-        onnx = {
-            name: NetworkPredictor(onnxruntime_network(self._folder / name / model_name("fp32")), spec)
-            for name, spec in self._specs.items()
-        }
+        onnx = {name: NetworkPredictor(self._exact(name), spec) for name, spec in self._specs.items()}
         torch = {name: self._torch(name) for name in self._specs}
-        what = f"ONNX FP32 in {describe_runtime('onnxruntime')} on the CPU"
+        what = f"ONNX FP32 in {describe_runtime('onnxruntime')} on the CPU with exact sums"
         source, volume = self._case()
         check = check_whole(recipe, onnx, torch, volume, what=what, source=source)
         self._report(f"  {self._name} as a whole, {source}: {check}")

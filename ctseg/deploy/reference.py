@@ -1,10 +1,17 @@
-"""What PyTorch says: the logits that every other runtime has to give."""
+"""What PyTorch says: the logits that every other runtime has to give.
 
-from collections.abc import Sequence
+Those of patches of real scans are computed in float64, whose rounding no float32 sees; those of whole cases, of the
+phantom and of noise in float32, which is within 3e-6 of it (decision 21).
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from itertools import product
 
 import numpy as np
 
+from ctseg.deploy.float64 import in_float64
 from ctseg.deploy.parity import CASE_STEP, case_logits_of
 from ctseg.deploy.parity_data import Array, ParityData, PreparedCase
 from ctseg.deploy.phantom import PHANTOM_SOURCE, phantom_case
@@ -14,30 +21,41 @@ from ctseg.model_spec import ModelSpec, ParitySet
 from ctseg.numerics.decide import labels_of_logits
 from ctseg.numerics.windows import cut_patches, plan_windows
 
+_log = logging.getLogger(__name__)
 MAX_CASE_LOGITS_BYTES = 2 << 30
 """Above this the parity case is cut to its middle planes."""
 _PATCHES_FROM_CASE = 3
+"""Those with most foreground, and the one with least contrast, where rounding shows most."""
 
 
-def torch_network(model: LoadedModel, spec: ModelSpec) -> Network:
-    """Return PyTorch's FP32 answer for patches: the mean over folds, and over flips if the graph shall mirror.
+def torch_network(model: LoadedModel, spec: ModelSpec, *, float64: bool = False) -> Network:
+    """Return PyTorch's answer for patches: the mean over folds, and over flips if the graph shall mirror.
 
     Written apart from :func:`ctseg.deploy.onnx_graph.served_module`, so that a mistake there is found.
+
+    Args:
+        model: The trained model.
+        spec: Its contract.
+        float64: Compute in float64, five to ten times as long; the logits are rounded to float32 at the end.
     """
     import torch
 
     mirrored = spec.mirror_axes if spec.mirroring == "graph" else ()
     choices = list(product((False, True), repeat=len(mirrored)))
+    kind = torch.float64 if float64 else torch.float32
+
+    def mean_logits(x: torch.Tensor) -> torch.Tensor:
+        total = torch.zeros((len(x), spec.num_heads, *spec.patch_size), dtype=kind)
+        for network in model.networks:
+            for chosen in choices:
+                axes = [axis + 2 for axis, is_flipped in zip(mirrored, chosen, strict=True) if is_flipped]
+                total += torch.flip(network(torch.flip(x, axes)), axes)
+        return total / (len(model.networks) * len(choices))
 
     def run(patches: Array) -> Array:
-        with torch.inference_mode():
-            x = torch.from_numpy(np.array(patches))  # a copy: torch wants to own writable memory
-            total = torch.zeros((len(x), spec.num_heads, *spec.patch_size))
-            for network in model.networks:
-                for chosen in choices:
-                    axes = [axis + 2 for axis, is_flipped in zip(mirrored, chosen, strict=True) if is_flipped]
-                    total += torch.flip(network(torch.flip(x, axes)), axes)
-            logits: Array = (total / (len(model.networks) * len(choices))).numpy()
+        with torch.inference_mode(), in_float64(model.networks) if float64 else nullcontext():
+            x = torch.from_numpy(np.array(patches)).to(kind)  # a copy: torch wants to own writable memory
+            logits: Array = mean_logits(x).to(torch.float32).numpy()
         return logits
 
     return run
@@ -56,12 +74,20 @@ def parity_data_of(
         source: Where they come from, for people.
     """
     network = torch_network(model, spec)
+
+    def exactly(patches: Array) -> Array:
+        try:
+            return _logits_one_by_one(patches, torch_network(model, spec, float64=True), spec)
+        except RuntimeError as error:  # a layer of somebody's own that makes float32 numbers itself
+            _log.warning("%s: PyTorch's float32 is the reference, for float64 failed: %s", spec.name, error)
+            return _logits_one_by_one(patches, network, spec)
+
     random = np.random.default_rng(0).standard_normal((2, spec.num_input_channels, *spec.patch_size)).astype(np.float32)
     phantom = _compared("phantom", PHANTOM_SOURCE, [phantom_case(spec)], random, network, spec)
     if not cases:
         return _compared("scans", "random patches only", (), random, network, spec), phantom
     count = f"{len(cases)} case{'s' if len(cases) > 1 else ''}"  # no names: they may be patients'
-    return _compared("scans", f"{source or 'scans'}: {count}", cases, random[:0], network, spec), phantom
+    return _compared("scans", f"{source or 'scans'}: {count}", cases, random[:0], network, spec, exactly), phantom
 
 
 def _compared(
@@ -71,6 +97,7 @@ def _compared(
     random: Array,
     network: Network,
     spec: ModelSpec,
+    exactly: Callable[[Array], Array] | None = None,
 ) -> ParityData:
     case, note = np.empty((spec.num_input_channels, 0, 0, 0), np.float32), ""
     case_logits = np.empty((spec.num_heads, 0, 0, 0), np.float32)
@@ -78,7 +105,7 @@ def _compared(
     if cases:
         case, note = _cut_to_limit(cases[0], spec)
         case_logits = case_logits_of(case, network, spec)
-        patches = _patches_with_most_foreground(case, case_logits, spec)
+        patches = _telling_patches(case, case_logits, spec)
     for other in cases[1:]:
         plan = plan_windows(_size(other.voxels), spec.patch_size, CASE_STEP)
         patches.append(cut_patches(other.voxels, plan, len(plan) // 2, 1)[0])
@@ -87,7 +114,7 @@ def _compared(
         parity_set=parity_set,
         source=f"{source}{note}",
         patches=stacked,
-        patches_logits=_logits_one_by_one(stacked, network, spec),
+        patches_logits=_logits_one_by_one(stacked, network, spec) if exactly is None else exactly(stacked),
         random=random,
         random_logits=_logits_one_by_one(random, network, spec),
         case=case,
@@ -111,12 +138,18 @@ def _cut_to_limit(case: PreparedCase, spec: ModelSpec) -> tuple[Array, str]:
     return np.ascontiguousarray(case.voxels[:, first : first + most]), f" (the first cut to its middle {most} planes)"
 
 
-def _patches_with_most_foreground(case: Array, logits: Array, spec: ModelSpec) -> list[Array]:
-    """Cut the windows of the case in which the network finds most, where labels can differ."""
+def _telling_patches(case: Array, logits: Array, spec: ModelSpec) -> list[Array]:
+    """Cut the windows of a case in which the network finds most, where labels can differ, and one with least contrast.
+
+    The latter is not constant where another is not: air, mostly, whose sums round most.
+    """
     plan = plan_windows(_size(case), spec.patch_size, CASE_STEP)
     found = cut_patches(_foreground(logits, spec)[None], plan, 0, len(plan)).reshape(len(plan), -1).sum(axis=1)
-    best = np.argsort(-found, kind="stable")[:_PATCHES_FROM_CASE]
-    return [cut_patches(case, plan, int(index), 1)[0] for index in sorted(best)]
+    contrast = np.array([np.std(cut_patches(case, plan, index, 1)[0, 0]) for index in range(len(plan))])
+    flattest = int(np.argmin(np.where(contrast > 0, contrast, np.inf)))
+    others = [int(index) for index in np.argsort(-found, kind="stable") if index != flattest]
+    best = sorted({flattest, *others[: _PATCHES_FROM_CASE - 1]})
+    return [cut_patches(case, plan, index, 1)[0] for index in best]
 
 
 def _foreground(logits: Array, spec: ModelSpec) -> Array:

@@ -22,7 +22,8 @@ Measure = Callable[[Network, ModelSpec], float]
 """Returns the seconds that a network takes for one patch."""
 
 _CUDA = "CUDAExecutionProvider"
-RUNTIMES = ("onnxruntime", "openvino")
+RUNTIMES = ("openvino", "onnxruntime")
+"""In the order in which they are tried: OpenVINO is the faster one on nearly every network that was measured."""
 
 
 def available_runtimes() -> tuple[str, ...]:

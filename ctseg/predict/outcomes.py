@@ -79,6 +79,21 @@ class Options(Document):
     mirroring: bool
 
 
+class RanOn(Document):
+    """A server that answered while a case was segmented, and what runs the network there.
+
+    Attributes:
+        model: Of the network.
+        runtime: As the build found it.
+        relative_l2: By how much its logits differed from PyTorch's when it was built; None: not known.
+    """
+
+    server: str
+    model: str
+    runtime: str
+    relative_l2: float | None = None
+
+
 class MadeByMember(Document):
     """A model of a recipe, as it was served."""
 
@@ -128,6 +143,7 @@ class Outcome(Document):
         volumes_ml: Of each label by its name.
         bytes_sent: Of tensors, repeated requests not counted.
         bytes_received: Likewise.
+        ran_on: Servers that answered meanwhile, of other cases' windows too where cases overlap.
         ended: When, in UTC.
     """
 
@@ -144,6 +160,7 @@ class Outcome(Document):
     windows: int = 0
     bytes_sent: int = 0
     bytes_received: int = 0
+    ran_on: tuple[RanOn, ...] = ()
     ended: str = ""
 
 

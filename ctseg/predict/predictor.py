@@ -11,6 +11,25 @@ from ctseg.numerics.mirroring import mirror_subsets
 
 
 @dataclass(frozen=True)
+class Runner:
+    """What runs a network on one server.
+
+    Attributes:
+        server: Its address.
+        model: Of the network.
+        runtime: What runs it there, as the build found it; empty where that is not known.
+        relative_l2: By how much its logits differed from PyTorch's when it was built; None: not known.
+        answers: How many calls it has answered so far.
+    """
+
+    server: str
+    model: str
+    runtime: str
+    relative_l2: float | None
+    answers: int
+
+
+@dataclass(frozen=True)
 class Identity:
     """What runs the network, for reports.
 
@@ -21,6 +40,7 @@ class Identity:
         servers: Addresses of all servers that may run it; empty for a network in this process.
         transport: How tensors travel: ``shared memory``, ``grpc``, both, or ``in process``.
         members: Of a recipe, each with its own.
+        runners: What runs the network, or the members' networks, on each server that has come so far.
     """
 
     model: str
@@ -29,6 +49,7 @@ class Identity:
     servers: tuple[str, ...]
     transport: str
     members: tuple["Identity", ...] = ()
+    runners: tuple[Runner, ...] = ()
 
 
 class PatchPredictor(Protocol):

@@ -60,6 +60,7 @@ class RecipeSegmenter:
             servers=tuple(dict.fromkeys(server for member in members for server in member.servers)),
             transport=", ".join(dict.fromkeys(member.transport for member in members)),
             members=tuple(members),
+            runners=tuple(runner for member in members for runner in member.runners),
         )
 
     @property

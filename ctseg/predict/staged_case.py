@@ -1,7 +1,7 @@
 """One case from its files to new files in the run's own folder, from where they are put in place."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,7 +22,8 @@ from ctseg.model_spec import Reader
 from ctseg.predict.ledger import Staged
 from ctseg.predict.memory import MemoryBudget
 from ctseg.predict.options import BatchOptions
-from ctseg.predict.outcomes import MadeBy, Outcome
+from ctseg.predict.outcomes import MadeBy, Outcome, RanOn
+from ctseg.predict.predictor import Runner
 from ctseg.predict.progress import Progress, StageClock
 from ctseg.predict.segment import CaseContext
 from ctseg.predict.segmenter import CaseSegmenter
@@ -85,7 +86,9 @@ class CaseStager:
                 raise CancelledError
             with clock.stage("read"):
                 volume, previous, inputs = _read(case, contract.reader)
+            before = self._segmenter.identity.runners
             result = self._segmenter.segment(volume, CaseContext(index, clock, probabilities, previous))
+            ran_on = _ran_on(before, self._segmenter.identity.runners)
             del previous
             with clock.stage("write"):
                 write_label_map(label_path, result.labels, volume)
@@ -96,7 +99,7 @@ class CaseStager:
             case=printable(case.name), status="ok", made_by=self._made_by, inputs=inputs,
             volumes_ml=_volumes_ml(result.labels, contract.labels, volume.geometry.spacing_mm), seconds=clock.seconds,
             windows=result.windows, bytes_sent=result.bytes_sent, bytes_received=result.bytes_received,
-            warnings=result.warnings,
+            warnings=(*result.warnings, *_mixes(ran_on)), ran_on=ran_on,
         ), files)  # fmt: skip
 
     def wanted(self, case: Case) -> tuple[str, ...]:
@@ -121,6 +124,33 @@ class CaseStager:
         estimate = self._segmenter.estimate(header, saves_probabilities=self._options.save_probabilities)
         with self._budget.reserved(estimate, printable(case.name)):
             yield
+
+
+def _ran_on(before: Sequence[Runner], after: Sequence[Runner]) -> tuple[RanOn, ...]:
+    """Return the servers that have answered in between."""
+    answers = {(runner.server, runner.model): runner.answers for runner in before}
+    return tuple(
+        RanOn(server=runner.server, model=runner.model, runtime=runner.runtime, relative_l2=runner.relative_l2)
+        for runner in after
+        if runner.answers > answers.get((runner.server, runner.model), 0)
+    )
+
+
+def _mixes(ran_on: Sequence[RanOn]) -> Iterator[str]:
+    """Yield a warning for each model whose windows were answered by runtimes that differ."""
+    for model in dict.fromkeys(item.model for item in ran_on):
+        used = [item for item in ran_on if item.model == model]
+        if len({item.runtime for item in used}) > 1:
+            told = "; ".join(f"{item.server}: {_told(item)}" for item in used)
+            yield (
+                f"{model}: windows were answered by servers with different runtimes, whose rounding differs ({told}): "
+                "build the model alike on all of them, or name those that are"
+            )
+
+
+def _told(item: RanOn) -> str:
+    within = "" if item.relative_l2 is None else f", within {item.relative_l2:.0e} of PyTorch"
+    return f"{item.runtime or 'not known'}{within}"
 
 
 def _read(case: Case, reader: Reader) -> tuple[Volume, LabelMap | None, tuple[KnownFile, ...]]:

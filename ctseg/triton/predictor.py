@@ -8,6 +8,7 @@ import logging
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from types import TracebackType
 
@@ -17,7 +18,7 @@ from ctseg.arrays import Logits, Patches
 from ctseg.errors import ServerAwayError, ServerError, SpecError
 from ctseg.model_spec import ModelSpec
 from ctseg.numerics.finite import all_finite
-from ctseg.predict.predictor import Identity
+from ctseg.predict.predictor import Identity, Runner
 from ctseg.triton.addresses import address_of
 from ctseg.triton.arrivals import Arrivals
 from ctseg.triton.connection import ServerConnection
@@ -109,6 +110,7 @@ class TritonPredictor:
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._retries = 0
+        self._answers: Counter[ServerConnection] = Counter()
         self._max_in_flight = options.max_in_flight
         self._max_batch_size = min(
             batch_limit(self._spec, options.max_message_bytes), *(server.max_batch_size for server in servers)
@@ -136,6 +138,16 @@ class TritonPredictor:
             digest=self._spec.digest,
             servers=self.urls,
             transport=" and ".join(sorted(kinds, reverse=True)),
+            runners=tuple(
+                Runner(
+                    server=server.url,
+                    model=self._spec.name,
+                    runtime=server.spec.parity.detail,
+                    relative_l2=server.spec.parity.relative_l2,
+                    answers=self._answers[server],
+                )
+                for server in self._rota.servers
+            ),
         )
 
     @property
@@ -277,6 +289,8 @@ class TritonPredictor:
             error.url = server.url
             raise
         server.answered()
+        with self._lock:
+            self._answers[server] += 1
         return logits
 
     def _exchange(self, call: Call) -> Logits:

@@ -28,7 +28,7 @@ from ctseg.deploy.onnx_graph import onnx_graph_of, weight_bytes_of
 from ctseg.deploy.parity_data import PreparedCase
 from ctseg.deploy.parity_report import ParityReport
 from ctseg.deploy.plan_file import PlanFileOptions, build_plan_file
-from ctseg.deploy.runtimes import onnxruntime_network, seconds_per_patch
+from ctseg.deploy.runtimes import Network, onnxruntime_network, seconds_per_patch
 from ctseg.deploy.trained_model import load_trained_model
 from ctseg.errors import OutputError, ParityError, SetupError, SpecError
 from ctseg.files.digests import sha256_of_file
@@ -116,8 +116,7 @@ def test_a_bundle_of_an_older_ctseg_is_built_with_its_scans_and_told_from_one_th
 
 @pytest.mark.parametrize("backend", ["python", "onnxruntime", "tensorrt"])
 def test_an_entry_carries_no_voxels_and_no_names_of_scans(bundle: Bundle, tmp_path: Path, backend: Backend) -> None:
-    options = BuildOptions(backend=backend, runtime="onnxruntime" if backend == "python" else None)
-    build_entry(bundle.folder, tmp_path, options, compiler=OnnxAsPlan())  # type: ignore[arg-type]
+    build_entry(bundle.folder, tmp_path, BuildOptions(backend=backend, runtime="onnxruntime"), compiler=OnnxAsPlan())
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert not [path for path in files if path.suffix == ".npy" or path.name == "README.txt"]
     assert b"STS_" in (bundle.folder / "parity" / "README.txt").read_bytes()
@@ -354,32 +353,79 @@ def test_bf16_needs_a_runtime_that_has_it(bundle: Bundle, tmp_path: Path, monkey
         build_entry(bundle.folder, tmp_path, BuildOptions(precision="bf16", backend="tensorrt"), compiler=OnnxAsPlan())  # type: ignore[arg-type]
 
 
-def test_faster_of_the_runtimes_that_pass_is_taken(bundle: Bundle, tmp_path: Path) -> None:
-    seconds = {"onnxruntime": 0.3, "openvino": 0.2}
+def test_what_is_built_by_default_is_exact_and_no_timing_decides(bundle: Bundle, tmp_path: Path) -> None:
+    for folder, seconds in ((tmp_path / "a", 0.1), (tmp_path / "b", 9.9)):
+        newest = build_entry(bundle.folder, folder, measure=lambda network, spec, s=seconds: s).newest
+        info = build_json(newest.folder)
+        assert str(info["runtime"]).startswith("openvino ")
+        assert str(info["network"]).startswith("model.onnx in openvino ")
+        assert newest.spec.parity.detail == info["network"]
+        assert list(info["seconds_per_patch"].values()) == [seconds]  # type: ignore[attr-defined]
+        assert newest.spec.parity.relative_l2 is not None
+        assert newest.spec.parity.relative_l2 < 2e-6
+        assert "InstanceNormalization" not in operators(newest.folder / "model.onnx")
+        assert "InstanceNormalization" in operators(bundle.folder / "model.onnx")
 
-    def built(folder: Path, **times: float) -> dict[str, object]:
-        given = iter({**seconds, **times}.values())  # in the order in which they are tried
-        return build_json(build_entry(bundle.folder, folder, measure=lambda network, spec: next(given)).newest.folder)
 
-    first, second = built(tmp_path / "a"), built(tmp_path / "b", openvino=0.4)
-    assert str(first["runtime"]).startswith("openvino ")
-    assert str(second["runtime"]).startswith("onnxruntime ")
-    assert sorted(first["seconds_per_patch"].values()) == [0.2, 0.3]  # type: ignore[attr-defined]
-    assert str(first["network"]).startswith("model.onnx in openvino ")
+def operators(file: Path) -> set[str]:
+    return {node.op_type for node in onnx.load(file, load_external_data=False).graph.node}
 
 
-def test_runtime_that_fails_the_gate_is_not_taken_though_it_is_faster(
+def test_an_exact_runtime_that_fails_the_gate_gives_way_to_the_next(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parity_set: ParitySet
 ) -> None:
-    def wrong(model: Path, **options: object) -> object:
-        network = onnxruntime_network(model)
-        return lambda patches: network(patches) * np.float32(1.1)
-
+    wrong = lambda model, **options: times(onnxruntime_network(model), 1.1)  # noqa: E731
     monkeypatch.setattr("ctseg.deploy.build_python.openvino_network", wrong)
-    given = iter([0.3, 0.2])
     alone = copy_with(bundle, tmp_path / "b", parity_set)
-    entry = build_entry(alone, tmp_path / "r", measure=lambda network, spec: next(given))
+    entry = build_entry(alone, tmp_path / "r", measure=lambda network, spec: 0.1)
     assert str(build_json(entry.newest.folder)["runtime"]).startswith("onnxruntime ")
+
+
+def times(network: Network, factor: float) -> Network:
+    return lambda patches: network(patches) * np.float32(factor)
+
+
+def test_the_fastest_runtime_is_taken_only_where_that_is_asked_for(bundle: Bundle, tmp_path: Path) -> None:
+    for folder, seconds, fastest in (
+        (tmp_path / "a", [0.3, 0.2], "onnxruntime"),
+        (tmp_path / "b", [0.2, 0.3], "openvino"),
+    ):
+        given = iter(seconds)  # in the order in which they are tried
+        options = BuildOptions(runtime="fast")
+        newest = build_entry(bundle.folder, folder, options, measure=lambda network, spec, g=given: next(g)).newest
+        info = build_json(newest.folder)
+        assert str(info["runtime"]).startswith(f"{fastest} ")
+        assert sorted(info["seconds_per_patch"].values()) == [0.2, 0.3]  # type: ignore[attr-defined]
+        assert "InstanceNormalization" in operators(newest.folder / "model.onnx")
+        assert not info["exact_sums"]
+
+
+def test_a_float32_network_that_rounds_more_than_float32_is_refused_unless_fast_is_asked_for(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "ctseg.deploy.build_python.onnxruntime_network",
+        lambda model, **options: times(onnxruntime_network(model), 1 + 1e-4),
+    )
+    with pytest.raises(ParityError, match=r"relative L2 error 1.00e-04, at most 1e-05 is allowed") as error:
+        build_entry(bundle.folder, tmp_path / "r", ONNXRUNTIME)
+    assert error.value.settings == ("accept_unproven", "runtime")
+    assert not (tmp_path / "r" / "unet").exists()
+    monkeypatch.setattr("ctseg.deploy.build_python.available_runtimes", lambda: ("onnxruntime",))
+    newest = build_entry(bundle.folder, tmp_path / "r", BuildOptions(runtime="fast")).newest
+    assert newest.spec.parity.state == "proven"
+    assert newest.spec.parity.relative_l2 == pytest.approx(1e-4, rel=0.1)
+
+
+def test_an_entry_that_an_older_ctseg_built_with_other_sums_is_built_again(bundle: Bundle, tmp_path: Path) -> None:
+    needed = replace(ONNXRUNTIME, if_needed=True)
+    folder = build_entry(bundle.folder, tmp_path, needed).newest.folder
+    assert build_entry(bundle.folder, tmp_path, needed).newest.version == 1
+    info = build_json(folder)
+    del info["exact_sums"]
+    (folder / "build.json").write_text(json.dumps(info))
+    assert build_entry(bundle.folder, tmp_path, needed).newest.version == 2
+    assert build_entry(bundle.folder, tmp_path, replace(needed, runtime="fast")).newest.version == 3
 
 
 def test_measured_is_the_shortest_of_several_calls_after_a_first(bundle: Bundle) -> None:
@@ -423,9 +469,9 @@ def test_entry_has_the_weights_under_the_name_that_its_graph_says(
     version = build_entry(large_bundle.folder, tmp_path, options).newest
     names = {path.name for path in version.folder.iterdir() if path.suffix in (".onnx", ".data")}
     assert names == {"model.onnx", "model.fp16.onnx.data"}
-    size = (large_bundle.folder / "model.fp16.onnx.data").stat().st_size
+    size = (version.folder / "model.fp16.onnx.data").stat().st_size
     assert build_json(version.folder)["data_files"] == {"model.fp16.onnx.data": size}
-    assert sha256_of_network(version.folder / "model.onnx") == large_bundle.variant("fp16").sha256
+    assert sha256_of_network(version.folder / "model.onnx") == build_json(version.folder)["file_sha256"]
     patches = np.zeros((1, 1, 16, 32, 32), np.float32)
     assert np.isfinite(onnxruntime_network(version.folder / "model.onnx")(patches)).all()
     assert build_entry(large_bundle.folder, tmp_path, options).newest.version == 1  # nothing differs

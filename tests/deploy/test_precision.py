@@ -9,12 +9,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ctseg.deploy.bundle import Bundle
 from ctseg.deploy.onnx_file import read_graph, values_of, write_graph
+from ctseg.deploy.onnx_graph import onnx_graph_of
 from ctseg.deploy.parity import case_logits_of, compare
 from ctseg.deploy.parity_cases import prepare_scans
 from ctseg.deploy.precision import KEPT_OPERATORS, Attempt, bf16_attempts, fp16_attempts
 from ctseg.deploy.runtimes import onnxruntime_network
+from ctseg.deploy.trained_model import load_trained_model
 from ctseg.errors import SpecError
-from ctseg.serving.entries import read_entry
+from scripts.gpu_proof.demo_weights import write_demo_folder
 
 
 def types_of(graph: onnx.ModelProto) -> dict[str, int]:
@@ -176,15 +178,16 @@ def test_second_bf16_attempt_keeps_the_first_and_the_last_convolutions_in_fp32(b
     assert {types_of(third.mixed)[name] for name in activations} == {TensorProto.FLOAT}
 
 
-def test_bf16_of_a_trained_network_passes_the_gate_on_real_ct(demo_data: Path) -> None:
-    entry = read_entry(demo_data.parents[1] / "model_repository" / "sarcoma").newest
-    network = entry.folder / "model.onnx"
-    (case,) = prepare_scans([demo_data / "images" / "STS_008_0000.nii.gz"], entry.spec)
-    reference = case_logits_of(case.voxels, onnxruntime_network(network), entry.spec)
+def test_bf16_of_a_trained_network_passes_the_gate_on_real_ct(demo_data: Path, tmp_path: Path) -> None:
+    model = load_trained_model(write_demo_folder(demo_data.parents[1] / "model_repository" / "sarcoma", tmp_path))
+    spec = model.spec(name="sarcoma", mirroring="none", max_batch_size=1)
+    graph = onnx_graph_of(model, spec)
+    (case,) = prepare_scans([demo_data / "images" / "STS_008_0000.nii.gz"], spec)
+    reference = case_logits_of(case.voxels, onnxruntime_network(graph.SerializeToString()), spec)
     found = []
-    for attempt in list(bf16_attempts(onnx.load(network)))[:2]:
-        logits = case_logits_of(case.voxels, onnxruntime_network(attempt.simulated.SerializeToString()), entry.spec)
-        found.append(compare("case", reference[None], logits[None], entry.spec, "bf16"))
+    for attempt in list(bf16_attempts(graph))[:2]:
+        logits = case_logits_of(case.voxels, onnxruntime_network(attempt.simulated.SerializeToString()), spec)
+        found.append(compare("case", reference[None], logits[None], spec, "bf16"))
     assert [item.what for item in found if item.problems] == ["case"]  # the first: 0.1 % of the tumour's edge
     assert "tumor: Dice" in found[0].problems[0]
     assert not found[1].problems

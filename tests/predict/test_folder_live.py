@@ -1,5 +1,6 @@
 """A folder whose real server is killed, or gets new versions of the model, in the middle."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -15,8 +16,8 @@ from tritonclient.grpc import InferenceServerClient
 
 from ctseg import BatchOptions, ClientOptions, connect, embedded_server, find_cases, segment_cases
 from ctseg.arrays import Logits, Patches
-from ctseg.model_spec import KeepLargest
-from ctseg.predict.outcomes import Outcome
+from ctseg.model_spec import KeepLargest, Parity
+from ctseg.predict.outcomes import Outcome, RanOn
 from ctseg.predict.report import Report
 from ctseg.serving.process import RunningServer, ServerOptions
 from ctseg.serving.publish import EntryDraft, publish
@@ -141,6 +142,39 @@ def test_a_server_that_stays_away_leaves_cases_that_are_not_done_by_name_and_not
     left = {case.case for case in report.not_done}
     assert len(report.cases) == len(left) == 2
     assert left | {case.case for case in report.cases} == {f"case{i}" for i in range(4)}
+
+
+def test_a_case_that_servers_with_different_runtimes_share_is_told_of(tmp_path):
+    scans = tmp_path / "in"
+    scans.mkdir()
+    for channel in range(2):
+        voxels = np.random.default_rng(channel).normal(0, 1, (60, 50, 12)).astype(np.float32)
+        nib.save(nib.Nifti1Image(voxels, np.diag([1.0, 1.0, 3.0, 1.0])), scans / f"case_{channel:04d}.nii.gz")
+    with contextlib.ExitStack() as stack:
+        urls = []
+        for name, error in (("onnxruntime", 5e-7), ("openvino", 2e-3)):
+            (tmp_path / name).mkdir()
+            parity = Parity(state="proven", detail=f"model.onnx in {name}", relative_l2=error)
+            write_toy_entry(tmp_path / name / "models", toy_spec(parity=parity))
+            server = embedded_server(tmp_path / name / "models", options=ServerOptions(is_private=False))
+            urls.append(stack.enter_context(server).url)
+        for used, out in ((urls, "both"), (urls[:1], "one")):
+            with connect(used, "toy") as predictor:
+                give_up_at = time.monotonic() + PATIENCE_S
+                while len(predictor.identity.runners) < len(used) and time.monotonic() < give_up_at:
+                    time.sleep(0.1)
+                segment_cases(find_cases(scans, channels=2), predictor, tmp_path / out, BatchOptions())
+    both, one = (Report.model_validate_json((tmp_path / out / "report.json").read_text()) for out in ("both", "one"))
+    runners = [
+        RanOn(server=urls[0], model="toy", runtime="model.onnx in onnxruntime", relative_l2=5e-7),
+        RanOn(server=urls[1], model="toy", runtime="model.onnx in openvino", relative_l2=2e-3),
+    ]
+    assert sorted(both.cases[0].ran_on, key=lambda item: item.runtime) == runners
+    assert list(one.cases[0].ran_on) == runners[:1]
+    (warning,) = both.cases[0].warnings
+    assert warning.startswith("toy: windows were answered by servers with different runtimes")
+    assert f"{urls[1]}: model.onnx in openvino, within 2e-03 of PyTorch" in warning
+    assert one.cases[0].warnings == ()
 
 
 # --- new versions
