@@ -172,6 +172,13 @@ def test_a_second_stage_gets_the_labels_of_the_first_in_every_voxel(made: Any) -
     labels = segmented(step, maps, {"m0": first, "second": second}, spacing).labels
     np.testing.assert_array_equal(labels, maps[0])
 
+    crop = {**crop_step([2], 2.2, "whole_scan"), "finder": model("m1"), "inside": step}
+    box = box_by_hand(maps[1], [2], 2.2, spacing) or np.s_[:, :, :]
+    expected = np.zeros_like(maps[0])
+    expected[box] = maps[0][box]
+    labels = segmented(crop, maps, {**members, "second": second}, spacing).labels
+    np.testing.assert_array_equal(labels, expected)
+
 
 @settings(max_examples=30, deadline=None)
 @given(readers(), st.sampled_from([0.0, 2.2]), st.sampled_from(["empty", "whole_scan"]))

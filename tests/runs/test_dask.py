@@ -27,6 +27,7 @@ from ctseg.predict.options import BatchOptions
 from ctseg.predict.outcomes import MEMORY_NAME, OutcomeStore
 from ctseg.predict.presence import OtherRuns, Presence
 from ctseg.predict.report import Report
+from ctseg.recipe import Recipe
 from ctseg.runs.dask import DaskScheduler, segment_folder_on_dask
 from ctseg.runs.dask_run import _sample_of, _version_problem
 from ctseg.runs.dask_worker import CasesOnWorker, Job, Task
@@ -34,6 +35,7 @@ from ctseg.runs.folder import segment_folder
 from ctseg.runs.model import ServedModel
 from ctseg.serving.process import RunningServer, ServerOptions
 from ctseg.serving.publish import EntryDraft, publish
+from ctseg.serving.recipe_entry import publish_recipe
 from ctseg.serving.server import embedded_server
 from ctseg.triton.configuration import spec_parameter
 from ctseg.triton.options import ClientOptions
@@ -105,7 +107,11 @@ def models(tmp_path_factory: pytest.TempPathFactory, the_gate: Gate) -> Path:
     previous = {"model": "toy", "digest": first.digest, "labels": [1, 2], "resampling": {"function": SEG_RESAMPLING}}
     sees_labels = np.hstack([np.zeros((3, 2)), [[-1, -1], [1, 0], [0, 1]]]).astype(np.float32)
     network = save_toy_network(root.parent / "second.onnx", weights=sees_labels)
-    publish(root, EntryDraft(spec=toy_spec("second", previous_stage=previous), backend="python", model_file=network), 1)
+    second = toy_spec("second", previous_stage=previous)
+    publish(root, EntryDraft(spec=second, backend="python", model_file=network), 1)
+    members = [{"model": spec.name, "digest": spec.digest} for spec in (first, second)]
+    step = {"kind": "cascade", "previous": "toy", "model": "second"}
+    publish_recipe(root, Recipe.model_validate({"name": "cascade", "members": members, "step": step}))
     write_foreign_entry(root, "held", the_gate.code, parameters={spec_parameter(1): toy_spec("held").to_json()})
     return root
 
@@ -221,6 +227,14 @@ def test_workers_take_the_label_maps_of_a_first_stage(scans, tmp_path, server, s
     assert "case1: expected a label map of the previous stage" in next(c.error.message for c in report.cases if c.error)
     del undisturbed["case1.nii.gz"]
     assert labels_in(out) == undisturbed  # the second stage gives what the first one gave
+
+
+@pytest.mark.live
+def test_workers_run_all_members_of_a_recipe(scans, tmp_path, server, scheduler, undisturbed):
+    report = segment(scans, tmp_path / "out", model_on(server, "cascade"), scheduler, server)
+    assert statuses(report) == dict.fromkeys(CASES, "ok")
+    assert [member.model for member in report.cases[0].made_by.members] == ["toy", "second"]
+    assert labels_in(tmp_path / "out") == undisturbed  # the second stage gives what the first one gave
 
 
 @pytest.mark.live
