@@ -1,7 +1,12 @@
 """PatchPredictor over a network in this process, so that gates run what clients run."""
 
+import tempfile
+from pathlib import Path
+
 from ctseg.arrays import Logits, Patches
-from ctseg.deploy.runtimes import Network
+from ctseg.deploy.bundle import model_name
+from ctseg.deploy.exact_norms import write_with_exact_norms
+from ctseg.deploy.runtimes import Network, onnxruntime_network
 from ctseg.model_spec import ModelSpec
 from ctseg.predict.predictor import Identity
 
@@ -25,3 +30,19 @@ class NetworkPredictor:
     def predict(self, patches: Patches) -> Logits:
         """Run a batch."""
         return self._network(patches)
+
+
+def exact_predictor(bundle: Path, spec: ModelSpec) -> NetworkPredictor:
+    """Return the FP32 graph of a bundle in ONNX Runtime on the CPU, with exact sums.
+
+    Args:
+        bundle: Folder of the bundle.
+        spec: What it holds.
+
+    Raises:
+        SpecError: The graph cannot be loaded.
+        SetupError: ONNX or ONNX Runtime is not installed.
+    """
+    with tempfile.TemporaryDirectory(prefix="ctseg-graph-") as temporary:
+        graph = write_with_exact_norms(bundle / model_name("fp32"), Path(temporary))
+        return NetworkPredictor(onnxruntime_network(graph), spec)

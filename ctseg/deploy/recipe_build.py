@@ -7,11 +7,9 @@ from pathlib import Path
 
 from ctseg.deploy.build import build_entry
 from ctseg.deploy.build_job import BuildOptions
-from ctseg.deploy.bundle import model_name
-from ctseg.deploy.network_predictor import NetworkPredictor
+from ctseg.deploy.network_predictor import exact_predictor
 from ctseg.deploy.phantom import phantom_volume
 from ctseg.deploy.recipe_bundle import RecipeBundle, read_recipe_bundle, with_digests
-from ctseg.deploy.runtimes import onnxruntime_network
 from ctseg.deploy.whole import check_whole
 from ctseg.errors import ParityError, SetupError
 from ctseg.recipe import Recipe
@@ -69,10 +67,7 @@ def _prove_live(
     bundle: RecipeBundle, recipe: Recipe, repository: Path, *, accept_unproven: bool, report: Callable[[str], None]
 ) -> None:
     """Compare all members together, on a live server, with the bundle's FP32 networks, on a phantom."""
-    proven = {
-        name: NetworkPredictor(onnxruntime_network(member.folder / model_name("fp32")), member.spec)
-        for name, member in bundle.members.items()
-    }
+    proven = {name: exact_predictor(member.folder, member.spec) for name, member in bundle.members.items()}
     volume = phantom_volume(next(iter(proven.values())).spec)
     with opened_members(ServedModel(recipe.name, repository=repository), recipe) as served:
         check = check_whole(

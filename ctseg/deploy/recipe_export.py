@@ -1,7 +1,6 @@
 """From several trained nnU-Nets that work together to one bundle: each proven by itself, and all of them as a whole."""
 
 import logging
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -9,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from ctseg.arrays import LabelMap
-from ctseg.deploy.bundle import check_replaceable, model_name, read_bundle
-from ctseg.deploy.exact_norms import write_with_exact_norms
+from ctseg.deploy.bundle import check_replaceable, read_bundle
 from ctseg.deploy.export import ExportOptions, LeftOutError, export_model
-from ctseg.deploy.network_predictor import NetworkPredictor
+from ctseg.deploy.network_predictor import NetworkPredictor, exact_predictor
 from ctseg.deploy.parity_cases import FirstStage, prepare_scans, preprocessed_cases, read_scans
 from ctseg.deploy.phantom import phantom_volume
 from ctseg.deploy.recipe_bundle import RecipeBundle, RecipeParity, read_recipe_bundle, write_recipe
 from ctseg.deploy.reference import torch_network
-from ctseg.deploy.runtimes import Network, describe_runtime, onnxruntime_network
+from ctseg.deploy.runtimes import describe_runtime
 from ctseg.deploy.trained_model import LoadedModel
 from ctseg.deploy.whole import check_whole
 from ctseg.errors import OutputError, ParityError
@@ -189,11 +187,6 @@ class _RecipeJob:
         spec = self._specs[name]
         return NetworkPredictor(torch_network(self._models[name], spec), spec)
 
-    def _exact(self, name: str) -> Network:
-        with tempfile.TemporaryDirectory(prefix="ctseg-graph-") as temporary:
-            file = self._folder / name / model_name("fp32")
-            return onnxruntime_network(write_with_exact_norms(file, Path(temporary)))
-
     def proven(self, step: Mapping[str, Any]) -> tuple[Recipe, RecipeParity]:
         """Return the recipe, and what came of it as a whole.
 
@@ -203,7 +196,7 @@ class _RecipeJob:
         members = [{"model": name, "digest": spec.digest} for name, spec in self._specs.items()]
         recipe = Recipe.model_validate({"name": self._name, "members": members, "step": step})
         recipe.check(self._specs)
-        onnx = {name: NetworkPredictor(self._exact(name), spec) for name, spec in self._specs.items()}
+        onnx = {name: exact_predictor(self._folder / name, spec) for name, spec in self._specs.items()}
         torch = {name: self._torch(name) for name in self._specs}
         what = f"ONNX FP32 in {describe_runtime('onnxruntime')} on the CPU with exact sums"
         source, volume = self._case()
