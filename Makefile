@@ -14,7 +14,7 @@ IN_PARALLEL := -n $(TEST_WORKERS) --dist loadfile
 PIP_INSTALL = $(1)/bin/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help install install-server demo test test-data test-full check faults images format benchmark gpu gpu-wheels \
-	imports clean
+	imports compatibility clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -76,11 +76,14 @@ gpu: $(if $(WHEELS),,$(TEST_VENV)/.ready)  ## prove the product on this machine'
 gpu-wheels:  ## download what a bare GPU machine lacks, into .wheels/
 	$(PYTHON) -m scripts.gpu_proof.wheels --output .wheels $(GPU_FLAGS)
 
+compatibility: $(TEST_VENV)/.ready  ## export what older nnU-Nets train, and compare, an hour or two; writes docs/compatibility.md
+	$(TEST_VENV)/bin/python -m scripts.compatibility --output compatibility_output $(COMPATIBILITY_FLAGS)
+
 imports: $(TEST_VENV)/.ready  ## draw which room imports which, into docs/pictures/
 	$(TEST_VENV)/bin/python scripts/draw_imports.py --output docs/pictures/imports.svg
 
 clean:  ## remove the environments and all output
-	rm -rf $(DEMO_VENV) $(TEST_VENV) .venv-client demo_output benchmark_output gpu_output .wheels build *.egg-info
+	rm -rf $(DEMO_VENV) $(TEST_VENV) .venv-client demo_output benchmark_output gpu_output compatibility_output .wheels build *.egg-info
 
 $(CLIENT_VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "ctseg needs Python 3.10 or newer; set PYTHON=...")'

@@ -29,6 +29,11 @@ NETWORK_PACKAGES = (
 """Packages from which plans may name network, normalisation, activation and other layer classes."""
 
 _CLASS_KEYWORDS = ("conv_op", "norm_op", "dropout_op", "nonlin")
+_FIRST_FORM = (
+    "trainer {trainer} was written for nnU-Net 2.0 to 2.2, which gave dataset_json to build_network_architecture; "
+    "rewrite it for (plans_manager, configuration_manager, num_input_channels, num_output_channels, "
+    "enable_deep_supervision): "
+)
 
 
 def build_network(
@@ -52,16 +57,18 @@ def build_network(
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     resolve_configuration(plans, configuration)
+    asked: Mapping[str, object] = {}
     try:
         manager = PlansManager(plans)
         resolved = manager.get_configuration(configuration)
         if not trust:
             _check_architecture(resolved.configuration["architecture"], model=model)
         build = _trainer_class(trainer, model=model, trust=trust).build_network_architecture
+        asked = inspect.signature(build).parameters
         channels = determine_num_input_channels(manager, resolved, dataset)
         heads = manager.get_label_manager(dataset).num_segmentation_heads
         described: tuple[Any, ...] = (manager, resolved)
-        if "plans_manager" not in inspect.signature(build).parameters:  # trainers written for nnU-Net 2.4 to 2.7
+        if "plans_manager" not in asked:  # trainers written for nnU-Net 2.3 to 2.6
             described = (
                 resolved.network_arch_class_name,
                 resolved.network_arch_init_kwargs,
@@ -71,7 +78,7 @@ def build_network(
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, ImportError, AssertionError) as error:
         raise CheckpointError(
             f"{model}: nnU-Net cannot build the network of configuration {configuration}: "
-            f"{type(error).__name__}: {error}"
+            f"{_FIRST_FORM.format(trainer=trainer) if 'dataset_json' in asked else ''}{type(error).__name__}: {error}"
         ) from error
     return network
 

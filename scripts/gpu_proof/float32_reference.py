@@ -14,7 +14,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 
 
-class _Float32Predictor(nnUNetPredictor):  # type: ignore[misc]
+class Float32Predictor(nnUNetPredictor):  # type: ignore[misc]
     @torch.inference_mode()
     def _internal_predict_sliding_window_return_logits(
         self,
@@ -47,7 +47,7 @@ def segment(trained: str, files: Sequence[str], output: str, device: str) -> Non
     """
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
-    predictor = _Float32Predictor(
+    predictor = Float32Predictor(
         perform_everything_on_device=False, device=torch.device(device), allow_tqdm=False, use_mirroring=True
     )
     predictor.initialize_from_trained_model_folder(trained, use_folds=(0,))

@@ -102,7 +102,7 @@ class nnUNetTrainerOld(nnUNetTrainer):
 """
 
 
-def test_a_trainer_written_for_nnunet_2_4_to_2_7_is_asked_in_its_own_words(
+def test_a_trainer_written_for_nnunet_2_3_to_2_6_is_asked_in_its_own_words(
     copy_of_unet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainers = tmp_path / "trainers"
@@ -116,6 +116,31 @@ def test_a_trainer_written_for_nnunet_2_4_to_2_7_is_asked_in_its_own_words(
         load_trained_model(copy_of_unet)
     model = load_trained_model(copy_of_unet, trust=True)
     torch.testing.assert_close(answer(model.networks[0]), answer(plain.networks[0]), rtol=0, atol=0)
+
+
+FIRST_TRAINER = """
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+class nnUNetTrainerFirst(nnUNetTrainer):
+    @staticmethod
+    def build_network_architecture(plans_manager, dataset_json, configuration_manager, num_input_channels,
+                                   enable_deep_supervision=True):
+        return configuration_manager.UNet_class_name
+"""
+
+
+def test_a_trainer_written_for_nnunet_2_2_is_refused_as_nnunet_refuses_it(
+    copy_of_unet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainers = tmp_path / "trainers"
+    trainers.mkdir()
+    (trainers / "first.py").write_text(FIRST_TRAINER)
+    monkeypatch.setenv("nnUNet_extTrainer", str(trainers))
+    file, content = checkpoint_of(copy_of_unet)
+    torch.save({**content, "trainer_name": "nnUNetTrainerFirst"}, file)
+    with pytest.raises(CheckpointError, match=r"nnUNetTrainerFirst was written for nnU-Net 2\.0 to 2\.2.*rewrite it"):
+        load_trained_model(copy_of_unet, trust=True)
+    with pytest.raises(AttributeError):
+        reference_predictor(copy_of_unet)
 
 
 def test_a_model_laid_out_as_totalsegmentators_are_is_read(tmp_path: Path) -> None:
