@@ -50,7 +50,7 @@ def build_entry(
         options: How.
         report: Takes lines that say how it goes.
         compiler: TensorRT and GPU; None takes this machine's.
-        measure: Times a network; the fastest runtime that passes the gate is taken.
+        measure: Times a network; see :data:`ctseg.deploy.build_job.RuntimeChoice` for what follows from it.
 
     Returns:
         The entry, the new version with it. Where ``if_needed`` found nothing to do: the entry up to the version

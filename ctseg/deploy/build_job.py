@@ -113,11 +113,13 @@ class Job:
     @property
     def identity(self) -> dict[str, Any]:
         """What of the bundle and the options a build depends on, as it stands in ``build.json``."""
+        sums = {} if self.options.backend == "tensorrt" else {"exact_sums": self.exact_sums}
         return {
             "onnx_sha256": self.source.sha256,
             "network_sha256": self.spec.network_sha256,
             "spec_digest": self.spec.digest,
             "precision": self.options.precision,
+            **sums,
         }
 
     @property

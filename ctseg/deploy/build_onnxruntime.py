@@ -15,14 +15,19 @@ def build_onnxruntime(job: Job) -> Entry:
     """Build an entry for Triton's onnxruntime backend.
 
     Raises:
-        SetupError: ONNX Runtime lacks the precision.
+        SetupError: ONNX Runtime lacks the precision, or another runtime was asked for.
         ParityError: It does not give PyTorch's labels.
         SpecError: The repository has another model of that name.
         OutputError: The repository cannot be written.
     """
     if job.options.precision == "bf16":
         raise SetupError(f"{job.spec.name}: ONNX Runtime has no bf16 for this network: take fp32 or fp16")
-    tools = {"runtimes": [describe_runtime("onnxruntime")], "exact_sums": job.exact_sums}
+    if job.options.runtime == "openvino":
+        raise SetupError(
+            f"{job.spec.name}: Triton's onnxruntime backend runs ONNX Runtime: take the python backend for OpenVINO",
+            settings=("backend", "runtime"),
+        )
+    tools = {"runtimes": [describe_runtime("onnxruntime")]}
     if same := up_to_date(job, tools):
         return same
     require_writable(job.repository, name=job.spec.name)

@@ -8,7 +8,7 @@ from typing import Any
 
 from ctseg.deploy.build_job import Built, Job, finish, up_to_date
 from ctseg.deploy.cuda_driver import CudaDriver
-from ctseg.deploy.parity import check_network, require
+from ctseg.deploy.parity import EXACT_SUMS, check_network, require
 from ctseg.deploy.parity_report import Check, summary
 from ctseg.deploy.runtimes import (
     Network,
@@ -19,7 +19,7 @@ from ctseg.deploy.runtimes import (
     openvino_network,
     require_cuda_build,
 )
-from ctseg.errors import ParityError, SetupError, missing_package
+from ctseg.errors import ParityError, SetupError, SpecError, missing_package
 from ctseg.files.folders import require_writable
 from ctseg.serving.entries import Entry
 from ctseg.serving.publish import Runtime
@@ -55,7 +55,6 @@ def build_python(job: Job) -> Entry:
     runtimes = _runtimes_for(job)
     tools: dict[str, Any] = {
         "runtimes": sorted(describe_runtime(name) for name in runtimes),
-        "exact_sums": job.exact_sums,
         "machine": machine(),
         "gpu": CudaDriver().gpu().name if options.device == "gpu" else None,
     }
@@ -88,10 +87,20 @@ def build_python(job: Job) -> Entry:
 
 
 def _tried(job: Job, runtimes: Sequence[str]) -> list[Candidate]:
-    """Try runtimes in their order, up to the first that passes where exact sums are asked for."""
-    candidates = []
+    """Try runtimes in their order, up to the first that passes where exact sums are asked for.
+
+    Raises:
+        SpecError: None can load the network; or ParityError: none can run it.
+    """
+    candidates: list[Candidate] = []
     for runtime in runtimes:
-        candidate = try_runtime(job, runtime)
+        try:
+            candidate = try_runtime(job, runtime)
+        except (SpecError, ParityError) as error:
+            if runtime == runtimes[-1] and not candidates:
+                raise
+            job.report(f"  {describe_runtime(runtime)}: {error}")
+            continue
         job.report(f"  {candidate.check.network}: {candidate.seconds:.3f} s a patch")
         job.report(summary([candidate.check]))
         candidates.append(candidate)
@@ -159,7 +168,7 @@ def try_runtime(job: Job, runtime: str) -> Candidate:
     else:
         network = onnxruntime_network(job.model_file, threads=job.options.threads, device=device)
     where = f"on the {device.upper()}"
-    sums = "with exact sums" if job.exact_sums else ""
+    sums = EXACT_SUMS if job.exact_sums else ""
     what = " ".join(part for part in (job.source.file, "in", describe_runtime(runtime), hint, where, sums) if part)
     check = check_network(
         network,

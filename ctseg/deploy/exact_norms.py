@@ -46,7 +46,7 @@ def with_exact_norms(graph: Any) -> Any:
         graph: ``onnx.ModelProto``; not changed.
 
     Returns:
-        ``graph`` itself where it has none.
+        ``graph`` itself where it has none. A norm of tensors whose rank is not known stays, for the gate to judge.
     """
     import onnx
 
@@ -58,8 +58,9 @@ def with_exact_norms(graph: Any) -> Any:
     nodes = list(exact.graph.node)
     del exact.graph.node[:]
     for node in nodes:
-        if node.op_type == _OPERATOR:
-            writer.normalise(node)
+        sides = writer.sides_of(node) if node.op_type == _OPERATOR else ()
+        if sides:
+            writer.normalise(node, sides)
         else:
             exact.graph.node.append(node)
     return exact
@@ -75,18 +76,22 @@ class _Writer:
         self._has_axes_as_input = any(
             opset.version >= 18 for opset in model.opset_import if opset.domain in ("", "ai.onnx")
         )
-        inferred = onnx.shape_inference.infer_shapes(without_weights(model)[0]).graph
+        inferred = onnx.shape_inference.infer_shapes(without_weights(model, of_any_place=True)[0]).graph
         values = (*inferred.value_info, *inferred.input, *inferred.output)
         self._shapes = {value.name: [d.dim_value for d in value.type.tensor_type.shape.dim] for value in values}
         self._constants: set[str] = set()
 
-    def normalise(self, node: Any) -> None:
+    def sides_of(self, node: Any) -> Sequence[int]:
+        """Return the sides of a node's input, which its output has, too; 0 is not known; empty: not even how many."""
+        known = [self._shapes.get(name, []) for name in (*node.input[:1], *node.output)]
+        return max(known, key=lambda shape: (len(shape), sum(size > 0 for size in shape)))[2:]
+
+    def normalise(self, node: Any, sides: Sequence[int]) -> None:
         """Write an instance normalisation: subtract the mean, divide by the deviation, scale, shift."""
         import numpy as np
 
         source, scale, shift = node.input
         (target,) = node.output
-        sides = self._shapes[source][2:]
         epsilon = next((item.f for item in node.attribute if item.name == "epsilon"), 1e-5)
         spread = self._shape([1, -1, *[1] * len(sides)])
         mean = self._mean(source, f"{target}_mean", sides)
@@ -101,7 +106,7 @@ class _Writer:
 
     def _mean(self, source: str, name: str, sides: Sequence[int]) -> str:
         """Write the mean over all spatial axes, one after the other; return its name, of (batch, channels, 1, …)."""
-        parts = [part for side in sides for part in _parts(side)]
+        parts = [part for side in sides for part in _parts(side)] if all(sides) else sides
         if len(parts) > len(sides):
             source = self._add("Reshape", source, self._shape([0, 0, *parts]), name=f"{name}_parts")
         for left in range(len(parts), 0, -1):

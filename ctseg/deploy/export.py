@@ -29,7 +29,7 @@ from ctseg.deploy.onnx_file import (
     write_graph,
 )
 from ctseg.deploy.onnx_graph import DEFAULT_OPSET, onnx_graph_of, weight_bytes_of
-from ctseg.deploy.parity import check_network, require
+from ctseg.deploy.parity import EXACT_SUMS, check_network, require
 from ctseg.deploy.parity_data import ParityData, PreparedCase
 from ctseg.deploy.parity_report import Check, ParityReport, Variant, summary
 from ctseg.deploy.reference import parity_data_of
@@ -47,7 +47,21 @@ _log = logging.getLogger(__name__)
 
 
 class LeftOutError(ParityError):
-    """A mixed network does not give PyTorch's labels; the bundle is written without it."""
+    """Mixed networks do not give PyTorch's labels; the bundle is written without them.
+
+    Args:
+        why: What was found of each.
+        output: The bundle.
+        written: What it has, for people.
+    """
+
+    def __init__(self, why: Sequence[ParityError], output: Path, *, written: str) -> None:
+        them = "it" if len(why) == 1 else "them"
+        super().__init__(
+            f"{'; '.join(map(str, why))}; {output} is written without {them}, with {written}",
+            settings=tuple(dict.fromkeys(("precision", *why[0].settings))),
+        )
+        self.why = tuple(why)
 
 
 @dataclass(frozen=True)
@@ -133,10 +147,7 @@ def export_model(
     bundle = write_bundle(output, fill)
     if left_out:
         written = ", ".join(variant.precision.upper() for variant in bundle.report.variants)
-        raise LeftOutError(
-            f"{'; '.join(map(str, left_out))}; {output} is written without it, with {written}",
-            settings=tuple(dict.fromkeys(("precision", *left_out[0].settings))),
-        )
+        raise LeftOutError(left_out, output, written=written)
     return bundle
 
 
@@ -217,7 +228,7 @@ class _Job:
                 onnxruntime_network(write_with_exact_norms(path, Path(exact))),
                 (self.scans, self.phantom),
                 self.spec,
-                what=f"{file.name}{how} in {describe_runtime('onnxruntime')} on the CPU with exact sums",
+                what=f"{file.name}{how} in {describe_runtime('onnxruntime')} on the CPU {EXACT_SUMS}",
                 precision=precision,
                 sha256=sha256_of_network(file),
             )

@@ -20,9 +20,9 @@ def in_float64(networks: "Sequence[torch.nn.Module]") -> Iterator[None]:
     Args:
         networks: They take float64 then.
     """
-    for network in networks:
-        network.double()
     try:
+        for network in networks:
+            network.double()
         with _slab_by_slab():
             yield
     finally:
@@ -45,7 +45,7 @@ def _slab_by_slab() -> Any:
 
 
 def _conv3d(
-    images: "torch.Tensor",
+    input: "torch.Tensor",  # noqa: A002 (torch's name, by which it may be given)
     weight: "torch.Tensor",
     bias: "torch.Tensor | None" = None,
     stride: Any = 1,
@@ -55,6 +55,7 @@ def _conv3d(
 ) -> "torch.Tensor":
     import torch
 
+    images = input
     if isinstance(padding, str) or images.ndim != 5:
         return torch.conv3d(images, weight, bias, stride, padding, dilation, groups)
     stride, padding, dilation = (_three(value) for value in (stride, padding, dilation))
@@ -71,5 +72,6 @@ def _conv3d(
     return torch.cat(slabs, dim=2)
 
 
-def _three(value: Any) -> tuple[int, int, int]:
-    return (value, value, value) if isinstance(value, int) else tuple(value)
+def _three(value: Any) -> tuple[int, ...]:
+    values = (value,) if isinstance(value, int) else tuple(value)
+    return values * 3 if len(values) == 1 else values

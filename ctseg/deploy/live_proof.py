@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ctseg.deploy.bundle import Bundle, read_bundle
-from ctseg.deploy.parity import FAST_FP32, LIMITS, check_network, require
+from ctseg.deploy.parity import EXACT_SUMS, FAST_FP32, check_network, require
 from ctseg.deploy.parity_report import Check, summary
 from ctseg.errors import SpecError
 from ctseg.model_spec import Precision
@@ -16,7 +16,7 @@ _log = logging.getLogger(__name__)
 
 
 def check_live(predictor: PatchPredictor, bundle: Bundle, precision: Precision) -> Check:
-    """Compare a live server with PyTorch on the bundle's parity data.
+    """Compare a live server with PyTorch on the bundle's parity data, within the limits that it was built with.
 
     Args:
         predictor: Connected to the server.
@@ -33,8 +33,7 @@ def check_live(predictor: PatchPredictor, bundle: Bundle, precision: Precision) 
             f"{spec.name}: the server serves network {spec.network_sha256[:12]}, the bundle {bundle.folder} holds "
             f"{bundle.spec.network_sha256[:12]}"
         )
-    built_within = spec.parity.relative_l2
-    is_fast = precision == "fp32" and built_within is not None and built_within > LIMITS["fp32"].relative_l2
+    is_fast = precision == "fp32" and EXACT_SUMS not in spec.parity.detail
     return check_network(
         predictor.predict,
         bundle.parity_data(),

@@ -150,14 +150,21 @@ def values_of(tensor: Any) -> npt.NDArray[Any]:
     return np.memmap(file, dtype=dtype, mode="r", offset=offset, shape=tuple(tensor.dims))
 
 
-def without_weights(graph: Any) -> tuple[Any, dict[str, Any]]:
+def without_weights(graph: Any, *, of_any_place: bool = False) -> tuple[Any, dict[str, Any]]:
     """Return a graph that takes the weights that lie outside as inputs, behind its own, and those weights by name.
 
     Tools that know graphs of one file only can work on it; :func:`with_weights` gives the weights back.
+
+    Args:
+        graph: ``onnx.ModelProto``; not changed.
+        of_any_place: Take out large weights in the graph itself, too: tools copy all that they are given.
     """
     import onnx
 
-    outside = {tensor.name: tensor for tensor in graph.graph.initializer if is_outside(tensor)}
+    def is_taken(tensor: Any) -> bool:
+        return is_outside(tensor) or (of_any_place and byte_count(tensor) >= _LEAST_OUTSIDE_BYTES)
+
+    outside = {tensor.name: tensor for tensor in graph.graph.initializer if is_taken(tensor)}
     shell = _with_initializers(graph, [tensor for tensor in graph.graph.initializer if tensor.name not in outside])
     for name, tensor in outside.items():
         shell.graph.input.append(onnx.helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims)))

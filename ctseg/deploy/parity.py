@@ -1,6 +1,6 @@
 """The parity gate: what is served gives the labels that PyTorch gives, or it is not served.
 
-A check compares logits with PyTorch's FP32 logits of the same patches and of one whole prepared case, of real scans,
+A check compares logits with PyTorch's logits of the same patches and of one whole prepared case, of real scans,
 of a phantom (where no patient's voxels may go), or of both. Labels decide on scans; on a phantom, which no network was
 trained for, they decide where PyTorch is sure of them (decision 17).
 It fails closed: a figure outside its limits, a value that is not finite, or a comparison that could
@@ -25,6 +25,8 @@ from ctseg.numerics.windows import cut_patches, plan_windows
 
 ROUNDING_RELATIVE_L2 = 1e-5
 """Below this two float32 networks differ by rounding only, and labels differ only where logits tie."""
+EXACT_SUMS = "with exact sums"
+"""So a check, and the spec of what was built, name a network whose norms sum exactly."""
 
 CASE_STEP = 1.0
 """Windows of the whole case touch but do not overlap: nothing averages an error away."""
@@ -73,7 +75,7 @@ def compare(
 
     Args:
         what: Name of the data.
-        reference: (n, heads, *spatial), PyTorch FP32.
+        reference: (n, heads, *spatial), of PyTorch.
         found: The same shape, of the network in question.
         spec: Says which labels the logits mean; None where labels mean nothing on this data.
         precision: Of the network.

@@ -35,16 +35,16 @@ _ARRAYS = ("patches", "patches_logits", "random", "random_logits", "case", "case
 
 _NOTES: Mapping[ParitySet, str] = {
     "scans": "PATIENT DATA unless the source is public: patches and one whole scan as the network sees them, and\n"
-    "PyTorch's FP32 logits of them. They stay with who exported: no image carries them. To put other scans in\n"
+    "PyTorch's logits of them. They stay with who exported: no image carries them. To put other scans in\n"
     "their place, export again with them.\n",
     "phantom": "No patient: patches and a whole volume of ellipsoids and noise as the network sees them, random\n"
-    "patches, and PyTorch's FP32 logits of them. They may go wherever the network goes.\n",
+    "patches, and PyTorch's logits of them. They may go wherever the network goes.\n",
 }
 
 
 @dataclass(frozen=True, eq=False)
 class ParityData:
-    """Patches and one prepared case, with PyTorch's FP32 logits of the network as it is served.
+    """Patches and one prepared case, with PyTorch's logits of the network as it is served.
 
     Attributes:
         parity_set: Real scans or the phantom.

@@ -162,7 +162,7 @@ class ParityReport(_Figures):
         lines = [
             f"# Parity of {self.model}",
             "",
-            f"Compared with PyTorch FP32 on {on_what}. Written {self.created}; network {self.network_sha256[:12]}.",
+            f"Compared with PyTorch on {on_what}. Written {self.created}; network {self.network_sha256[:12]}.",
         ]
         for variant in self.variants:
             state = "**proven**" if variant.proven else "**UNPROVEN**"

@@ -11,6 +11,7 @@ from ctseg.arrays import LabelMap
 from ctseg.deploy.bundle import check_replaceable, read_bundle
 from ctseg.deploy.export import ExportOptions, LeftOutError, export_model
 from ctseg.deploy.network_predictor import NetworkPredictor, exact_predictor
+from ctseg.deploy.parity import EXACT_SUMS
 from ctseg.deploy.parity_cases import FirstStage, prepare_scans, preprocessed_cases, read_scans
 from ctseg.deploy.phantom import phantom_volume
 from ctseg.deploy.recipe_bundle import RecipeBundle, RecipeParity, read_recipe_bundle, write_recipe
@@ -101,8 +102,8 @@ def export_recipe(
             write_recipe(part, *job.proven(step))
     except OSError as error:
         raise OutputError(f"{output}: cannot be written: {error}") from error
-    if job.left_out is not None:
-        raise job.left_out
+    if job.left_out:
+        raise LeftOutError(job.left_out, output, written="what passed")
     return read_recipe_bundle(output)
 
 
@@ -110,7 +111,7 @@ class _RecipeJob:
     """One export of a recipe.
 
     Attributes:
-        left_out: Why a mixed network of a member was left out, None where none was.
+        left_out: Why mixed networks of members were left out.
     """
 
     def __init__(
@@ -128,7 +129,7 @@ class _RecipeJob:
         self._report = report
         self._models: dict[str, LoadedModel] = {}
         self._specs: dict[str, ModelSpec] = {}
-        self.left_out: LeftOutError | None = None
+        self.left_out: list[ParityError] = []
 
     def export(self, stage: TrainedStage) -> dict[str, Any]:
         """Export a member, its first stage before it; return its step."""
@@ -155,7 +156,7 @@ class _RecipeJob:
                 report=self._report,
             )  # fmt: skip
         except LeftOutError as error:
-            self.left_out = error
+            self.left_out += error.why
             bundle = read_bundle(self._folder / name)
         self._models[name], self._specs[name] = model, bundle.spec
         return name
@@ -198,7 +199,7 @@ class _RecipeJob:
         recipe.check(self._specs)
         onnx = {name: exact_predictor(self._folder / name, spec) for name, spec in self._specs.items()}
         torch = {name: self._torch(name) for name in self._specs}
-        what = f"ONNX FP32 in {describe_runtime('onnxruntime')} on the CPU with exact sums"
+        what = f"ONNX FP32 in {describe_runtime('onnxruntime')} on the CPU {EXACT_SUMS}"
         source, volume = self._case()
         check = check_whole(recipe, onnx, torch, volume, what=what, source=source)
         self._report(f"  {self._name} as a whole, {source}: {check}")

@@ -53,7 +53,7 @@ def torch_network(model: LoadedModel, spec: ModelSpec, *, float64: bool = False)
         return total / (len(model.networks) * len(choices))
 
     def run(patches: Array) -> Array:
-        with torch.inference_mode(), in_float64(model.networks) if float64 else nullcontext():
+        with in_float64(model.networks) if float64 else nullcontext(), torch.inference_mode():
             x = torch.from_numpy(np.array(patches)).to(kind)  # a copy: torch wants to own writable memory
             logits: Array = mean_logits(x).to(torch.float32).numpy()
         return logits
@@ -78,7 +78,7 @@ def parity_data_of(
     def exactly(patches: Array) -> Array:
         try:
             return _logits_one_by_one(patches, torch_network(model, spec, float64=True), spec)
-        except RuntimeError as error:  # a layer of somebody's own that makes float32 numbers itself
+        except (RuntimeError, TypeError) as error:  # a layer of somebody's own that makes float32 numbers itself
             _log.warning("%s: PyTorch's float32 is the reference, for float64 failed: %s", spec.name, error)
             return _logits_one_by_one(patches, network, spec)
 

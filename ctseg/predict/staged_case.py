@@ -137,13 +137,13 @@ def _ran_on(before: Sequence[Runner], after: Sequence[Runner]) -> tuple[RanOn, .
 
 
 def _mixes(ran_on: Sequence[RanOn]) -> Iterator[str]:
-    """Yield a warning for each model whose windows were answered by runtimes that differ."""
+    """Yield a warning for each model that servers with different runtimes answered for."""
     for model in dict.fromkeys(item.model for item in ran_on):
         used = [item for item in ran_on if item.model == model]
         if len({item.runtime for item in used}) > 1:
             told = "; ".join(f"{item.server}: {_told(item)}" for item in used)
             yield (
-                f"{model}: windows were answered by servers with different runtimes, whose rounding differs ({told}): "
+                f"{model}: servers with different runtimes, whose rounding differs, answered meanwhile ({told}): "
                 "build the model alike on all of them, or name those that are"
             )
 

@@ -20,6 +20,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import EPFail
 
 from ctseg.cli.main import main
 from ctseg.deploy.build import BuildOptions, build_entry
+from ctseg.deploy.build_job import RuntimeChoice
 from ctseg.deploy.bundle import PARITY_SETS, Bundle, read_bundle
 from ctseg.deploy.export import ExportOptions, export_model
 from ctseg.deploy.live_proof import check_live
@@ -83,7 +84,7 @@ def test_the_spec_says_which_set_proved_what(
     report = ParityReport.read(entry.folder / "parity.json")
     assert report.variants[0].proven_with == ("phantom",)
     assert report.data == ""
-    assert "Compared with PyTorch FP32 on a phantom" in (entry.folder / "parity.md").read_text()
+    assert "Compared with PyTorch on a phantom" in (entry.folder / "parity.md").read_text()
     assert not any(re.search(r", (patches|case): ", line) for line in lines)
     assert main(["build", str(phantom_bundle.folder), "--repository", str(tmp_path / "image"), "--if_needed"]) == 0
     assert "parity proven with phantom (its graph with scans and phantom)" in capsys.readouterr().out
@@ -381,6 +382,22 @@ def test_an_exact_runtime_that_fails_the_gate_gives_way_to_the_next(
     assert str(build_json(entry.newest.folder)["runtime"]).startswith("onnxruntime ")
 
 
+@pytest.mark.parametrize("runtime", ["exact", "fast"])
+def test_a_runtime_that_cannot_load_the_network_gives_way_to_the_next(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runtime: RuntimeChoice
+) -> None:
+    def unloadable(model: Path, **options: object) -> Network:
+        raise SpecError(f"{model}: OpenVINO cannot load it: no such operator")
+
+    monkeypatch.setattr("ctseg.deploy.build_python.openvino_network", unloadable)
+    lines: list[str] = []
+    entry = build_entry(bundle.folder, tmp_path, BuildOptions(runtime=runtime), report=lines.append)
+    assert str(build_json(entry.newest.folder)["runtime"]).startswith("onnxruntime ")
+    assert any(line.endswith("OpenVINO cannot load it: no such operator") for line in lines)
+    with pytest.raises(SpecError, match="OpenVINO cannot load it"):
+        build_entry(bundle.folder, tmp_path / "alone", BuildOptions(runtime="openvino"))
+
+
 def times(network: Network, factor: float) -> Network:
     return lambda patches: network(patches) * np.float32(factor)
 
@@ -426,6 +443,13 @@ def test_an_entry_that_an_older_ctseg_built_with_other_sums_is_built_again(bundl
     (folder / "build.json").write_text(json.dumps(info))
     assert build_entry(bundle.folder, tmp_path, needed).newest.version == 2
     assert build_entry(bundle.folder, tmp_path, replace(needed, runtime="fast")).newest.version == 3
+    assert build_entry(bundle.folder, tmp_path, needed).newest.version == 4  # what would be served is not exact
+
+
+def test_another_runtime_than_its_own_is_refused_for_the_onnxruntime_backend(bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(SetupError, match="backend runs ONNX Runtime: take the python backend") as error:
+        build_entry(bundle.folder, tmp_path, BuildOptions(backend="onnxruntime", runtime="openvino"))
+    assert error.value.settings == ("backend", "runtime")
 
 
 def test_measured_is_the_shortest_of_several_calls_after_a_first(bundle: Bundle) -> None:
@@ -691,6 +715,19 @@ def test_live_answers_are_compared_with_pytorch(bundle: Bundle, tmp_path: Path, 
     other = bundle.spec.model_copy(update={"network_sha256": "0" * 64})
     with pytest.raises(SpecError, match=r"the server serves network 000000000000"):
         check_live(Served(bundle, spec=other), bundle, "fp32")
+
+
+def test_live_answers_are_held_to_the_limits_that_the_entry_was_built_with(bundle: Bundle) -> None:
+    for detail, off, passes in (
+        ("model.onnx in onnxruntime on the CPU with exact sums", 1e-4, False),
+        ("model.onnx in onnxruntime on the CPU with exact sums", 0, True),
+        ("plan of model.onnx in TensorRT", 1e-4, True),
+        ("plan of model.onnx in TensorRT", 1e-2, False),
+    ):
+        for relative_l2 in (1e-7, 1e-4):  # of the scans alone: it says nothing of the limits
+            parity = bundle.spec.parity.model_copy(update={"detail": detail, "relative_l2": relative_l2})
+            served = Served(bundle, scale=1 + off, spec=bundle.spec.model_copy(update={"parity": parity}))
+            assert check_live(served, bundle, "fp32").passed == passes, (detail, off)
 
 
 @pytest.mark.live

@@ -76,6 +76,22 @@ def test_epsilon_scale_and_shift_are_those_of_the_graph() -> None:
     np.testing.assert_allclose(found, in_float64(voxels, epsilon=0.25), rtol=1e-5, atol=1e-6)
 
 
+def test_a_norm_whose_sides_are_not_known_is_right(tmp_path: Path) -> None:
+    voxels = air((2, 6, 40, 600))
+    norm = norm_graph((2, 6, 40, 600))
+    for value in (*norm.graph.input, *norm.graph.output):
+        value.type.tensor_type.shape.dim[3].dim_param = "rows"
+    unranked = norm_graph((2, 6, 40, 600))
+    unranked.graph.node[0].op_type, unranked.graph.node[0].domain = "Gelu", "com.microsoft"
+    unranked.opset_import.append(helper.make_opsetid("com.microsoft", 1))  # of whose shapes ONNX knows nothing
+    unranked.graph.node[-1].op_type, unranked.graph.node[-1].domain = "Gelu", "com.microsoft"
+    for graph in (norm, unranked):
+        write_graph(graph, tmp_path / "stock.onnx")
+        write_graph(with_exact_norms(graph), tmp_path / "exact.onnx")
+        stock, exact = (onnxruntime_network(tmp_path / f"{name}.onnx")(voxels) for name in ("stock", "exact"))
+        np.testing.assert_allclose(exact, stock, atol=1e-3)
+
+
 def test_no_sum_has_more_terms_than_a_side_or_512() -> None:
     graph = with_exact_norms(norm_graph((2, 500_000)))
     inferred = onnx.shape_inference.infer_shapes(graph, data_prop=True)

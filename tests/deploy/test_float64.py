@@ -23,6 +23,7 @@ from ctseg.deploy.trained_model import load_trained_model
         {"dilation": 2, "padding": (2, 2, 1)},
         {"groups": 2},
         {"padding": "same"},
+        {"padding": 1, "padding_mode": "replicate"},
     ],
 )
 def test_convolutions_slab_by_slab_are_pytorchs(options: dict, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,6 +37,34 @@ def test_convolutions_slab_by_slab_are_pytorchs(options: dict, monkeypatch: pyte
         found = layer(images.double())
     torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-13)
     assert layer.weight.dtype == torch.float32
+
+
+def test_a_convolution_may_be_called_as_pytorchs_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, weight = torch.randn(1, 2, 7, 6, 5, dtype=torch.float64), torch.randn(3, 2, 3, 3, 3, dtype=torch.float64)
+    expected = torch.nn.functional.conv3d(images, weight, stride=[2], padding=(1,))
+    monkeypatch.setattr(float64, "_SLAB_BYTES", 1)
+    with in_float64([]):
+        found = torch.nn.functional.conv3d(input=images, weight=weight, stride=[2], padding=(1,))
+    torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-13)
+
+
+def test_networks_are_in_float32_again_after_a_failure() -> None:
+    class Large(torch.nn.Conv3d):
+        def double(self) -> "Large":
+            raise MemoryError
+
+    networks = [torch.nn.Conv3d(1, 1, 1), Large(1, 1, 1)]
+    with pytest.raises(MemoryError), in_float64(networks):
+        pass
+    assert networks[0].weight.dtype == torch.float32
+
+
+def test_buffers_can_be_trained_with_after_float64(trained_unet: Path) -> None:
+    model = load_trained_model(trained_unet, folds=(0,))
+    model.networks[0].register_buffer("mean", torch.zeros(1))
+    spec = model.spec(name="unet", mirroring="none", max_batch_size=1)
+    torch_network(model, spec, float64=True)(np.zeros((1, 1, *spec.patch_size), np.float32))
+    assert not any(buffer.is_inference() for buffer in model.networks[0].buffers())
 
 
 def test_weights_are_the_same_after_float64(trained_unet: Path) -> None:

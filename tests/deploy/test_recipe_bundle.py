@@ -11,6 +11,7 @@ import pytest
 
 from ctseg.cli.main import main
 from ctseg.deploy.recipe_bundle import RECIPE_PARITY_NAME, read_recipe_bundle
+from ctseg.errors import ParityError
 from ctseg.serving.entries import read_recipe
 from tests.support.nnunet_plans import make_dataset, make_plans
 from tests.support.nnunet_reference import (
@@ -86,6 +87,23 @@ def test_a_cascade_from_results_to_labels(
     labels = predicted(repository, "liver", ct_piece, tmp_path / "out")
     assert len(np.unique(expected)) > 1
     assert (labels != expected).mean() <= 1e-4
+
+
+def test_mixed_networks_that_fail_are_left_out_of_a_recipe_each_by_name(
+    results: Path, ct_piece: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(job: Any, precision: str, graph: Any) -> None:
+        raise ParityError(f"{job.spec.name}: overflow of {precision}", settings=("accept_unproven",))
+
+    monkeypatch.setattr("ctseg.deploy.export._half_variant", fails)
+    bundle = tmp_path / "bundle"
+    command = ["export", "-i", str(results), "-c", CASCADE, "-o", str(bundle), "--name", "liver"]
+    assert main([*command, "--cases", str(ct_piece), "--precision", "fp32", "fp16"]) == 2
+    told = capsys.readouterr().err
+    assert "liver_3d_lowres: overflow of fp16; liver_3d_cascade_fullres: overflow of fp16; " in told
+    assert f"{bundle} is written without them, with what passed (see --precision, --accept_unproven)" in told
+    read = read_recipe_bundle(bundle)
+    assert {item.precision for member in read.members.values() for item in member.report.variants} == {"fp32"}
 
 
 @pytest.mark.live

@@ -172,7 +172,7 @@ def test_a_case_that_servers_with_different_runtimes_share_is_told_of(tmp_path):
     assert sorted(both.cases[0].ran_on, key=lambda item: item.runtime) == runners
     assert list(one.cases[0].ran_on) == runners[:1]
     (warning,) = both.cases[0].warnings
-    assert warning.startswith("toy: windows were answered by servers with different runtimes")
+    assert warning.startswith("toy: servers with different runtimes, whose rounding differs, answered meanwhile")
     assert f"{urls[1]}: model.onnx in openvino, within 2e-03 of PyTorch" in warning
     assert one.cases[0].warnings == ()
 
