@@ -24,6 +24,10 @@ def told_by(error: ValidationError, *, whole: str) -> str:
         error: What pydantic found.
         whole: What a problem is of that no single field has.
     """
+    problems = error.errors()
+    wrong = {problem["loc"][:end] for problem in problems for end in range(len(problem["loc"]))}
     return "; ".join(
-        f"{'.'.join(str(part) for part in problem['loc']) or whole}: {problem['msg']}" for problem in error.errors()
+        f"{'.'.join(str(part) for part in problem['loc']) or whole}: {problem['msg'].removeprefix('Value error, ')}"
+        for problem in problems
+        if problem["type"] != "too_short" or problem["loc"] not in wrong  # pydantic counts sound items only
     )

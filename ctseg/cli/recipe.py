@@ -37,12 +37,15 @@ def add_commands(commands: "argparse._SubParsersAction[Parser]") -> None:
     kinds.add_argument("--file", type=Path, metavar="JSON", help="a recipe, or a step of one, see docs/recipes.md")
     more = parser.add_argument_group("more of it")
     more.add_argument(
-        "--postprocess_previous", action="store_true", help="cascade: post-process the first stage's labels"
+        "--postprocess_previous",
+        action="store_true",
+        default=None,
+        help="cascade: post-process the first stage's labels",
     )
     more.add_argument("--labels", nargs="+", metavar="LABEL", help="crop: names or values whose box counts")
-    more.add_argument("--margin_mm", type=float, default=0.0, help="crop: by how much the box is widened (0)")
+    more.add_argument("--margin_mm", type=float, help="crop: by how much the box is widened (0)")
     more.add_argument(
-        "--nothing_found", choices=["empty", "whole_scan"], default="empty",
+        "--nothing_found", choices=["empty", "whole_scan"],
         help="crop: without these labels, an empty label map or all of the scan (default: empty)",
     )  # fmt: skip
     add_verbosity(parser)
@@ -53,6 +56,7 @@ def _run(args: argparse.Namespace) -> int:
     from ctseg.serving.recipe_entry import publish_recipe
     from ctseg.serving.recipes import read_step, recipe_of
 
+    _check_options(args)
     raw = read_step(args.file) if args.file is not None else {"step": _step(args)}
     recipe = recipe_of(args.model, raw.pop("step"), args.repository, **raw)
     version = publish_recipe(args.repository, recipe)
@@ -61,14 +65,25 @@ def _run(args: argparse.Namespace) -> int:
     return DONE
 
 
+def _check_options(args: argparse.Namespace) -> None:
+    """Refuse what the kind of recipe does not look at."""
+    for kind, options in (("cascade", ("postprocess_previous",)), ("crop", ("labels", "margin_mm", "nothing_found"))):
+        given = tuple(option for option in options if getattr(args, option) is not None)
+        if given and getattr(args, kind) is None:
+            raise SetupError(f"only a {kind} has {', '.join(given)}", settings=given)
+
+
 def _step(args: argparse.Namespace) -> dict[str, Any]:
     from ctseg.serving.recipes import spec_in, union_of, values_named
 
     if args.cascade is not None:
         first, second = args.cascade
         return {
-            "kind": "cascade", "previous": first, "model": second, "postprocess_previous": args.postprocess_previous,
-        }  # fmt: skip
+            "kind": "cascade",
+            "previous": first,
+            "model": second,
+            "postprocess_previous": bool(args.postprocess_previous),
+        }
     if args.ensemble is not None:
         return {"kind": "ensemble", "members": [_one(model) for model in args.ensemble]}
     if args.union is not None:
@@ -80,9 +95,9 @@ def _step(args: argparse.Namespace) -> dict[str, Any]:
         "kind": "crop",
         "finder": _one(finder),
         "labels": values_named(args.labels, spec_in(args.repository, finder)),
-        "margin_mm": args.margin_mm,
+        "margin_mm": args.margin_mm or 0.0,
         "inside": _one(inside),
-        "nothing_found": args.nothing_found,
+        "nothing_found": args.nothing_found or "empty",
     }
 
 

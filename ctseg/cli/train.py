@@ -372,7 +372,7 @@ def _run_find_best(args: argparse.Namespace) -> int:
         if member.previous_stage:
             first = member.model_copy(update={"configuration": member.previous_stage}).folder_name
             print(f"{member.folder_name} is a second stage: each scan goes through {first} first")
-    print(f"{file}\nnext: `ctseg export --from {file}`")
+    print(f"{file}\nnext: `ctseg export --from {file} -o bundle`")
     return 0
 
 

@@ -54,6 +54,7 @@ def build_recipe(
     bundle = read_recipe_bundle(bundle_folder)
     specs = {}
     for name, member in bundle.members.items():
+        report(f"{name}:")
         entry = build(member.folder, repository, replace(options, name=None), report=report)
         specs[name] = entry.newest.spec
     recipe = with_digests(bundle.recipe, specs, name=options.name)

@@ -136,7 +136,8 @@ def _previous_stage(contract: ScanContract, options: BatchOptions) -> Path | Non
     if not contract.previous_stage:
         if folder is not None:
             raise SetupError(
-                f"{contract.name} takes no label maps of a previous stage: it is not the second stage of a cascade",
+                f"{contract.name} takes no label maps of a previous stage: only the second stage of a cascade does, by "
+                "its own name; the recipe of both runs the first stage itself",
                 settings=("prev_stage_predictions",),
             )
         return None

@@ -8,8 +8,8 @@ from typing import Any
 from ctseg.errors import SetupError, SpecError
 from ctseg.files.regular import open_regular
 from ctseg.model_spec import MAX_SPEC_BYTES, ModelSpec
-from ctseg.recipe import SCHEMA_VERSION, Recipe
-from ctseg.serving.entries import CONFIG_NAME, read_entry, require_model_name
+from ctseg.recipe import RECIPE_NAME, SCHEMA_VERSION, Recipe
+from ctseg.serving.entries import CONFIG_NAME, read_entry, read_recipe, require_model_name
 
 
 def recipe_of(name: str, step: Mapping[str, Any], repository: Path, **extra: Any) -> Recipe:
@@ -22,7 +22,7 @@ def recipe_of(name: str, step: Mapping[str, Any], repository: Path, **extra: Any
         extra: Further fields of the recipe.
 
     Raises:
-        SetupError: A member is not there.
+        SetupError: A member is not there, or is a recipe itself.
         SpecError: The step is none, or does not fit the members.
     """
     specs = {model: spec_in(repository, model) for model in dict.fromkeys(_models_in(step))}
@@ -123,13 +123,18 @@ def spec_in(repository: Path, model: str) -> ModelSpec:
     """Return the newest spec of a model of a repository.
 
     Raises:
-        SetupError: It is not there.
+        SetupError: It is not there, or is a recipe.
         SpecError: Its entry cannot be used.
     """
     require_model_name(model)
     folder = repository / model
     if not (folder / CONFIG_NAME).is_file():
         raise SetupError(f"{model} is not in {repository}: build it there first", settings=("repository",))
+    if read_recipe(folder) is not None:
+        raise SetupError(
+            f"{model} is a recipe: only models are members; put its step, which is in {folder / RECIPE_NAME}, in place "
+            "of its name"
+        )
     return read_entry(folder).newest.spec
 
 

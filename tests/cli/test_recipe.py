@@ -71,6 +71,8 @@ def test_a_file_may_hold_a_whole_recipe_or_its_step(repository: Path, tmp_path: 
         (("--crop", "organs", "bones", "--labels", "rib"), "organs has no label 'rib'; it has liver, tumour"),
         (("--cascade", "organs", "bones"), "SpecError: together: bones is no second stage of a cascade"),
         (("--ensemble", "organs"), "SpecError: recipe together: "),
+        (("--union", "organs", "bones", "--margin_mm", "0"), "SetupError: only a crop has margin_mm (see --margin_mm)"),
+        (("--ensemble", "organs", "twin", "--postprocess_previous"), "only a cascade has postprocess_previous"),
     ],
 )
 def test_what_cannot_be_is_told_in_one_line_and_nothing_is_written(
@@ -91,3 +93,23 @@ def test_a_file_that_is_no_recipe_is_refused(
     path.write_text(text)
     assert main(["recipe", "-m", "together", "--repository", str(repository), "--file", str(path)]) == 2
     assert "SpecError: " in capsys.readouterr().err
+
+
+def test_a_recipe_is_no_member_of_another_one(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    written(repository, "--ensemble", "organs", "twin")
+    assert main(["recipe", "-m", "more", "--repository", str(repository), "--union", "together", "bones"]) == 2
+    told = f"together is a recipe: only models are members; put its step, which is in {repository / 'together'}"
+    assert told in capsys.readouterr().err
+
+
+def test_a_misspelled_field_is_told_and_nothing_that_follows_from_it(
+    repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "recipe.json"
+    part = {"step": {"kind": "model", "model": "organs"}, "value": {"1": 1}}
+    path.write_text(json.dumps({"kind": "union", "parts": [part], "labels": [{"name": "liver", "values": [1]}]}))
+    assert main(["recipe", "-m", "together", "--repository", str(repository), "--file", str(path)]) == 2
+    wrong = "step.union.parts.0"
+    assert capsys.readouterr().err == (
+        f"SpecError: recipe together: {wrong}.values: Field required; {wrong}.value: Extra inputs are not permitted\n"
+    )
