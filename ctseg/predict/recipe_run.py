@@ -191,15 +191,21 @@ class RecipeRun:
                 probabilities.allocate(shape)[:] = total
         return labels
 
+    def _looked_for(self, step: CropStep) -> list[str]:
+        """Return the names of the labels whose box counts; their values, where these are a part of a region."""
+        values = set(step.labels)
+        named = {name: whole for name, whole in labels_of(step.finder, self._specs).items() if values.issuperset(whole)}
+        return [*named, *(str(value) for value in sorted(values.difference(*named.values())))]
+
     def _crop(self, step: CropStep, on: _OnScan) -> LabelMap:
         scan = on.scan
         found = self._labels(step.finder, on)
         box = box_of_labels(found, step.labels, step.margin_mm, scan.spacing_mm)
         del found
         if box is None:
-            who, which = ", ".join(models_of(step.finder)), ", ".join(map(str, step.labels))
+            who, which = ", ".join(models_of(step.finder)), ", ".join(self._looked_for(step))
             what = "its label map is empty" if step.nothing_found == "empty" else "the whole scan was segmented"
-            self.warnings.append(f"{who} found nothing of labels {which}: {what}")
+            self.warnings.append(f"{who} found nothing of {which}: {what}")
             if step.nothing_found == "empty":
                 return self._background(step.inside, scan)
             return self._labels(step.inside, self._on(step.inside, scan))
