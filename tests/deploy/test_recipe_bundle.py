@@ -2,17 +2,21 @@
 
 import json
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
+import onnx
 import pytest
 
 from ctseg.cli.main import main
+from ctseg.deploy.build import BuildOptions, build_entry
+from ctseg.deploy.recipe_build import build_recipe
 from ctseg.deploy.recipe_bundle import RECIPE_PARITY_NAME, read_recipe_bundle
 from ctseg.errors import ParityError
-from ctseg.serving.entries import read_recipe
+from ctseg.serving.entries import Entry, read_recipe, versions_on_disk
 from tests.support.nnunet_plans import make_dataset, make_plans
 from tests.support.nnunet_reference import (
     make_trained_folder,
@@ -87,6 +91,23 @@ def test_a_cascade_from_results_to_labels(
     labels = predicted(repository, "liver", ct_piece, tmp_path / "out")
     assert len(np.unique(expected)) > 1
     assert (labels != expected).mean() <= 1e-4
+
+    with pytest.raises(ParityError, match=r"do not give the labels of the bundle's FP32 networks: the phantom: "):
+        build_recipe(bundle, repository, BuildOptions(runtime="onnxruntime", prove_live=True), build=built_and_spoiled)
+    assert versions_on_disk(repository / "liver") == [1]
+
+
+def built_and_spoiled(folder: Path, repository: Path, options: BuildOptions, **more: Any) -> Entry:
+    """Build an entry that passes, and turn the sign of its network's answer afterwards."""
+    entry = build_entry(folder, repository, replace(options, prove_live=False), **more)
+    file = entry.newest.folder / "model.onnx"
+    model = onnx.load(file)
+    (answer,) = model.graph.output
+    for node in model.graph.node:
+        node.output[:] = [f"{name}_before" if name == answer.name else name for name in node.output]
+    model.graph.node.append(onnx.helper.make_node("Neg", [f"{answer.name}_before"], [answer.name]))
+    onnx.save(model, file)
+    return entry
 
 
 def test_mixed_networks_that_fail_are_left_out_of_a_recipe_each_by_name(
