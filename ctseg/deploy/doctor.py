@@ -197,13 +197,15 @@ def _repository(folder: Path) -> Iterator[Finding]:
         )
     yield from _locks(folder)
     for name in names:
+        kind, advice = "model", "build the entry again, or remove it"
         try:
             if is_recipe(folder / name):
+                kind, advice = "recipe", "write it again, with `ctseg recipe` or by building its bundle, or remove it"
                 yield from _recipe(folder, name)
                 continue
             entry = read_entry(folder / name)
         except SpecError as error:
-            yield Finding(f"model {name}", "problem", str(error), "build the entry again, or remove it")
+            yield Finding(f"{kind} {name}", "problem", str(error), advice)
             continue
         for item in entry.versions:
             subject = f"model {name}, version {item.version}"

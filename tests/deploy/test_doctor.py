@@ -184,6 +184,7 @@ def test_recipes_are_looked_at_with_their_members(tmp_path: Path) -> None:
     assert (found.level, found.found) == ("ok", f"model of m, digest {recipe.digest[:12]}")
     shutil.rmtree(root / "m")
     write_toy_entry(root, toy_spec("m", max_batch_size=3))
-    found = about(examine(repository=root), "model r")
+    found = about(examine(repository=root), "recipe r")
     assert found.level == "problem"
     assert "r: expected the member m with the spec" in found.found
+    assert found.advice.startswith("write it again, with `ctseg recipe`")
