@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from benchmarks.models import nnunet_program
 from ctseg.cli.main import main
 from ctseg.nnunet.best_configuration import BestConfiguration
 from tests.support.nnunet_plans import unet_architecture
@@ -90,9 +91,11 @@ def test_a_cascade_from_plans_to_labels_equals_nnunets_own_commands(
     shutil.copy(source, scans / "case_0000.nii.gz")
     words = ("-d", "301", "-tr", "nnUNetTrainer", "-p", "nnUNetPlans", "-f", "0", "--disable_tta", "-device", "cpu")
     out = tmp_path / "nnunet"
-    cascaded.run("nnUNetv2_predict", "-i", str(scans), "-o", str(out / "lowres"), *words, "-c", "3d_lowres")
     cascaded.run(
-        "nnUNetv2_predict", "-i", str(scans), "-o", str(out / "cascade"), *words, "-c", CASCADE,
+        str(nnunet_program("nnUNetv2_predict")), "-i", str(scans), "-o", str(out / "lowres"), *words, "-c", "3d_lowres"
+    )
+    cascaded.run(
+        str(nnunet_program("nnUNetv2_predict")), "-i", str(scans), "-o", str(out / "cascade"), *words, "-c", CASCADE,
         "-prev_stage_predictions", str(out / "lowres"),
     )  # fmt: skip
 
