@@ -21,6 +21,7 @@ Triton 2.51 mixes up answers of a python backend after it was stopped and woken,
 
 _SPEC_PREFIX = "ctseg_spec."
 _RECIPE_PREFIX = "ctseg_recipe."
+_SCAN_PREFIX = "ctseg_scan."
 _RUNTIME_PREFIX = "ctseg_runtime."
 _PRECISION_HINT_PREFIX = "ctseg_precision_hint."
 _DEVICE_PREFIX = "ctseg_device."
@@ -34,6 +35,11 @@ def spec_parameter(version: int) -> str:
 def recipe_parameter(version: int) -> str:
     """Return the name of the parameter that holds a version of a recipe, as JSON."""
     return f"{_RECIPE_PREFIX}{version}"
+
+
+def scan_parameter(version: int) -> str:
+    """Return the name of the parameter by which an entry for whole scans says the digest of the spec of a version."""
+    return f"{_SCAN_PREFIX}{version}"
 
 
 def runtime_parameter(version: int) -> str:
@@ -64,6 +70,11 @@ def spec_parameters(config: Any) -> list[str]:
 def recipe_parameters(config: Any) -> list[str]:
     """Return the names of the parameters of a :data:`ModelConfig` that hold recipes, in order."""
     return sorted(key for key in config.parameters if key.startswith(_RECIPE_PREFIX))
+
+
+def scan_parameters(config: Any) -> list[str]:
+    """Return the names of the parameters of a :data:`ModelConfig` by which it takes whole scans, in order."""
+    return sorted(key for key in config.parameters if key.startswith(_SCAN_PREFIX))
 
 
 def config_from_text(text: str, *, source: str) -> Any:
