@@ -124,8 +124,8 @@ def in_memory_order(voxels: npt.NDArray[Any], order: MemoryOrder) -> npt.NDArray
     axes = [abs(axis) for axis in order]
     backwards = tuple(slice(None, None, -1 if axis < 0 else 1) for axis in order)
     stored = np.empty((len(voxels), *(voxels.shape[axis] for axis in axes)), voxels.dtype)
-    view = stored[(slice(None), *backwards)]
-    turned: npt.NDArray[Any] = view.transpose(0, *(1 + axes.index(axis) for axis in (1, 2, 3)))
+    along_axes = (0, *(1 + axes.index(axis) for axis in (1, 2, 3)))
+    turned: npt.NDArray[Any] = stored[(slice(None), *backwards)].transpose(along_axes)
     turned[...] = voxels
     return turned
 
