@@ -122,10 +122,10 @@ def in_memory_order(voxels: npt.NDArray[Any], order: MemoryOrder) -> npt.NDArray
     if order == AS_SENT:
         return voxels
     axes = [abs(axis) for axis in order]
-    backwards = tuple(slice(None, None, -1 if axis < 0 else 1) for axis in order)
+    where = (slice(None), *(slice(None, None, -1 if axis < 0 else 1) for axis in order))
     stored = np.empty((len(voxels), *(voxels.shape[axis] for axis in axes)), voxels.dtype)
     along_axes = (0, *(1 + axes.index(axis) for axis in (1, 2, 3)))
-    turned: npt.NDArray[Any] = stored[(slice(None), *backwards)].transpose(along_axes)
+    turned: npt.NDArray[Any] = stored[where].transpose(along_axes)
     turned[...] = voxels
     return turned
 
