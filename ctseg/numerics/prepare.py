@@ -304,8 +304,7 @@ def _normalise_z_score(
     inside: npt.NDArray[np.bool_] | None,
     out: npt.NDArray[np.float32],
 ) -> None:
-    # the means are taken over the voxels in their own order in memory: NumPy's sums round by it
-    source = voxels.astype(np.float32, copy=False)
+    source = _as_float32(voxels)
     if not _needs_mask(channel):
         mean, std = source.mean(), source.std()
         divisor = max(std, _SMALLEST_DIVISOR)
@@ -322,6 +321,23 @@ def _normalise_z_score(
     values = source[inside]
     if len(values):
         out[inside] = (values - values.mean()) / max(values.std(), _SMALLEST_DIVISOR)
+
+
+def _as_float32(voxels: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Return (z, y, x) as float32, laid out in memory as nnU-Net has them, which copies the whole scan to float32.
+
+    NumPy's sums round by the order of the axes in memory, and by which of them follow one another without a gap.
+    """
+    if voxels.dtype == np.float32 and min(voxels.strides) >= 0:
+        return voxels
+    axes = sorted(range(3), key=lambda axis: -abs(voxels.strides[axis]))
+    sizes = [voxels.shape[axis] for axis in axes]
+    steps = [abs(voxels.strides[axis]) for axis in axes]
+    gaps = [0, *(steps[i] != sizes[i + 1] * steps[i + 1] for i in (0, 1))]
+    stored = np.empty([size + gap for size, gap in zip(sizes, gaps, strict=True)], np.float32)
+    turned: npt.NDArray[np.float32] = stored[tuple(map(slice, sizes))].transpose(np.argsort(axes))
+    turned[...] = voxels
+    return turned
 
 
 def _map_planes(

@@ -190,7 +190,8 @@ def _preparing(header: VolumeHeader, grids: _Grids, channel: Channel, spec: Mode
     others = _FLOAT * (len(spec.channels) - 1) * prod(grids.network_shape)
     work = mask = hole_filling = 0
     if channel.normalization == "ZScoreNormalization":
-        work = _FLOAT * voxels + (_FLOAT * voxels if header.dtype != np.float32 else 0)
+        is_copied = header.dtype != np.float32 or any(header.grid.reorientation.flipped)
+        work = _FLOAT * voxels + (_FLOAT * voxels if is_copied else 0)
         if channel.use_mask_for_norm:
             mask, hole_filling, work = voxels, _MASK * voxels, work + 2 * _FLOAT * voxels
     slice_axis = _slice_axis(grids, spec.resampling_data)

@@ -239,6 +239,22 @@ def test_integer_voxels_give_what_float_voxels_give() -> None:
     np.testing.assert_array_equal(integer.voxels, floating.voxels)
 
 
+@pytest.mark.parametrize("axes", [(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)])
+@pytest.mark.parametrize("margin", [0, 2], ids=["whole", "cropped"])
+def test_z_scores_have_the_bits_of_nnunet_however_they_lie_in_memory(axes: tuple[int, int, int], margin: int) -> None:
+    plans = make_plans(spacing=(1.0, 1.0, 1.0), normalization=("ZScoreNormalization",))
+    random = np.random.default_rng(3)
+    for turn in ((1, 1, 1), (1, -1, -1), (-1, 1, -1)):
+        voxels = random.integers(1, 4000, (1, 40, 44, 48)).astype(np.int16)
+        voxels[:, :margin] = voxels[:, :, 44 - margin :] = voxels[..., :margin] = 0
+        turned = voxels[:, :: turn[0], :: turn[1], :: turn[2]].transpose(0, *(axis + 1 for axis in axes))
+        as_float = voxels.astype(np.float32)[:, :: turn[0], :: turn[1], :: turn[2]]
+        as_float = as_float.transpose(0, *(axis + 1 for axis in axes))
+        expected, _ = nnunet_prepared(as_float, (1.0, 1.0, 1.0), plans)
+        for read in (turned, as_float):
+            np.testing.assert_array_equal(prepare(read, (1.0, 1.0, 1.0), spec_of(plans)).voxels, expected)
+
+
 def test_unresampled_ct_voxel_has_the_bits_of_nnunet() -> None:
     voxels = np.random.default_rng(1).uniform(-1000, 1500, (1, 6, 20, 20)).astype(np.float32)
     plans = make_plans(spacing=(2.0, 1.0, 1.0))
