@@ -26,6 +26,10 @@ class Available:
     size: int
     bound: str
 
+    def with_more(self, size: int) -> "Available":
+        """Return what there is once so many bytes more can be taken."""
+        return Available(self.size + size, self.bound)
+
 
 def available_memory(root: Path = Path("/")) -> Available:
     """Return what this process may still take: the least of what these leave now.
