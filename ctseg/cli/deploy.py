@@ -297,6 +297,9 @@ def _add_serve(commands: "argparse._SubParsersAction[Parser]") -> None:
     parser.add_argument("--repository", type=Path, required=True, help="Triton's model repository")
     parser.add_argument("--watch", action="store_true", help="serve new versions while running")
     parser.add_argument("--grpc_port", type=int, default=8001, help="0 takes a free one; default: %(default)s")
+    parser.add_argument(
+        "--http_port", type=int, help="speak HTTP too, on this port; 0 takes a free one; default: no HTTP"
+    )
     parser.add_argument("--metrics_port", type=int, help="serve metrics on this port; default: no metrics")
     parser.add_argument(
         "--start_timeout_s", type=float, default=300.0, help="longest time until it is ready; default: %(default)s"
@@ -309,12 +312,14 @@ def _run_serve(args: argparse.Namespace) -> int:
     from ctseg.serving.server import run_server
 
     def tell(server: RunningServer) -> None:
-        print(f"serving {', '.join(server.models)} on {server.url} (loopback only; Ctrl-C stops)", flush=True)
+        where = server.url if server.http_url is None else f"{server.url} and {server.http_url}"
+        print(f"serving {', '.join(server.models)} on {where} (loopback only; Ctrl-C stops)", flush=True)
 
     options = ServerOptions(
         is_private=False,
         watch=args.watch,
         grpc_port=args.grpc_port,
+        http_port=args.http_port,
         metrics_port=args.metrics_port,
         start_timeout_s=args.start_timeout_s,
         restarts=12,

@@ -37,12 +37,13 @@ from ctseg.container.view import served_view
 from ctseg.errors import CtsegError, SetupError
 from ctseg.serving.entries import Entry, RecipeEntry, list_entries, list_recipes
 from ctseg.serving.isolation import isolated_environment, python_command, temporary_parent
-from ctseg.serving.triton_flags import Restriction, TritonFlags, flags_in_help
+from ctseg.serving.triton_flags import LOOPBACK, Restriction, TritonFlags, flags_in_help
 
 ADMIN_HEADER = "ctseg-admin"
 CLOSED = ("model-repository", "trace", "logging", "shared-memory")
 """Protocols that ask for the header; health, metadata, inference, model-config and statistics do not."""
-GRPC_PORT, METRICS_PORT, READY_PORT, LOCAL_HTTP_PORT = 8001, 8002, 8003, 8000
+HTTP_PORT, GRPC_PORT, METRICS_PORT, READY_PORT = 8000, 8001, 8002, 8003
+EVERYWHERE = "0.0.0.0"  # noqa: S104 (clients ask from outside)
 VIEW = Path("/tmp/ctseg/models")  # noqa: S108 (the container's own; its root file system is read-only)
 
 _log = logging.getLogger("ctseg.container.entrypoint")  # not __name__, which is "__main__" here
@@ -96,8 +97,8 @@ def serve(extra_flags: Sequence[str]) -> NoReturn:
     flags = server_flags(settings, repository, entries, recipes).arguments(flags_in_help(known.stdout + known.stderr))
     _start_readiness(settings)
     _log.info(
-        "serving %s: gRPC %d (TLS %s), metrics %d, readiness %d",
-        ", ".join(_names(entries, recipes)), GRPC_PORT, settings.tls, METRICS_PORT, READY_PORT,
+        "serving %s: gRPC %d (TLS %s), HTTP %d (%s), metrics %d, readiness %d", ", ".join(_names(entries, recipes)),
+        GRPC_PORT, settings.tls, HTTP_PORT, settings.http, METRICS_PORT, READY_PORT,
     )  # fmt: skip
     sys.stdout.flush()
     sys.stderr.flush()
@@ -126,9 +127,10 @@ def server_flags(
         shm_prefix=f"ctseg-serve-{secrets.token_hex(4)}-",
         control="explicit" if settings.explicit else "none",
         load=_names(entries, recipes) if settings.explicit else (),
-        address="0.0.0.0",  # noqa: S104 (clients ask from outside)
+        address=EVERYWHERE,
         grpc_port=GRPC_PORT,
-        http_port=LOCAL_HTTP_PORT,  # for the readiness process, which needs no certificate there
+        http_port=HTTP_PORT,  # also for the readiness process, which needs no certificate there
+        http_address=EVERYWHERE if settings.http == "open" else LOOPBACK,
         metrics_port=METRICS_PORT,
         tls_files=settings.tls_files,
         mutual_tls=settings.tls == "mutual",
@@ -174,7 +176,7 @@ def _server_environment(entries: Sequence[Entry], recipes: Sequence[RecipeEntry]
 
 def _start_readiness(settings: Settings) -> None:
     job = {
-        "server": f"http://127.0.0.1:{LOCAL_HTTP_PORT}",
+        "server": f"http://127.0.0.1:{HTTP_PORT}",
         "headers": {ADMIN_HEADER: settings.admin_key},
         "port": READY_PORT,
     }

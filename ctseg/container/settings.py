@@ -40,6 +40,7 @@ class Settings(BaseSettings):
         model_control: ``explicit`` lets holders of the key load and unload models while serving.
         tls: ``off``, ``server`` or ``mutual``.
         tls_folder: Holds ``tls.crt``, ``tls.key`` and, for ``mutual``, ``ca.crt``.
+        http: ``inside`` keeps HTTP on loopback; ``open`` lets it out, in plain text.
         admin_key_file: Holds the key; without it there is a random one that nobody knows.
         exit_timeout_s: How long requests may go on after SIGTERM, in seconds.
         lock_timeout_s: Longest wait for another server that builds into the same repository, in seconds.
@@ -57,6 +58,7 @@ class Settings(BaseSettings):
     model_control: Literal["none", "explicit"] = "none"
     tls: Literal["off", "server", "mutual"] = "off"
     tls_folder: Path = Path("/run/ctseg/tls")
+    http: Literal["inside", "open"] = "inside"
     admin_key_file: Path | None = None
     exit_timeout_s: int = Field(default=25, ge=1)
     lock_timeout_s: int = Field(default=3600, ge=1)
@@ -69,6 +71,16 @@ class Settings(BaseSettings):
         if problems:
             raise ValueError(f"{_PREFIX}TLS={mode}: {'; '.join(problems)}")
         return folder
+
+    @field_validator("http")
+    @classmethod
+    def _http_is_no_way_round_tls(cls, http: str, info: ValidationInfo) -> str:
+        if http == "open" and (mode := info.data.get("tls", "off")) != "off":
+            raise ValueError(
+                f"{_PREFIX}HTTP=open: HTTP has no TLS and would be a way round {_PREFIX}TLS={mode}: expected inside, "
+                f"with a proxy in the container's network"
+            )
+        return http
 
     @field_validator("admin_key_file")
     @classmethod

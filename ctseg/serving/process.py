@@ -12,6 +12,8 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
 
 from ctseg.errors import SetupError
 from ctseg.serving.installation import Installation
@@ -45,6 +47,7 @@ class ServerOptions:
             version only; otherwise only shared memory, model control, trace and logging are closed.
         watch: Serve new versions while running (Triton's poll mode); all models are served then.
         grpc_port: A fixed port; None or 0 takes a free one.
+        http_port: Serve HTTP too, on this loopback port; 0 takes a free one, None serves none.
         metrics_port: Serve metrics on this loopback port; None serves none.
         start_timeout_s: Longest time until the server is ready, in seconds.
         extra_arguments: Further arguments of tritonserver; paths in them are absolute, it runs in an empty folder.
@@ -58,6 +61,7 @@ class ServerOptions:
     is_private: bool = True
     watch: bool = False
     grpc_port: int | None = None
+    http_port: int | None = None
     metrics_port: int | None = None
     start_timeout_s: float = 300.0
     extra_arguments: tuple[str, ...] = ()
@@ -67,6 +71,18 @@ class ServerOptions:
 
 
 DEFAULT_OPTIONS = ServerOptions()
+
+
+class Ports(NamedTuple):
+    """Where a server listens on loopback.
+
+    Attributes:
+        grpc: Port of gRPC.
+        http: Port of HTTP; None has no HTTP.
+    """
+
+    grpc: int
+    http: int | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +96,7 @@ class RunningServer:
         log: Its log file; gone with the server.
         models: What it serves.
         metrics_url: Where its metrics are, None without them.
+        http_url: Where it speaks HTTP, None where it does not.
         life: Says when it has ended by itself, for good.
     """
 
@@ -89,6 +106,7 @@ class RunningServer:
     models: tuple[str, ...]
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     metrics_url: str | None = None
+    http_url: str | None = None
     life: ServerLife = field(default_factory=ServerLife, repr=False, compare=False)
 
     @property
@@ -140,15 +158,16 @@ class Launch:
             SetupError: It does not start, with the end of its log.
         """
         deadline = time.monotonic() + self.options.start_timeout_s
+        self._require_free_ports()
         known_flags = self.installation.supported_flags()
         binary = self.installation.runnable_binary(self.folder)
         backends = self.installation.complete_backends(self.folder)
         (self.folder / _WORK).mkdir()
         key = secrets.token_hex(16)
         for attempt in range(_ATTEMPTS_ON_PORTS):
-            port = self.options.grpc_port or free_port()
-            server = self._server(port, key, self.folder / f"tritonserver-{attempt}.log")
-            command = [str(binary), *self.flags(port, key, backends).arguments(known_flags)]
+            ports = self._ports()
+            server = self._server(ports, key, self.folder / f"tritonserver-{attempt}.log")
+            command = [str(binary), *self.flags(ports, key, backends).arguments(known_flags)]
             server, process = self._attempt(server, command, deadline)
             if process is not None:
                 return server, process
@@ -161,24 +180,47 @@ class Launch:
             )
         raise SetupError(f"tritonserver found no free port in {_ATTEMPTS_ON_PORTS} attempts; the last log:\n{text}")
 
-    def _server(self, port: int, key: str, log: Path) -> RunningServer:
+    def _require_free_ports(self) -> None:
+        """Look before the start: Triton calls itself ready over gRPC, and then ends over another port in use."""
+        for name in ("grpc_port", "http_port", "metrics_port"):
+            port = getattr(self.options, name)
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # closed connections are no listeners
+                try:
+                    probe.bind((LOOPBACK, port or 0))
+                except (OSError, OverflowError) as error:
+                    raise SetupError(
+                        f"tritonserver does not start: port {port} of {LOOPBACK} is not free ({error}): name another",
+                        settings=(name,),
+                    ) from error
+
+    def _ports(self) -> Ports:
+        grpc, http = self.options.grpc_port, self.options.http_port
+        return Ports(grpc or free_port(), None if http is None else http or free_port())
+
+    def _server(self, ports: Ports, key: str, log: Path) -> RunningServer:
         metrics_port = self.options.metrics_port
         return RunningServer(
-            url=f"{LOOPBACK}:{port}",
+            url=f"{LOOPBACK}:{ports.grpc}",
             pid=0,
             log=log,
             models=self.models,
             headers={"triton-grpc-protocol-ctseg": key} if self.options.is_private else {},
             metrics_url=None if metrics_port is None else f"http://{LOOPBACK}:{metrics_port}/metrics",
+            http_url=None if ports.http is None else f"http://{LOOPBACK}:{ports.http}",
         )
 
-    def flags(self, port: int, key: str, backends: Path | None) -> TritonFlags:
-        """Return the server's flags for a port and a key."""
+    def flags(self, ports: Ports, key: str, backends: Path | None) -> TritonFlags:
+        """Return the server's flags for its ports and a key."""
         closed_key = secrets.token_hex(16)  # nobody knows it
+        over_http = ports.http is not None
         restrictions = (
-            (Restriction(_OPEN_WITH_KEY, "ctseg", key), Restriction(_CLOSED, "closed", closed_key))
+            (
+                Restriction(_OPEN_WITH_KEY, "ctseg", key, over_http),
+                Restriction(_CLOSED, "closed", closed_key, over_http),
+            )
             if self.options.is_private
-            else (Restriction((*_CLOSED, "shared-memory"), "closed", closed_key),)
+            else (Restriction((*_CLOSED, "shared-memory"), "closed", closed_key, over_http),)
         )
         return TritonFlags(
             repository=self.repository,
@@ -186,7 +228,8 @@ class Launch:
             exit_timeout_s=_EXIT_TIMEOUT_S,
             shm_prefix="{shm_prefix}",  # the supervisor fills in its own, by which it finds what is left behind
             control="poll" if self.options.watch else "none",
-            grpc_port=port,
+            grpc_port=ports.grpc,
+            http_port=ports.http,
             metrics_port=self.options.metrics_port,
             client_shared_memory=True if self.options.is_private else None,
             backends=backends,
@@ -242,7 +285,9 @@ class Launch:
     def _wait_until_ready(self, server: RunningServer, process: "subprocess.Popen[str]", deadline: float) -> bool:
         tell_at = time.monotonic() + _TELL_AFTER_S
         while process.poll() is None:
-            if is_ready(server.url, server.client_options(self.options.client)):
+            if is_ready(server.url, server.client_options(self.options.client)) and all(
+                _is_open(url) for url in (server.http_url, server.metrics_url) if url is not None
+            ):
                 return True
             if time.monotonic() > tell_at:
                 tell_at = time.monotonic() + _TELL_AFTER_S
@@ -269,6 +314,12 @@ def stop(process: "subprocess.Popen[str]") -> None:
         process.kill()  # the kernel then kills the server
         process.wait()
     process.stdout.close()
+
+
+def _is_open(url: str) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection((LOOPBACK, urlsplit(url).port or 0), timeout=5):
+        return True
+    return False
 
 
 def free_port() -> int:

@@ -50,7 +50,8 @@ class TritonFlags:
         load: Models to load at the start under explicit control.
         address: Where gRPC and the metrics listen.
         grpc_port: Port of gRPC.
-        http_port: Port of HTTP, on loopback only: it has no TLS; None has no HTTP.
+        http_port: Port of HTTP, which has no TLS; None has no HTTP.
+        http_address: Where HTTP listens.
         metrics_port: Port of the metrics; None serves none.
         tls_files: Files by the name of Triton's flag; empty means no TLS.
         mutual_tls: Whether clients need a certificate.
@@ -68,6 +69,7 @@ class TritonFlags:
     address: str = LOOPBACK
     grpc_port: int = 8001
     http_port: int | None = None
+    http_address: str = LOOPBACK
     metrics_port: int | None = None
     tls_files: Mapping[str, Path] = field(default_factory=dict)
     mutual_tls: bool = False
@@ -103,7 +105,7 @@ class TritonFlags:
         if self.http_port is None:
             flags.append("--allow-http=false")
         else:
-            flags += ["--allow-http=true", f"--http-address={LOOPBACK}", f"--http-port={self.http_port}"]
+            flags += ["--allow-http=true", f"--http-address={self.http_address}", f"--http-port={self.http_port}"]
             if "--http-max-input-size" in known_flags:
                 flags.append(f"--http-max-input-size={2**31 - 1}")
         if self.metrics_port is not None:

@@ -66,8 +66,11 @@ def test_model_control_is_off_unless_asked_for() -> None:
     assert [flag for flag in explicit if flag.startswith("--load-model")] == ["--load-model=m"]
 
 
-def test_http_stays_on_the_loopback_interface() -> None:
+def test_http_stays_on_the_loopback_interface_unless_asked_for() -> None:
     assert "--http-address=127.0.0.1" in flags_of({})
+    opened = flags_of({"CTSEG_HTTP": "open"})
+    assert "--http-address=0.0.0.0" in opened
+    assert [flag for flag in opened if flag.startswith("--http-restricted-api=")]
 
 
 def test_flags_that_an_old_server_does_not_know_are_left_out() -> None:

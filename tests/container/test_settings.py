@@ -39,6 +39,7 @@ def test_the_key_of_a_file_is_taken_and_not_shown(tmp_path: Path) -> None:
     [
         ("CTSEG_TLS", "on"),
         ("CTSEG_BACKEND", "torch"),
+        ("CTSEG_HTTP", "on"),
         ("CTSEG_MODEL_CONTROL", "poll"),
         ("CTSEG_EXIT_TIMEOUT_S", "0"),
         ("CTSEG_LOCK_TIMEOUT_S", "soon"),
@@ -47,6 +48,14 @@ def test_the_key_of_a_file_is_taken_and_not_shown(tmp_path: Path) -> None:
 def test_a_wrong_setting_is_refused_by_name(variable: str, value: str) -> None:
     with pytest.raises(SetupError, match=f"{variable}={value}: expected"):
         settings_of(**{variable: value})
+
+
+def test_http_is_no_way_round_tls(tmp_path: Path) -> None:
+    for name in ("tls.crt", "tls.key"):
+        (tmp_path / name).write_text("x")
+    assert settings_of(CTSEG_HTTP="open").http == "open"
+    with pytest.raises(SetupError, match=r"CTSEG_HTTP=open: .*CTSEG_TLS=server: expected inside"):
+        settings_of(CTSEG_HTTP="open", CTSEG_TLS="server", CTSEG_TLS_FOLDER=str(tmp_path))
 
 
 def test_all_problems_are_told_at_once(tmp_path: Path) -> None:

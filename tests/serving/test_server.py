@@ -1,5 +1,6 @@
 """The embedded server: it starts, it shows why it does not, and nothing of it stays behind."""
 
+import json
 import os
 import re
 import shutil
@@ -8,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -283,6 +285,26 @@ def test_metrics_are_served_on_loopback_when_asked_for(root: Path) -> None:
             assert answer.status == 200
 
 
+def test_http_is_spoken_on_loopback_with_what_can_change_the_server_closed(root: Path) -> None:
+    closed = [
+        "repository/index", "repository/models/toy/load", "repository/models/toy/unload", "trace/setting",
+        "models/toy/trace/setting", "logging", "systemsharedmemory/region/x/register", "cudasharedmemory/unregister",
+    ]  # fmt: skip
+    patches = toy_patches(2)
+    with embedded_server(root, options=ServerOptions(is_private=False, http_port=0)) as server:
+        assert server.http_url is not None
+        assert listening(server) == {server.url, server.http_url.removeprefix("http://")}
+        for path in closed:
+            with pytest.raises(urllib.error.HTTPError, match="403"):
+                urllib.request.urlopen(f"{server.http_url}/v2/{path}", data=b"{}", timeout=60)
+        whole = {"name": "input", "datatype": "FP32", "shape": patches.shape, "data": patches.ravel().tolist()}
+        question = json.dumps({"inputs": [whole], "outputs": [{"name": "logits"}]}).encode()
+        with urllib.request.urlopen(f"{server.http_url}/v2/models/toy/infer", data=question, timeout=60) as answer:
+            logits = json.loads(answer.read())["outputs"][0]
+        expected = toy_logits(patches)
+        np.testing.assert_allclose(np.reshape(logits["data"], logits["shape"]), expected, rtol=1e-6, atol=1e-6)
+
+
 def test_a_private_server_answers_only_who_has_the_key(private_server: RunningServer) -> None:
     assert is_ready(private_server.url, private_server.client_options(ClientOptions()))
     with pytest.raises(RequestRejectedError, match="restricted"):
@@ -354,14 +376,18 @@ def test_an_entry_can_ask_for_openvino(tmp_path: Path) -> None:
             np.testing.assert_allclose(predictor.predict(patches), toy_logits(patches), rtol=1e-5, atol=1e-5)
 
 
-def test_a_port_in_use_is_told(root: Path) -> None:
+@pytest.mark.parametrize("name", ["grpc_port", "http_port", "metrics_port"])
+def test_a_port_in_use_is_told(root: Path, name: str) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        port = taken.getsockname()[1]
-        refused = pytest.raises(SetupError, match=r"does not start[\s\S]*already in use")
-        with refused, embedded_server(root, options=ServerOptions(grpc_port=port)):
+        options = ServerOptions(**{name: taken.getsockname()[1]})
+        with (
+            pytest.raises(SetupError, match=r"does not start.*already in use") as refusal,
+            embedded_server(root, options=options),
+        ):
             pytest.fail("it started")
+    assert refusal.value.settings == (name,)
 
 
 def test_a_free_port_that_somebody_takes_first_is_replaced(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

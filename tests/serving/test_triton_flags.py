@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ctseg.serving.installation import Installation
-from ctseg.serving.process import Launch, ServerOptions
+from ctseg.serving.process import Launch, Ports, ServerOptions
 from ctseg.serving.triton_flags import Restriction, TritonFlags, flags_in_help
 
 HELP = """
@@ -20,10 +20,11 @@ Usage: tritonserver [options]
 
 def flags_of(options: ServerOptions, known_flags: frozenset[str] = frozenset()) -> list[str]:
     launch = Launch(Installation(Path("/bin/tritonserver")), Path("/private"), Path("/models"), ("toy",), options)
-    flags = launch.flags(8001, "the-key", Path("/private/backends")).arguments(known_flags)
-    closed = [flag for flag in flags if ":closed=" in flag]
+    ports = Ports(8001, options.http_port)
+    flags = launch.flags(ports, "the-key", Path("/private/backends")).arguments(known_flags)
+    closed = {flag.partition(":closed=")[2] for flag in flags if ":closed=" in flag}
     assert len(closed) == 1
-    key = closed[0].partition(":closed=")[2]
+    key = closed.pop()
     assert len(key) == 32  # random: nobody knows it
     return sorted(flag.replace(key, "random") for flag in flags)
 
@@ -71,6 +72,22 @@ def test_an_open_server_closes_what_can_change_it() -> None:
         "--repository-poll-secs=2",
     ]
     assert flags_of(options, frozenset({"--allow-client-shm", "--allow-gpu-metrics"})) == sorted(expected)
+
+
+@pytest.mark.parametrize("is_private", [True, False])
+def test_http_listens_on_loopback_and_asks_for_the_same_keys_as_grpc(is_private: bool) -> None:
+    without = flags_of(ServerOptions(is_private=is_private))
+    flags = flags_of(ServerOptions(is_private=is_private, http_port=8000), frozenset({"--http-max-input-size"}))
+    over_grpc = [flag for flag in without if flag.startswith("--grpc-restricted-protocol=")]
+    added = [
+        "--allow-http=true",
+        "--http-address=127.0.0.1",
+        "--http-port=8000",
+        f"--http-max-input-size={2**31 - 1}",
+        *(flag.replace("--grpc-restricted-protocol", "--http-restricted-api") for flag in over_grpc),
+    ]
+    assert len(over_grpc) == 1 + is_private
+    assert flags == sorted([*(flag for flag in without if flag != "--allow-http=false"), *added])
 
 
 def test_flags_are_found_in_the_help_at_the_begin_of_lines() -> None:

@@ -1,0 +1,109 @@
+"""The proxy of the documentation before Triton's HTTP: a real nginx, a real server, TLS."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ctseg.serving.process import ServerOptions, free_port
+from ctseg.serving.server import embedded_server
+from tests.support.certificates import Authority, needs_openssl
+from tests.support.live_triton import wait_for
+from tests.support.toy_models import toy_logits, toy_patches, write_toy_entry
+
+CONFIGURATION = Path(__file__).parents[2] / "docs" / "examples" / "nginx.conf"
+NGINX = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
+USER = "lucy:correct-horse"
+
+pytestmark = [
+    pytest.mark.live,
+    needs_openssl,
+    pytest.mark.skipif(sys.platform != "linux", reason="the embedded server is for Linux"),
+    pytest.mark.skipif(NGINX is None or shutil.which("curl") is None, reason="NEEDS nginx AND curl"),
+]
+
+
+@pytest.fixture(scope="module")
+def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+    """Begin of a curl command that reaches the proxy, but for the password; the last word is to follow a path."""
+    folder = tmp_path_factory.mktemp("proxy")
+    authority = Authority(folder / "certificates").found()
+    certificate, key = authority.sign("proxy")
+    name, _, password = USER.partition(":")
+    hashed = subprocess.run(["openssl", "passwd", "-6", password], check=True, capture_output=True, text=True).stdout
+    (folder / "users").write_text(f"{name}:{hashed}")
+    write_toy_entry(folder / "models")
+    port = free_port()
+    with embedded_server(folder / "models", options=ServerOptions(is_private=False, http_port=0)) as server:
+        text = CONFIGURATION.read_text()
+        for documented, here in {
+            "listen 8443": f"listen 127.0.0.1:{port}",
+            "/run/ctseg/tls/tls.crt": str(certificate),
+            "/run/ctseg/tls/tls.key": str(key),
+            "/run/ctseg/users": str(folder / "users"),
+            "http://127.0.0.1:8000": server.http_url or "",
+        }.items():
+            assert text.count(documented) == 1
+            text = text.replace(documented, here)
+        places = "".join(
+            f"{kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        )
+        (folder / "nginx.conf").write_text(
+            f"pid {folder}/pid; error_log {folder}/error.log; daemon off; user root; events {{}}\n"
+            f"http {{ access_log off; {places}\n{text} }}"
+        )
+        nginx = subprocess.Popen([str(NGINX), "-p", str(folder), "-c", str(folder / "nginx.conf")])
+        curl = ["curl", "-sS", "--cacert", str(authority.root), "-w", "\n%{http_code}"]
+        address = f"https://127.0.0.1:{port}/v2"
+        try:
+            wait_for(lambda: answer_of([*curl, address], "")[0] or nginx.poll() is not None)
+            yield [*curl, address]
+        finally:
+            nginx.terminate()
+            nginx.wait()
+
+
+def answer_of(curl: list[str], path: str, *words: str) -> tuple[int, str]:
+    """Return the status, 0 where nobody answers, and the body."""
+    *command, address = curl
+    done = subprocess.run([*command, *words, f"{address}{path}"], capture_output=True, text=True, check=False)
+    body, _, status = done.stdout.rpartition("\n")
+    return int(status), body
+
+
+def test_a_model_answers_through_the_proxy_who_has_the_password(proxy: list[str]) -> None:
+    patches = toy_patches(1)
+    whole = {"name": "input", "datatype": "FP32", "shape": patches.shape, "data": patches.ravel().tolist()}
+    question = json.dumps({"inputs": [whole], "outputs": [{"name": "logits"}]})
+    infer = ("/models/toy/infer", "-d", question)
+    assert answer_of(proxy, *infer)[0] == 401
+    assert answer_of(proxy, *infer, "-u", "lucy:wrong")[0] == 401
+    status, body = answer_of(proxy, *infer, "-u", USER)
+    assert status == 200
+    logits = json.loads(body)["outputs"][0]
+    np.testing.assert_allclose(np.reshape(logits["data"], logits["shape"]), toy_logits(patches), rtol=1e-6, atol=1e-6)
+    for path in ("", "/health/ready", "/models/toy", "/models/toy/versions/1/stats", "/models/toy/config"):
+        assert answer_of(proxy, path, "-u", USER)[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "words", "status"),
+    [
+        ("/repository/index", ("-d", "{}"), 404),
+        ("/models/toy/trace/setting", (), 404),
+        ("/logging", (), 404),
+        ("/systemsharedmemory/status", (), 404),
+        ("/models/toy/../../repository/index", ("--path-as-is", "-d", "{}"), 404),
+        ("/models/toy/infer", ("-X", "DELETE"), 403),
+        ("/models/toy/infer", ("-d", "{}", "-H", "Transfer-Encoding: chunked", "--http1.1"), 411),
+        ("/models/toy/infer", ("-d", "{}", "-H", "Content-Encoding: gzip"), 415),
+        ("/models/toy/infer", ("-d", "{}", "-H", "Content-Length: 2147483649", "--http1.1"), 413),
+    ],
+)
+def test_the_proxy_lets_in_nothing_else(proxy: list[str], path: str, words: tuple[str, ...], status: int) -> None:
+    assert answer_of(proxy, path, "-u", USER, *words)[0] == status
