@@ -92,6 +92,7 @@ def test_arrows_that_are_allowed_are_named_one_by_one() -> None:
 def test_files_that_others_load_by_path_keep_the_import_rule_too() -> None:
     """nnU-Net and Triton load these as single files, so they are no packages, and import-linter does not see them."""
     allowed = {"serving/python_backend": set(), "train/trainers": {"ctseg.train"}}
+    at_first_request = {"scan.py": {"ctseg.predict", "ctseg.serving"}}
     assert {path.parent for path in PACKAGE.rglob("*.py") if not (path.parent / "__init__.py").is_file()} == {
         PACKAGE / folder for folder in allowed
     }
@@ -104,7 +105,7 @@ def test_files_that_others_load_by_path_keep_the_import_rule_too() -> None:
                 for name in ([node.module] if isinstance(node, ast.ImportFrom) else [item.name for item in node.names])
             ]
             ours = {".".join(str(name).split(".")[:2]) for name in names if str(name).split(".")[0] == "ctseg"}
-            assert ours <= rooms, file.name
+            assert ours <= rooms | at_first_request.get(file.name, set()), file.name
 
 
 @pytest.mark.live

@@ -205,6 +205,10 @@ def _add_build(commands: "argparse._SubParsersAction[Parser]") -> None:
     parser.add_argument("--if_needed", action="store_true", help="build only if input, tools or machine differ")
     parser.add_argument("--accept_unproven", action="store_true", help="write what failed the gate, marked as unproven")
     parser.add_argument(
+        "--no_whole_scans", dest="whole_scans", action="store_false",
+        help="leave out the entry that takes whole scans, NAME_scan beside NAME",
+    )  # fmt: skip
+    parser.add_argument(
         "--prove_live", action="store_true", help="start a server on a copy of the entry and compare its answers too"
     )
     cpu = parser.add_argument_group("python backend (--runtime: onnxruntime backend, too)")
@@ -273,6 +277,7 @@ def _run_build(args: argparse.Namespace) -> int:
         warmup=args.warmup,
         if_needed=args.if_needed,
         accept_unproven=args.accept_unproven,
+        whole_scans=args.whole_scans,
         prove_live=args.prove_live,
         plan=plan,
         server_tensorrt=args.server_tensorrt,

@@ -33,6 +33,7 @@ class BuildWords(Document):
     warmup: bool = False
     if_needed: bool = True
     accept_unproven: bool = False
+    no_whole_scans: bool = False
     prove_live: bool = False
     device: Literal["cpu", "gpu"] = "cpu"
     runtime: Literal["exact", "fast", "onnxruntime", "openvino"] = "exact"
@@ -88,6 +89,7 @@ class BuildWords(Document):
             warmup=self.warmup,
             if_needed=self.if_needed,
             accept_unproven=self.accept_unproven,
+            whole_scans=not self.no_whole_scans,
             prove_live=self.prove_live,
             plan=PlanOptions(
                 opt_batch=batch,

@@ -19,6 +19,7 @@ from ctseg.deploy.tensorrt_plan import Compiler
 from ctseg.errors import ParityError, SetupError, SpecError
 from ctseg.model_spec import ModelSpec
 from ctseg.serving.entries import CONFIG_NAME, Backend, Entry, read_entry
+from ctseg.serving.scan_entry import publish_scan_entry, require_free_name
 
 __all__ = ["BuildOptions", "build_entry"]
 
@@ -81,8 +82,12 @@ def build_entry(
             "it can be accepted all the same, and every client will warn",
             settings=("accept_unproven",),
         )
+    require_free_name(spec.name)
     job = Job(bundle, spec, source, repository, options, report, measure, compiler)
-    return _BACKENDS[options.backend](job)
+    entry = _BACKENDS[options.backend](job)
+    if options.whole_scans:  # beside what was up to date, too
+        publish_scan_entry(repository, entry)
+    return entry
 
 
 def _built_first_stage(spec: ModelSpec, repository: Path) -> dict[str, Any]:

@@ -46,6 +46,7 @@ class BuildOptions:
         warmup: Let Triton run one batch before the model is ready.
         if_needed: Build only if no version was built from this input, by these tools, for this machine.
         accept_unproven: Write an entry that failed the gate, marked as unproven.
+        whole_scans: Write the entry that takes whole scans beside the network's.
         prove_live: Before the entry is written, start a server on a copy of it and compare its answers too.
         plan: How a TensorRT plan is compiled; its batches are the request's.
         server_tensorrt: TensorRT version of the server; None asks the library on this machine.
@@ -64,6 +65,7 @@ class BuildOptions:
     warmup: bool = False
     if_needed: bool = False
     accept_unproven: bool = False
+    whole_scans: bool = True
     prove_live: bool = False
     plan: PlanOptions | None = None
     server_tensorrt: str | None = None
@@ -274,6 +276,7 @@ def _draft(job: Job, built: Built, checks: tuple[Check, ...]) -> EntryDraft:
         threads=built.threads,
         max_queue_delay_us=job.options.max_queue_delay_us,
         warmup=job.options.warmup,
+        whole_scans=job.options.whole_scans,
         compute_capability=built.compute_capability,
         build_info=_build_info(job, built),
         documents=_reports(job, checks),

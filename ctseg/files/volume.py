@@ -54,7 +54,7 @@ class Volume:
         if dtype != np.float32 and not (dtype.kind in "iu" and dtype.itemsize <= 4):
             raise ValueError(f"expected float32 or integers of at most 4 bytes, found {dtype}")
         for channel, voxels in enumerate(self.voxels):
-            if problem := _non_finite(voxels):
+            if problem := non_finite_problem(voxels):
                 raise _NotFiniteError(channel, problem)
 
     def on_file_axes(self, labels: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -296,8 +296,8 @@ def _check_reader(reader: str) -> None:
         raise ValueError(f"expected one of nnU-Net's readers {_READERS}, found {reader!r}")
 
 
-def _non_finite(voxels: npt.NDArray[Any]) -> str | None:
-    """Return what is wrong with (z, y, x) if a voxel is NaN or infinite."""
+def non_finite_problem(voxels: npt.NDArray[Any]) -> str | None:
+    """Return what is wrong with (z, y, x) if a voxel is NaN or infinite, else None."""
     if voxels.dtype.kind != "f":
         return None
     bad: list[int] = []

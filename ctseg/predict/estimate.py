@@ -117,6 +117,15 @@ def estimate_memory(
     return MemoryEstimate(peak_bytes, grids.network_shape, grids.network_spacing_mm)
 
 
+def most_windows(header: VolumeHeader, spec: ModelSpec, tile_step_size: float) -> int:
+    """Return how many windows a scan has if nothing of it is cropped.
+
+    Raises:
+        InputError: It would have no voxel at the network's spacing.
+    """
+    return count_windows(_Grids.of(header, spec).network_shape, spec.patch_size, tile_step_size)
+
+
 def preparing_bytes(header: VolumeHeader, spec: ModelSpec) -> int:
     """Return what is held while a scan is prepared, beside the scan itself.
 

@@ -1,16 +1,12 @@
 """One case from its files to new files in the run's own folder, from where they are put in place."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from ctseg.arrays import LabelMap
-from ctseg.compiled.parallel import run_parallel
 from ctseg.errors import InputError
 from ctseg.files.atomic import longest_name
 from ctseg.files.cases import Case
@@ -19,6 +15,7 @@ from ctseg.files.identity import KnownFile, known, printable, stamp_of
 from ctseg.files.probabilities import ProbabilityFile
 from ctseg.files.volume import Volume, read_label_map, read_volume, read_volume_header, write_label_map
 from ctseg.model_spec import Reader
+from ctseg.numerics.volumes import volumes_ml
 from ctseg.predict.ledger import Staged
 from ctseg.predict.memory import MemoryBudget
 from ctseg.predict.options import BatchOptions
@@ -97,7 +94,7 @@ class CaseStager:
                     files[probabilities_path.name] = probabilities_path
         return Staged(Outcome(
             case=printable(case.name), status="ok", made_by=self._made_by, inputs=inputs,
-            volumes_ml=_volumes_ml(result.labels, contract.labels, volume.geometry.spacing_mm), seconds=clock.seconds,
+            volumes_ml=volumes_ml(result.labels, contract.labels, volume.geometry.spacing_mm), seconds=clock.seconds,
             windows=result.windows, bytes_sent=result.bytes_sent, bytes_received=result.bytes_received,
             warnings=(*result.warnings, *_mixes(ran_on)), ran_on=ran_on,
         ), files)  # fmt: skip
@@ -193,21 +190,3 @@ def _cannot_be_read_is_an_input_error() -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(f"{error.filename}: cannot be read: {error.strerror or error}") from error
-
-
-def _volumes_ml(
-    labels: npt.NDArray[np.unsignedinteger],
-    named_values: Mapping[str, tuple[int, ...]],
-    spacing_mm: tuple[float, float, float],
-) -> Mapping[str, float]:
-    """Return the volume of each label by its name; regions hold their parts."""
-    highest = max(value for values in named_values.values() for value in values)
-    counts = np.zeros((len(labels), highest + 1), np.int64)
-
-    def count(first: int, last: int) -> None:
-        for z in range(first, last):
-            counts[z] = np.bincount(labels[z].ravel(), minlength=highest + 1)[: highest + 1]
-
-    run_parallel(count, len(labels))
-    voxels, voxel_ml = counts.sum(axis=0), float(np.prod(spacing_mm)) / 1000
-    return {name: round(int(voxels[list(values)].sum()) * voxel_ml, 3) for name, values in named_values.items()}

@@ -20,6 +20,7 @@ from ctseg.triton.configuration import (
     config_from_text,
     recipe_parameter,
     recipe_parameters,
+    scan_parameters,
     spec_parameter,
 )
 
@@ -194,13 +195,15 @@ def member_versions(repository: Path, recipe: Recipe) -> Mapping[str, EntryVersi
 
 
 def list_entries(repository: Path) -> list[Entry]:
-    """Read and check every model of a repository, in order of their names; recipes are left out.
+    """Read and check every model of a repository, in order of their names.
+
+    Recipes, and entries for whole scans, are left out.
 
     Raises:
         SetupError: No such folder, or nothing in it.
         SpecError: See :func:`read_entry`.
     """
-    return [read_entry(repository / name) for name in list_models(repository) if not is_recipe(repository / name)]
+    return [read_entry(repository / name) for name in list_models(repository) if not takes_scans(repository / name)]
 
 
 def is_recipe(folder: Path) -> bool:
@@ -210,6 +213,16 @@ def is_recipe(folder: Path) -> bool:
         SpecError: Its configuration cannot be read.
     """
     return bool(recipe_parameters(read_config(folder)))
+
+
+def takes_scans(folder: Path) -> bool:
+    """Whether an entry, ``<repository>/<name>``, takes whole scans, or stands for several models, and no patches.
+
+    Raises:
+        SpecError: Its configuration cannot be read.
+    """
+    config = read_config(folder)
+    return bool(scan_parameters(config) or recipe_parameters(config))
 
 
 def list_models(repository: Path) -> list[str]:

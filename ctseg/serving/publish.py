@@ -24,6 +24,7 @@ from ctseg.serving.entries import (
     read_config,
     read_entry,
 )
+from ctseg.serving.scan_entry import require_free_name, require_room_for_scans, write_scan_entry
 from ctseg.serving.writing import pretty_json, staging, write_head, writing
 from ctseg.triton.configuration import (
     REQUEST_OUTPUT,
@@ -68,6 +69,7 @@ class EntryDraft:
         parameters: Further ``parameters`` of the configuration.
         build_info: Content of ``build.json``.
         documents: Further text files of the version's folder, by name.
+        whole_scans: Whether the entry that takes whole scans is written beside it.
     """
 
     spec: ModelSpec
@@ -86,6 +88,7 @@ class EntryDraft:
     parameters: Mapping[str, str] = field(default_factory=dict)
     build_info: Mapping[str, Any] = field(default_factory=dict)
     documents: Mapping[str, str] = field(default_factory=dict)
+    whole_scans: bool = False
 
     @property
     def file_name(self) -> str:
@@ -129,7 +132,7 @@ def publish(repository: Path, draft: EntryDraft, version: int) -> Entry:
 
     Raises:
         SpecError: The spec is too large; the model's name is in use for other tensors, channels, labels or
-            another backend (take a new name); or the version exists.
+            another backend, or is that of an entry for whole scans (take a new name); or the version exists.
         SetupError: The model file is missing, or another writer holds the lock for ten minutes.
         OutputError: The repository cannot be written; nothing half-written is left.
     """
@@ -137,10 +140,13 @@ def publish(repository: Path, draft: EntryDraft, version: int) -> Entry:
         raise ValueError(f"version {version} is not a positive number")
     if not draft.model_file.is_file():
         raise SetupError(f"{draft.spec.name}: model file {draft.model_file} is missing")
+    require_free_name(draft.spec.name)
     folder = repository / draft.spec.name
     with writing(repository, draft.spec.name):
         known = read_entry(folder) if folder.exists() else None
         check_fits(draft, version, known)
+        if draft.whole_scans:
+            require_room_for_scans(repository, draft.spec.name)
         config = configuration(draft, version, known)
         with staging(repository) as staged:
             version_folder = stage(draft, staged / str(version))
@@ -151,7 +157,10 @@ def publish(repository: Path, draft: EntryDraft, version: int) -> Entry:
                 newest = draft.spec if version > known.newest.version else known.newest.spec
                 write_head(folder, config, newest)
                 version_folder.rename(folder / str(version))
-    return read_entry(folder)
+        entry = read_entry(folder)
+        if draft.whole_scans:
+            write_scan_entry(repository, entry)
+    return entry
 
 
 def check_fits(draft: EntryDraft, version: int, known: Entry | None) -> None:

@@ -1,0 +1,205 @@
+"""PatchPredictor over Triton's in-process calls: the network's entry beside the one for whole scans."""
+
+import shutil
+import threading
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ctseg.arrays import Logits, Patches
+from ctseg.errors import InferenceFailedError, ServerUnavailableError, SpecError
+from ctseg.model_spec import ModelSpec
+from ctseg.numerics.finite import all_finite
+from ctseg.predict.predictor import Identity
+from ctseg.serving.whole_scan.tensors import from_triton, to_triton
+
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (where Linux keeps POSIX shared memory)
+_MOST_IN_FLIGHT = 4
+_SHARE_OF_SHARED_MEMORY = 0.5
+_WORTHWHILE_BATCH_BYTES = 128 << 20
+"""Windows that are larger than this together keep a GPU as busy one by one, in less memory."""
+
+
+class SharedMemoryUse:
+    """What in-process calls may take of ``/dev/shm``, through which their tensors pass.
+
+    Args:
+        most_bytes: Most of them together; None: half of what is free now.
+        free: Says what is free.
+    """
+
+    def __init__(
+        self, most_bytes: int | None = None, free: Callable[[], int] = lambda: shutil.disk_usage(SHARED_MEMORY).free
+    ) -> None:
+        self._free = free
+        self.most_bytes = int(free() * _SHARE_OF_SHARED_MEMORY) if most_bytes is None else most_bytes
+        self._used = 0
+        self._peak = 0
+        self._kept = 0
+        self._changed = threading.Condition()
+
+    def take(self, size: int, what: str) -> None:
+        """Wait until a call fits, and hold what it takes until it is given back.
+
+        Args:
+            size: In bytes.
+            what: For messages.
+
+        Raises:
+            InferenceFailedError: It never fits, or others have filled the memory; writing would end the process.
+        """
+        if size > self.most_bytes:
+            raise InferenceFailedError(
+                f"{what}: one call takes {_megabytes(size)} of shared memory, and all may take "
+                f"{_megabytes(self.most_bytes)} of {SHARED_MEMORY}: start the server with more of it (docker run "
+                "--shm-size, an emptyDir of medium Memory)"
+            )
+        with self._changed:
+            self._changed.wait_for(lambda: self._used + size <= self.most_bytes)
+            growth = self._used + size - self._peak  # what was taken before is kept by Triton, and used again
+            if growth > 0 and growth > (free := self._free()):
+                raise InferenceFailedError(
+                    f"{what}: one call takes {_megabytes(size)} of shared memory, and {SHARED_MEMORY} has "
+                    f"{_megabytes(free)} free: others have filled it, or the server needs more of it"
+                )
+            self._used += size
+            self._peak = max(self._peak, self._used)
+
+    def keep(self, size: int) -> bool:
+        """Whether an answer may stay where it lies until it is used: half of the memory is for calls."""
+        with self._changed:
+            if self._kept + size > self.most_bytes // 2:
+                return False
+            self._kept += size
+            return True
+
+    def give_back(self, size: int, *, kept: bool = False) -> None:
+        """Let others have what a call took, or a kept answer."""
+        with self._changed:
+            self._used -= size
+            self._kept -= size if kept else 0
+            self._changed.notify_all()
+
+
+class InProcessPredictor:
+    """Runs a network that the same Triton serves; used from any number of threads.
+
+    Args:
+        backend: The module ``triton_python_backend_utils``.
+        spec: The network's contract.
+        version: Of the model; no other one is called.
+        instances: How many of them run.
+        copies: How often a tensor lies in shared memory: once more where the network is a python backend itself.
+        memory: What calls may take of it, shared by all networks of the entry.
+        is_alone: Whether one scan has the network to itself: batches keep a GPU busier, and single windows of several
+            scans are joined by Triton.
+
+    Raises:
+        SpecError: Its tensors cannot be handed over in the process.
+    """
+
+    def __init__(
+        self,
+        backend: Any,
+        spec: ModelSpec,
+        version: int,
+        *,
+        instances: int,
+        copies: int,
+        memory: SharedMemoryUse,
+        is_alone: Callable[[], bool],
+    ) -> None:
+        if "BF16" in (spec.input.dtype, spec.output.dtype):
+            raise SpecError(f"{spec.name}: its tensors are BF16, which numpy has no type for: no whole scans of it")
+        self._backend = backend
+        self._spec = spec
+        self._version = version
+        self._memory = memory
+        self._is_alone = is_alone
+        window = copies * (spec.patch_bytes + spec.logits_bytes)
+        self._window_bytes = window
+        largest = max(spec.patch_bytes, spec.logits_bytes)
+        fits = max(1, memory.most_bytes // window)
+        self._batch = min(spec.max_batch_size, max(1, _WORTHWHILE_BATCH_BYTES // largest), fits)
+        self._in_flight = max(1, min(_MOST_IN_FLIGHT, max(2, instances + 1), fits // self._batch))
+
+    @property
+    def identity(self) -> Identity:
+        """The network, in this server."""
+        return Identity(self._spec.name, self._version, self._spec.digest, servers=(), transport="in process")
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The contract of the network that runs."""
+        return self._spec
+
+    @property
+    def max_batch_size(self) -> int:
+        """Most patches in one call: one while several scans take turns."""
+        return self._batch if self._is_alone() else 1
+
+    @property
+    def max_in_flight(self) -> int:
+        """How many calls at once keep the network busy."""
+        return self._in_flight
+
+    def predict(self, patches: Patches) -> Logits:
+        """See :meth:`ctseg.predict.predictor.PatchPredictor.predict`."""
+        what = f"{self._spec.name} version {self._version}"
+        size = self._window_bytes * len(patches)
+        self._memory.take(size, what)
+        kept = False
+        try:
+            answer = self._answer(patches, what)
+            # what is kept is not copied: views of it keep it alive, so its memory is free when it is gone
+            if kept := answer.dtype == np.float32 and self._memory.keep(size):
+                weakref.finalize(answer, self._memory.give_back, size, kept=True).atexit = False
+                logits: Logits = answer
+            else:
+                logits = answer.astype(np.float32)
+        finally:
+            if not kept:
+                self._memory.give_back(size)
+        if not all_finite(logits):
+            raise InferenceFailedError(
+                f"{what}: expected finite logits, found NaN or infinity: serve the network with a higher precision "
+                "(fp32), or check the scan's intensities"
+            )
+        return logits
+
+    def _answer(self, patches: Patches, what: str) -> npt.NDArray[Any]:
+        """Return the network's own tensor, a view of shared memory."""
+        spec, backend = self._spec, self._backend
+        sent = patches.astype(np.float16 if spec.input.dtype == "FP16" else np.float32, copy=False)
+        try:
+            response = backend.InferenceRequest(
+                model_name=spec.name,
+                model_version=self._version,
+                requested_output_names=[spec.output.name],
+                inputs=[to_triton(backend, spec.input.name, sent)],
+            ).exec()
+        except Exception as error:  # of the stub: its own kinds
+            raise InferenceFailedError(f"{what} was not called: {error}: is {SHARED_MEMORY} large enough?") from error
+        if response.has_error():
+            raise _error_of(backend, response.error(), what)
+        answer = from_triton(backend.get_output_tensor_by_name(response, spec.output.name))
+        expected = (len(patches), spec.num_heads, *spec.patch_size)
+        if answer.shape != expected:
+            raise InferenceFailedError(f"{what}: expected logits of shape {expected}, found {answer.shape}")
+        return answer
+
+
+def _error_of(backend: Any, error: Any, what: str) -> InferenceFailedError | ServerUnavailableError:
+    """Return why a network gave no answer: it is away, as an old version is that has been replaced, or it failed."""
+    kinds = backend.TritonError
+    is_away = error.code() in (kinds.UNAVAILABLE, kinds.NOT_FOUND, kinds.CANCELLED)
+    kind = ServerUnavailableError if is_away else InferenceFailedError
+    return kind(f"{what} gave no logits: {error.message()}")
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / (1 << 20):,.0f} MB"
