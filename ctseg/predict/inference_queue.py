@@ -1,4 +1,4 @@
-"""Batches of several cases on their way to the network, the earliest case first."""
+"""Batches of several cases on their way to the network: the earliest case first, or a fair share for each."""
 
 import itertools
 import queue
@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
+from typing import Protocol
 
 from ctseg.arrays import Logits, Patches
 from ctseg.predict.predictor import MirroringPredictor, PatchPredictor
@@ -15,8 +16,74 @@ from ctseg.predict.predictor import MirroringPredictor, PatchPredictor
 class _Batch:
     predictor: PatchPredictor
     patches: Patches
+    cost: int
     future: "Future[Logits]"
     on_start: Callable[[], object] | None
+
+
+Tag = tuple[int, int]
+"""Of a batch: the least goes first, equal ones in order of submission."""
+
+
+class Turns(Protocol):
+    """The order of batches. Who calls it holds a lock."""
+
+    def tag(self, priority: int, cost: int) -> Tag:
+        """Return the tag of a batch that comes now.
+
+        Args:
+            priority: Of its case.
+            cost: How many windows the network runs for it.
+        """
+        ...
+
+    def taken(self, tag: Tag) -> None:
+        """The batch with this tag is sent now."""
+        ...
+
+
+class EarliestFirst:
+    """The smallest priority first: cases overlap without falling into step.
+
+    While an earlier case still has batches waiting, they go first; when it is being restored, the next case's batches
+    keep the network busy.
+    """
+
+    def tag(self, priority: int, cost: int) -> Tag:  # noqa: ARG002 (of all orders)
+        """See :class:`Turns`."""
+        return priority, 0
+
+    def taken(self, tag: Tag) -> None:
+        """See :class:`Turns`."""
+
+
+class FairShare:
+    """The same number of windows to each case, by its priority, that has batches waiting.
+
+    A batch's tag is the virtual time at which it would be through: the windows of its case so far, counted from the
+    virtual time at which the case came, which is the tag of the batch that was sent last. So a newcomer waits for one
+    batch of every other case at most (if all are of the same size, beside those that are sent), nobody saves up a
+    share by sending nothing, and since time goes on with each batch, no stream of newcomers keeps a case waiting.
+
+    Source:
+        Golestani, A self-clocked fair queueing scheme for broadband applications, INFOCOM 1994. Start-time fair
+        queueing (Goyal, Vin and Cheng 1996) would wait for as few batches, but its time stands still while every
+        batch is a newcomer's.
+    """
+
+    def __init__(self) -> None:
+        self._now = 0
+        self._through: dict[int, int] = {}
+
+    def tag(self, priority: int, cost: int) -> Tag:
+        """See :class:`Turns`; of equal ones the later case's goes first."""
+        through = self._through[priority] = max(self._now, self._through.get(priority, 0)) + cost
+        return through, -priority
+
+    def taken(self, tag: Tag) -> None:
+        """See :class:`Turns`."""
+        self._now = max(self._now, tag[0])
+        self._through = {case: through for case, through in self._through.items() if through > self._now}
 
 
 class InferenceQueue:
@@ -55,7 +122,7 @@ class InferenceQueue:
 
         Args:
             patches: See :meth:`PatchPredictor.predict`; must not change until the future is done.
-            priority: Index of the case; smaller goes first, equal ones in order of submission.
+            priority: Index of the case; see :class:`Turns`.
             on_start: Called when the batch's turn has come, just before it is sent.
 
         Returns:
@@ -67,7 +134,8 @@ class InferenceQueue:
         """
         future: Future[Logits] = Future()
         self.threads.keep_up(self._predictor.max_in_flight)
-        self.threads.put(_Batch(self._predictor, patches, future, on_start), priority)
+        cost = len(patches) * self.requests_per_batch
+        self.threads.put(_Batch(self._predictor, patches, cost, future, on_start), priority)
         return future
 
     def abort(self) -> None:
@@ -80,14 +148,15 @@ class InferenceQueue:
 
 
 class InferenceThreads:
-    """Runs batches in order of their priority, as many at a time as the predictor that takes most.
+    """Runs batches in their order, as many at a time as the predictor that takes most.
 
-    Cases overlap without falling into step: while an earlier case still has batches waiting, they go
-    first; when it is being restored, the next case's batches keep the network busy.
+    Args:
+        turns: The order; by default the earliest case first.
     """
 
-    def __init__(self) -> None:
-        self._waiting: queue.PriorityQueue[tuple[int, int, _Batch | None]] = queue.PriorityQueue()
+    def __init__(self, turns: Turns | None = None) -> None:
+        self._turns = turns or EarliestFirst()
+        self._waiting: queue.PriorityQueue[tuple[Tag, int, _Batch | None]] = queue.PriorityQueue()
         self._aborted = threading.Event()
         self._running: set[Future[Logits]] = set()
         self._lock = threading.Lock()
@@ -110,7 +179,9 @@ class InferenceThreads:
         """
         if self._aborted.is_set():
             raise CancelledError
-        self._waiting.put((priority, next(self._order), batch))
+        with self._lock:
+            tag = self._turns.tag(priority, batch.cost)
+        self._waiting.put((tag, next(self._order), batch))
         if self._aborted.is_set():  # meanwhile: the threads may all be held up by what they send
             self._drop_waiting()
 
@@ -129,7 +200,7 @@ class InferenceThreads:
     def close(self) -> None:
         """Finish everything that was submitted, unless aborted, and stop the threads."""
         for _ in self._threads:
-            self._waiting.put((2**62, next(self._order), None))
+            self._waiting.put(((2**62, 0), next(self._order), None))
         if not self._aborted.is_set():
             for thread in self._threads:
                 thread.join()
@@ -145,9 +216,11 @@ class InferenceThreads:
 
     def _work(self) -> None:
         while True:
-            batch = self._waiting.get()[2]
+            tag, _, batch = self._waiting.get()
             if batch is None:
                 return
+            with self._lock:
+                self._turns.taken(tag)
             self._run(batch)
             del batch  # the logits may lie in memory that is used again once they are gone
 

@@ -1,15 +1,18 @@
-"""Batches of several cases: in order of their priority, as many at once as the network takes."""
+"""Batches of several cases: in order of their priority or in fair shares, as many at once as the network takes."""
 
+import heapq
 import itertools
 import threading
-from concurrent.futures import CancelledError
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future
 
 import numpy as np
 import pytest
 
 from ctseg.errors import InferenceFailedError
 from ctseg.nnunet.plans import spec_from_plans
-from ctseg.predict.inference_queue import InferenceQueue
+from ctseg.predict.inference_queue import FairShare, InferenceQueue, InferenceThreads, Tag
 from ctseg.predict.predictor import Identity
 from tests.support.nnunet_plans import make_dataset, make_plans
 
@@ -142,3 +145,152 @@ def test_a_batch_that_is_submitted_just_when_the_queue_is_aborted_is_dropped_too
     assert inference.submit(batch(1), priority=1).cancelled()
     predictor.gate.set()
     inference.close()
+
+
+class SteppedPredictor:
+    """Sends one batch after the other, each when the test says so; records the cases in order."""
+
+    spec = RecordingPredictor.spec
+    identity = RecordingPredictor.identity
+    max_batch_size = 4
+
+    def __init__(self, max_in_flight: int) -> None:
+        self.max_in_flight = max_in_flight
+        self.sent: list[int] = []
+        self._changed = threading.Condition()
+        self._allowed = 0
+
+    def predict(self, patches):
+        with self._changed:
+            self.sent.append(int(patches.flat[0]))
+            self._changed.notify_all()
+            mine = len(self.sent)
+            assert self._changed.wait_for(lambda: mine <= self._allowed, 300)
+        return np.concatenate([patches, patches], axis=1)
+
+    def wait_for_sent(self, count: int) -> None:
+        with self._changed:
+            assert self._changed.wait_for(lambda: len(self.sent) >= count, 300)
+
+    def answer(self, count: int) -> None:
+        """Answer so many batches more, in order, and wait until the next ones are sent."""
+        for _ in range(count):
+            with self._changed:
+                self._allowed += 1
+                self._changed.notify_all()
+            self.wait_for_sent(self._allowed + self.max_in_flight)
+
+    def let_go(self) -> None:
+        """Answer all that come."""
+        with self._changed:
+            self._allowed = 2**62
+            self._changed.notify_all()
+
+
+@pytest.mark.parametrize(("running", "max_in_flight"), [(1, 1), (3, 1), (3, 2), (5, 2)])
+def test_with_fair_shares_a_newcomer_waits_for_one_window_of_each_running_case_and_gets_its_share_then(
+    running: int, max_in_flight: int
+):
+    predictor = SteppedPredictor(max_in_flight)
+    inference = InferenceQueue(predictor, threads=InferenceThreads(FairShare()))
+    for case in range(running):
+        for _ in range(40):
+            inference.submit(batch(case), priority=case)
+    predictor.wait_for_sent(max_in_flight)
+    predictor.answer(3 * running + 1)
+    sent_before = len(predictor.sent)
+    for _ in range(40):
+        inference.submit(batch(99), priority=99)
+    predictor.answer(5 * (running + 1))
+    sent = predictor.sent[sent_before : sent_before + 5 * (running + 1)]
+    assert 99 in sent[:running]
+    assert sent.count(99) in {5, 6}
+    inference.abort()
+    predictor.let_go()
+
+
+Batches = list[tuple[int, int]]
+"""The case and the windows of each."""
+
+
+def serve(arrivals: Callable[[Batches], Batches], count: int) -> Batches:
+    """Return the batches that are sent, where ``arrivals`` says, by those that were, what comes before the next."""
+    turns, waiting, sent, order = FairShare(), [], [], itertools.count()
+    while len(sent) < count:
+        for case, windows in arrivals(sent):
+            heapq.heappush(waiting, (turns.tag(case, windows), next(order), (case, windows)))
+        tag, _, item = heapq.heappop(waiting)
+        turns.taken(tag)
+        sent.append(item)
+    return sent
+
+
+@pytest.mark.parametrize("cases", [2, 3, 5])
+def test_of_equal_cases_none_gets_under_half_its_share_at_any_time(cases: int):
+    predictor = SteppedPredictor(2)
+    inference = InferenceQueue(predictor, threads=InferenceThreads(FairShare()))
+
+    def submit(case: int) -> None:
+        future = inference.submit(batch(case), priority=case)
+        future.add_done_callback(lambda done: submit_next(case, done))
+
+    def submit_next(case: int, done: "Future[np.ndarray]") -> None:
+        if not done.cancelled() and done.exception() is None:
+            submit(case)
+
+    for case in range(cases):
+        for _ in range(4):  # on their way at once, as for any case
+            submit(case)
+    predictor.wait_for_sent(2)
+    predictor.answer(30 * cases)
+    inference.abort()
+    predictor.let_go()
+    for count in range(2 * cases, 30 * cases):
+        served = Counter(predictor.sent[:count])
+        assert min(served[case] for case in range(cases)) >= count / cases / 2
+
+
+def test_shares_are_of_windows_not_of_batches():
+    sent = serve(lambda sent: [] if sent else [(0, 4)] * 100 + [(1, 1)] * 400, 300)
+    for count in range(len(sent)):
+        windows = Counter(itertools.chain.from_iterable([case] * size for case, size in sent[:count]))
+        assert abs(windows[0] - windows[1]) <= 5
+
+
+def test_a_case_that_sent_nothing_for_a_while_gets_no_more_than_its_share():
+    def arrivals(sent: Batches) -> Batches:
+        if not sent:
+            return [(0, 1)] * 100 + [(1, 1)] * 100 + [(2, 1)]
+        return [(2, 1)] * 30 if len(sent) == 90 else []
+
+    back = [case for case, _ in serve(arrivals, 120)[90:]]
+    assert set(back[:3]) == {0, 1, 2}
+    assert back.count(2) == 10
+
+
+def test_no_stream_of_newcomers_keeps_a_case_waiting():
+    def arrivals(sent: Batches) -> Batches:
+        if not sent:
+            return [(0, 1)] * 100 + [(1000, 1), (1001, 1)]
+        return [(1001 + len(sent), 1)] if sent[-1][0] else []  # two wait always
+
+    assert [case for case, _ in serve(arrivals, 90)].count(0) == 30
+
+
+def test_mirrored_windows_count_as_often_as_the_network_runs():
+    predictor = RecordingPredictor()
+    predictor.gate.set()
+    costs = []
+
+    class Recording(FairShare):
+        def tag(self, priority: int, cost: int) -> Tag:
+            costs.append(cost)
+            return super().tag(priority, cost)
+
+    predictor.spec = spec_from_plans(make_plans(), make_dataset(), "3d_fullres", name="m", mirror_axes=(0, 1))
+    threads = InferenceThreads(Recording())
+    for mirroring in (True, False):
+        inference = InferenceQueue(predictor, mirroring=mirroring, threads=threads)
+        inference.submit(np.zeros((2, 1, 2, 2, 2), np.float32), priority=0).result(300)
+    threads.close()
+    assert costs == [8, 2]
