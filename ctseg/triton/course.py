@@ -2,18 +2,22 @@
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from typing import Any, Generic, TypeVar
 
-from ctseg.arrays import Logits, Patches
-from ctseg.triton.connection import ServerConnection
 from ctseg.triton.errors import AWAY, DIED, HICCUPS, KEY_REFUSED, NO_ANSWER, UNAVAILABLE, CallError
 from ctseg.triton.rota import Rota
+from ctseg.triton.server import Server
 
 _FAILURES_OF_A_REQUEST = 2
 _DEATHS_OF_A_REQUEST = 3
 
+T = TypeVar("T", bound=Server[Any])
+Request = TypeVar("Request")
+Answer = TypeVar("Answer")
 
-class Course:
+
+class Course(Generic[T, Request, Answer]):
     """One request until it is computed.
 
     A server that is away, or takes the key no more, is the server's misfortune: the request waits, or goes to another.
@@ -24,30 +28,33 @@ class Course:
 
     Args:
         rota: Chooses the servers.
-        ask: Sends patches to a server; raises :class:`CallError`.
-        patches: What is sent.
+        ask: Sends a request to a server; raises :class:`CallError`.
+        request: What is sent.
         on_retry: Called each time that it is sent again.
+        verdicts: With what status a server says that the request is at fault, whoever gets it.
 
     Attributes:
-        patches: What is sent.
+        request: What is sent.
         problem: How it failed last.
     """
 
     def __init__(
         self,
-        rota: Rota,
-        ask: Callable[[ServerConnection, Patches], Logits],
-        patches: Patches,
+        rota: Rota[T, Request],
+        ask: Callable[[T, Request], Answer],
+        request: Request,
         on_retry: Callable[[], None],
+        verdicts: Collection[str] = (),
     ) -> None:
-        self.patches = patches
+        self.request = request
         self._on_retry = on_retry
+        self._verdicts = verdicts
         self.problem: CallError | None = None
         self._rota = rota
         self._ask = ask
         self._started = time.monotonic()
-        self._failures: dict[ServerConnection, CallError] = {}
-        self._silent: ServerConnection | None = None
+        self._failures: dict[T, CallError] = {}
+        self._silent: T | None = None
         self._has_failed_where_all_is_well = False
         self._collapses = 0
         self._deaths = 0
@@ -61,7 +68,7 @@ class Course:
         """Return how the request failed where the server that it went to is there, and does not answer it."""
         return self.problem if self._silent is not None and self._silent.is_alive() else None
 
-    def run(self) -> Logits:
+    def run(self) -> Answer:
         """Send the request until it is computed.
 
         Raises:
@@ -72,25 +79,25 @@ class Course:
         while True:
             # a request may be what makes servers fail: those that saw one fail go one by one, beside fresh ones
             with self._rota.alone if self._is_suspect else contextlib.nullcontext() as alone:
-                while (logits := self._try()) is None and alone:
+                while (answer := self._try()) is None and alone:
                     self._on_retry()
-            if logits is not None:
-                return logits
+            if answer is not None:
+                return answer
             self._on_retry()
 
     @property
     def _is_suspect(self) -> bool:
         return self._has_failed_where_all_is_well or self._collapses > 0 or self._deaths > 0
 
-    def _try(self) -> Logits | None:
+    def _try(self) -> Answer | None:
         """Send the request once; return None where it is to be sent again."""
         server = self._rota.take(self._failures, self._started)
         try:
-            logits = self._ask(server, self.patches)
+            answer = self._ask(server, self.request)
         except CallError as error:
             self.problem = error
             self._silent = server if error.status == NO_ANSWER else None
-            if self._rota.is_closed:
+            if self._rota.is_closed or error.status in self._verdicts:
                 raise
             if error.status == UNAVAILABLE and not server.is_alive():
                 self._count_death(server, error)
@@ -105,11 +112,11 @@ class Course:
             self._rota.give_back(server)
         for failed, problem in self._failures.items():
             if failed is not server:
-                self._rota.outdone(failed, problem, self.patches)
-        self._rota.answered(self.patches)
-        return logits
+                self._rota.outdone(failed, problem, self.request)
+        self._rota.answered(self.request)
+        return answer
 
-    def _count_death(self, server: ServerConnection, error: CallError) -> None:
+    def _count_death(self, server: T, error: CallError) -> None:
         """Note that a server is gone that had the request.
 
         Raises:
@@ -125,7 +132,7 @@ class Course:
                 url=server.url,
             ) from error
 
-    def _is_at_fault(self, server: ServerConnection, error: CallError) -> bool:
+    def _is_at_fault(self, server: T, error: CallError) -> bool:
         """Whether the request fails by its own fault, now that a server has failed it."""
         is_second_time = server in self._failures
         self._failures[server] = error

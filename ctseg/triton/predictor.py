@@ -21,17 +21,27 @@ from ctseg.numerics.finite import all_finite
 from ctseg.predict.predictor import Identity, Runner
 from ctseg.triton.addresses import address_of
 from ctseg.triton.arrivals import Arrivals
-from ctseg.triton.connection import ServerConnection
+from ctseg.triton.connection import ServerConnection, connect_server
 from ctseg.triton.course import Course
 from ctseg.triton.errors import WRONG, CallError, SharedMemoryRefusedError, server_error_of
 from ctseg.triton.options import ClientOptions
-from ctseg.triton.rota import NobodyAnswersError, Rota
+from ctseg.triton.rota import NobodyAnswersError, Probes, Rota
 from ctseg.triton.served_version import WantedModel
 from ctseg.triton.transport import Call, MessageTransport, Traffic, batch_limit, share_memory_with
 
 log = logging.getLogger(__name__)
 
 _DRAIN_TIMEOUT_S = 10.0
+
+
+def _zeros(server: ServerConnection) -> Patches:
+    spec = server.spec
+    return np.zeros((1, spec.num_input_channels, *spec.patch_size), np.float32)
+
+
+_PROBES: Probes[ServerConnection, Patches] = Probes(
+    after=lambda patches: patches[:1].copy(), of=lambda patches: patches.copy(), blank=_zeros
+)
 
 
 def connect(
@@ -70,7 +80,11 @@ def connect(
     if not urls:
         raise ValueError("no URL to connect to")
     wanted = WantedModel(model, version, spec, digest)
-    arrivals = Arrivals(list(dict.fromkeys(address_of(url) for url in urls)), wanted, options)
+    arrivals = Arrivals(
+        list(dict.fromkeys(map(address_of, urls))),
+        lambda address, on_wait: connect_server(address, wanted, options, on_wait),
+        options.connect_timeout_s,
+    )
     servers: list[ServerConnection] = []
     try:
         servers = arrivals.first()
@@ -102,7 +116,10 @@ class TritonPredictor:
     """
 
     def __init__(
-        self, servers: Sequence[ServerConnection], options: ClientOptions, arrivals: Arrivals | None = None
+        self,
+        servers: Sequence[ServerConnection],
+        options: ClientOptions,
+        arrivals: Arrivals[ServerConnection] | None = None,
     ) -> None:
         self._timeout_s = options.timeout_s
         self._spec = servers[0].spec
@@ -118,7 +135,7 @@ class TritonPredictor:
         self._traffic = Traffic()
         self._messages = MessageTransport(self._spec, options.timeout_s, self._closing, self._traffic)
         self._shared_memory = share_memory_with(servers, self._messages, options)
-        self._rota = Rota(servers, self._ask, options.timeout_s)
+        self._rota = Rota(servers, self._ask, options.timeout_s, _PROBES)
         self._arrivals = arrivals
         if arrivals is not None:
             arrivals.take_in_later(self._take_in)
@@ -307,9 +324,9 @@ class TritonPredictor:
         what = f"{self._spec.name} version {self.identity.version} at {at} gave no logits for {shape} patches"
         return server_error_of(error, f"{what} within {waited_s:.1f} s")
 
-    def _away_error(self, course: Course) -> ServerError:
+    def _away_error(self, course: Course[ServerConnection, Patches, Logits]) -> ServerError:
         if hang := course.hang():
-            return self._error_of(hang, course.patches.shape, course.seconds)
+            return self._error_of(hang, course.request.shape, course.seconds)
         return ServerAwayError(
             f"{self._spec.name}: no server has computed anything for {self._timeout_s:g} s: {self._rota.problems()}: "
             "what is not done is left, start the folder again when a server answers",

@@ -6,17 +6,17 @@ aside*: before it gets work again it has to answer a request that was answered b
 """
 
 import logging
+import math
 import random
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
-import numpy as np
-
-from ctseg.arrays import Logits, Patches
 from ctseg.errors import ModelNotFoundError, SpecError
-from ctseg.triton.connection import ServerConnection
 from ctseg.triton.errors import AWAY, CANCELLED, KEY_REFUSED, CallError
+from ctseg.triton.server import Server
 
 log = logging.getLogger(__name__)
 
@@ -25,17 +25,39 @@ _TOLD_CHARACTERS = 300
 _NEW_KEY = "has a token expired? Start the folder again with a new one"
 
 
+T = TypeVar("T", bound=Server[Any])
+Request = TypeVar("Request")
+
+
 class NobodyAnswersError(Exception):
     """No server that may be asked has answered anything for as long as the caller waits."""
 
 
-class Rota:
-    """The servers of a predictor, used from any number of threads.
+@dataclass(frozen=True)
+class Probes(Generic[T, Request]):
+    """What a server is asked to prove that it is well.
+
+    Attributes:
+        after: Returns what is kept of a request that was computed.
+        of: Returns what is kept of a request that one server has failed and another computed.
+        blank: Returns what is asked where nothing has been computed yet.
+    """
+
+    after: Callable[[Request], Request]
+    of: Callable[[Request], Request]
+    blank: Callable[[T], Request]
+
+
+class Rota(Generic[T, Request]):
+    """The servers that requests go to, used from any number of threads.
 
     Args:
-        servers: At least one; all with the same spec.
-        ask: Sends patches to one server, whatever its state; raises :class:`CallError`.
+        servers: At least one; all give the same answers.
+        ask: Sends a request to one server, whatever its state; raises :class:`CallError`.
         timeout_s: How long the servers may be away before :meth:`take` gives up, in seconds.
+        probes: What a server is asked to prove that it is well.
+        most_per_server: Requests at once of one server.
+        most: Requests at once, all servers together.
 
     Attributes:
         alone: Held by a request that may be what makes servers fail, so that no other such request is on its way.
@@ -43,21 +65,28 @@ class Rota:
 
     def __init__(
         self,
-        servers: Sequence[ServerConnection],
-        ask: Callable[[ServerConnection, Patches], Logits],
+        servers: Sequence[T],
+        ask: Callable[[T, Request], object],
         timeout_s: float,
+        probes: Probes[T, Request],
+        *,
+        most_per_server: float = math.inf,
+        most: float = math.inf,
     ) -> None:
         self._servers = list(servers)
         self._ask = ask
         self._timeout_s = timeout_s
         self.alone = threading.Lock()
-        self._probe: Patches | None = None
-        self._watched: set[ServerConnection] = set()
+        self._probes = probes
+        self._probe: Request | None = None
+        self._most_per_server = most_per_server
+        self._most = most
+        self._watched: set[T] = set()
         self._is_closed = False
         self._changed = threading.Condition()
 
     @property
-    def servers(self) -> tuple[ServerConnection, ...]:
+    def servers(self) -> tuple[T, ...]:
         """All servers, those too that get no work now."""
         with self._changed:
             return tuple(self._servers)
@@ -67,7 +96,7 @@ class Rota:
         """Whether nobody is to wait any longer."""
         return self._is_closed
 
-    def add(self, server: ServerConnection) -> bool:
+    def add(self, server: T) -> bool:
         """Let a server have work from now on; return False where the rota is closed."""
         with self._changed:
             if not self._is_closed:
@@ -83,10 +112,10 @@ class Rota:
 
     # --- requests
 
-    def take(self, avoided: Collection[ServerConnection], since: float) -> ServerConnection:
+    def take(self, avoided: Collection[T], since: float) -> T:
         """Choose the least-loaded server that is well; its ``outstanding`` is one higher after it.
 
-        Waits for one as long as the servers may be away.
+        Waits for one as long as the servers may be away, and for room on one that is well as long as it takes.
 
         Args:
             avoided: Servers that are chosen only where no other is well.
@@ -105,24 +134,28 @@ class Rota:
                 well = self._well()
                 if candidates := [server for server in well if server not in avoided] or well:
                     server = min(candidates, key=lambda s: (s.outstanding, random.random()))
-                    server.outstanding += 1
-                    return server
+                    if self._has_room(server):
+                        server.outstanding += 1
+                        return server
+                    self._changed.wait(_LOOK_AGAIN_S)
+                    continue
                 left_s = self.deadline(since) - time.monotonic()
                 if left_s <= 0:
                     raise NobodyAnswersError
                 self._changed.wait(min(left_s, _LOOK_AGAIN_S))
 
-    def give_back(self, server: ServerConnection) -> None:
+    def give_back(self, server: T) -> None:
         """Note that a request to a server is done, however it ended."""
         with self._changed:
             server.outstanding -= 1
+            self._changed.notify_all()
 
     def deadline(self, since: float) -> float:
         """Return until when to wait: later and later while any server answers, by the monotonic clock."""
         with self._changed:
             return max(since, *(server.last_answer for server in self._servers)) + self._timeout_s
 
-    def others_are_well(self, avoided: Collection[ServerConnection]) -> bool:
+    def others_are_well(self, avoided: Collection[T]) -> bool:
         """Whether there is a server to ask besides these."""
         with self._changed:
             return any(server not in avoided for server in self._well())
@@ -136,8 +169,12 @@ class Rota:
                 problems.append(_NEW_KEY)
             return "; ".join(problems)
 
-    def _well(self) -> list[ServerConnection]:
+    def _well(self) -> list[T]:
         return [server for server in self._servers if server.refusal is None and server.is_trusted]
+
+    def _has_room(self, server: T) -> bool:
+        busy = sum(server.outstanding for server in self._servers)
+        return server.outstanding < self._most_per_server and busy < self._most
 
     def _check_refusals(self) -> None:
         refusals = [server.refusal for server in self._servers]
@@ -146,40 +183,39 @@ class Rota:
 
     # --- what came of them
 
-    def answered(self, patches: Patches) -> None:
-        """Note what was computed; the first patches are kept as the probe."""
+    def answered(self, request: Request) -> None:
+        """Note what was computed; something of the first request is kept as the probe."""
         if self._probe is None:
-            self._probe = patches[:1].copy()
+            self._probe = self._probes.after(request)
 
-    def away(self, server: ServerConnection, problem: CallError) -> None:
+    def away(self, server: T, problem: CallError) -> None:
         """Note that a server is away: it gets no request until it answers again."""
         server.suspect(problem)
         self._watch(server)
 
-    def died(self, server: ServerConnection, problem: CallError) -> None:
+    def died(self, server: T, problem: CallError) -> None:
         """Note that a server is gone with a request that may be why: it has to compute something else before it."""
         self._let_prove(server)
         self.away(server, problem)
 
-    def refused_key(self, server: ServerConnection, problem: CallError) -> None:
+    def refused_key(self, server: T, problem: CallError) -> None:
         """Note that a server does not take the key any more, whatever the request is: it is away until it does."""
         self._let_prove(server)
         self._leave_aside(server, problem, "refuses the key")
 
-    def _let_prove(self, server: ServerConnection) -> None:
-        """Let a server compute something before it gets work, what was computed before or else nothing but zeros."""
-        spec = server.spec
+    def _let_prove(self, server: T) -> None:
+        """Let a server compute something before it gets work, what was computed before or else a blank."""
         with self._changed:
             server.has_to_prove = True
             if self._probe is None:
-                self._probe = np.zeros((1, spec.num_input_channels, *spec.patch_size), np.float32)
+                self._probe = self._probes.blank(server)
 
-    def outdone(self, server: ServerConnection, problem: CallError, patches: Patches) -> None:
+    def outdone(self, server: T, problem: CallError, request: Request) -> None:
         """Note that a server failed what another has computed: it is left aside until it computes that, too."""
-        self._probe = patches.copy()
+        self._probe = self._probes.of(request)
         self._leave_aside(server, problem, "fails what another server computed")
 
-    def is_well(self, server: ServerConnection) -> bool:
+    def is_well(self, server: T) -> bool:
         """Ask a server that failed for what was computed before; leave it aside if it fails that, too.
 
         True where nothing was computed yet: nothing is known against it.
@@ -199,7 +235,7 @@ class Rota:
                 return False
             return True
 
-    def _leave_aside(self, server: ServerConnection, problem: CallError, why: str) -> None:
+    def _leave_aside(self, server: T, problem: CallError, why: str) -> None:
         with self._changed:
             is_new = not server.is_left_aside
             server.has_to_prove = server.is_left_aside = True
@@ -211,14 +247,14 @@ class Rota:
 
     # --- servers that come back
 
-    def _watch(self, server: ServerConnection) -> None:
+    def _watch(self, server: T) -> None:
         with self._changed:
             if server in self._watched:
                 return
             self._watched.add(server)
         threading.Thread(target=self._bring_back, args=(server,), name=f"watch-{server.url}", daemon=True).start()
 
-    def _bring_back(self, server: ServerConnection) -> None:
+    def _bring_back(self, server: T) -> None:
         """Check a server again and again, until it is well or serves something else."""
         is_told = server.is_left_aside
         while self._wait_until_due(server):
@@ -245,7 +281,7 @@ class Rota:
                 self._changed.notify_all()
             return
 
-    def _wait_until_due(self, server: ServerConnection) -> bool:
+    def _wait_until_due(self, server: T) -> bool:
         """Wait until a server may be asked again; return False where the rota is closed."""
         with self._changed:
             while not self._is_closed and (left_s := server.try_again_at - time.monotonic()) > 0:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import tenacity
 
@@ -19,9 +19,60 @@ _LONGEST_BACKOFF_S = 1.0
 _FIRST_ANSWER_S = 2.0
 
 
+class Served(Protocol):
+    """One version of an entry on one server."""
+
+    @property
+    def version(self) -> int:
+        """As the server numbers it."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """Of what makes labels: the model's spec, or the recipe."""
+        ...
+
+
+S = TypeVar("S", bound=Served)
+S_co = TypeVar("S_co", bound=Served, covariant=True)
+
+
+class Wanted(Protocol[S_co]):
+    """What a client asks its servers for."""
+
+    @property
+    def name(self) -> str:
+        """Of the model or the recipe."""
+        ...
+
+    @property
+    def entry(self) -> str:
+        """What it is called in the servers' repositories."""
+        ...
+
+    @property
+    def version(self) -> int | None:
+        """Version to use; None takes the newest that is ready on each server."""
+        ...
+
+    @property
+    def digest(self) -> str | None:
+        """Of what is asked for, whichever version has it; None takes any."""
+        ...
+
+    @property
+    def is_hidden(self) -> bool:
+        """Whether the servers do not say what their versions are."""
+        ...
+
+    def served(self, client: TritonClient, version: int, timeout_s: float) -> S_co:
+        """Return what a server promises about a version; see :func:`served_version`."""
+        ...
+
+
 @dataclass(frozen=True)
 class WantedModel:
-    """What a client asks its servers for.
+    """The network of a model.
 
     Attributes:
         name: Name of the model.
@@ -34,6 +85,20 @@ class WantedModel:
     version: int | None = None
     spec: ModelSpec | None = None
     digest: str | None = None
+
+    @property
+    def entry(self) -> str:
+        """The model's own."""
+        return self.name
+
+    @property
+    def is_hidden(self) -> bool:
+        """Whether the spec was given."""
+        return self.spec is not None
+
+    def served(self, client: TritonClient, version: int, timeout_s: float) -> "ServedVersion":
+        """See :func:`served_version`."""
+        return served_version(client, self, version, timeout_s)
 
 
 class RecipeServedError(SpecError):
@@ -68,10 +133,15 @@ class ServedVersion:
     instances: int
     names_requests: bool = False
 
+    @property
+    def digest(self) -> str:
+        """Of the spec."""
+        return self.spec.digest
+
 
 def choose_version(
-    client: TritonClient, wanted: WantedModel, timeout_s: float, on_failure: Callable[[], None] = lambda: None
-) -> ServedVersion:
+    client: TritonClient, wanted: Wanted[S], timeout_s: float, on_failure: Callable[[], None] = lambda: None
+) -> S:
     """Find the version to use, waiting for a server that is not ready yet.
 
     Args:
@@ -106,26 +176,24 @@ def choose_version(
         reraise=True,
     )
 
-    def choose() -> ServedVersion:
+    def choose() -> S:
         if wanted.version is not None:
-            return served_version(client, wanted, wanted.version, answer_s[0])
-        versions = sorted(ready_versions(client, wanted.name, answer_s[0]), reverse=True)
+            return wanted.served(client, wanted.version, answer_s[0])
+        versions = sorted(ready_versions(client, wanted.entry, answer_s[0]), reverse=True)
         if wanted.digest is None:
-            return served_version(client, wanted, versions[0], answer_s[0])
+            return wanted.served(client, versions[0], answer_s[0])
         return _version_with_digest(client, wanted, versions, answer_s[0])
 
     return attempts(choose)
 
 
-def _version_with_digest(
-    client: TritonClient, wanted: WantedModel, versions: Sequence[int], timeout_s: float
-) -> ServedVersion:
+def _version_with_digest(client: TritonClient, wanted: Wanted[S], versions: Sequence[int], timeout_s: float) -> S:
     found = []
     for version in versions:
-        served = served_version(client, wanted, version, timeout_s)
-        if served.spec.digest == wanted.digest:
+        served = wanted.served(client, version, timeout_s)
+        if served.digest == wanted.digest:
             return served
-        found.append(f"{served.spec.digest[:12]} in version {version}")
+        found.append(f"{served.digest[:12]} in version {version}")
     raise SpecError(
         f"{wanted.name} at {client.address}: expected a version with the spec {str(wanted.digest)[:12]}, found "
         f"{', '.join(found)}: serve the model that the recipe was written for, or write the recipe again"

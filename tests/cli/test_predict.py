@@ -126,7 +126,7 @@ def test_no_pipe_in_the_place_of_a_document_is_waited_for(tmp_path, capsys, flag
 )
 def test_wrong_usage_is_told_in_one_line_before_any_work_and_exits_2(tmp_path, capsys, monkeypatch, extra):
     monkeypatch.setattr("ctseg.runs.model.embedded_server", lambda *_: pytest.fail("a server was started"))
-    monkeypatch.setattr("ctseg.triton.arrivals.connect_server", lambda *_: pytest.fail("a server was asked"))
+    monkeypatch.setattr("ctseg.triton.predictor.connect_server", lambda *_: pytest.fail("a server was asked"))
     try:
         status = ctseg(words("predict", "-i", tmp_path, "-o", tmp_path / "out", "-m", "m", *_with_a_server(extra)))
     except SystemExit as error:
