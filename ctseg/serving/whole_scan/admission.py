@@ -307,7 +307,7 @@ class _Room:
         beside = share - reserve - used
         return cls(
             ordinary=min(now, beside if used else max(beside, alone)),
-            small=min(now, reserve - used_by_small, share - used - used_by_small),
+            small=min(reserve - used_by_small, share - used - used_by_small),
             alone=alone,
         )
 

@@ -4,7 +4,7 @@ import random
 import threading
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 
@@ -103,6 +103,18 @@ def test_a_scan_of_one_window_behind_many_chests_begins_at_once():
     assert bench.running == ["chest 0", "chest 1", "chest 2", "small"]
 
 
+def test_a_small_scan_begins_before_a_large_one_whose_turn_it_is_where_both_will_fit():
+    machine = Machine(1600)
+    bench = Bench(None, look=machine)
+    for number in range(3):
+        bench.offer(f"chest {number}", CHEST)
+        machine.size -= 200
+    bench.offer("large", demand(9, 1400))
+    for number in range(2):
+        bench.offer(f"small {number}", demand(8, 50))
+    assert bench.running == ["chest 0", "chest 1", "chest 2", "small 0", "small 1"]
+
+
 def test_small_scans_leave_the_ordinary_lanes_to_the_others():
     bench = Bench()
     for number in range(4):
@@ -189,6 +201,7 @@ def test_a_waiting_scan_that_is_given_up_never_begins_and_is_counted_no_more():
     future = bench.offer("given up", CHEST)
     bench.offer("waits", CHEST)
     assert future.cancel()
+    assert wait([future], 0).done == {future}
     assert bench.admission.waiting == 1
     bench.end_all()
     assert bench.begun == ["runs", "waits"]
@@ -278,6 +291,18 @@ def test_memory_that_others_have_taken_since_the_start_is_not_given_again():
     machine.size = 1300
     bench.offer("c", demand(10, 100))
     assert bench.running == ["a", "b", "c"]
+
+
+def test_a_scan_that_does_not_fit_now_waits_for_those_that_run():
+    machine = Machine(1600)
+    bench = Bench(None, look=machine)
+    bench.offer("small", demand(1, 90))
+    machine.size = 0
+    bench.offer("waits", demand(10, 30))
+    assert bench.running == ["small"]
+    machine.size = 90
+    bench.end("small")
+    assert bench.running == ["waits"]
 
 
 def test_where_others_have_taken_the_memory_a_scan_is_asked_to_come_again_and_stops_nobody():
