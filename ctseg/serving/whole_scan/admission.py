@@ -18,7 +18,7 @@ LANES = 3
 SMALL_LANES = 2
 """Small scans beside those."""
 SMALL_WINDOWS = 8
-"""A small scan has no more."""
+"""A small scan has no more; mirrored ones count as often as they are run, so that is one along three axes."""
 _RESERVED = 8
 """One part in so many of the memory is for small scans in their own lanes."""
 MOST_WAITING = 64
@@ -34,7 +34,7 @@ class Demand:
 
     Attributes:
         estimate: The memory that it takes once it has begun.
-        windows: How many it has, those of all members of a recipe together.
+        windows: How many the network runs for it, mirrored ones and those of all members of a recipe counted.
         waiting_bytes: What it holds before it begins.
     """
 
@@ -64,6 +64,7 @@ class Admission:
         most_waiting: How many scans may wait.
         most_waiting_bytes: What they may hold together; one that waits alone may hold more.
         look: Says what memory is available.
+        on_change: Told how many scans wait and how many run, after each change, one call at a time; must not raise.
     """
 
     def __init__(
@@ -76,8 +77,9 @@ class Admission:
         most_waiting: int = MOST_WAITING,
         most_waiting_bytes: int = MOST_WAITING_BYTES,
         look: Callable[[], Available] = available_memory,
+        on_change: Callable[[int, int], object] | None = None,
     ) -> None:
-        self._start = start
+        self._start, self._on_change = start, on_change
         self._limit = MemoryLimit(total_bytes, look)
         self._most_waiting, self._most_waiting_bytes = most_waiting, most_waiting_bytes
         self._lanes, self._small_lanes = _Lanes(lanes), _Lanes(small_lanes)
@@ -85,7 +87,7 @@ class Admission:
         self._windows_begun = 0
         self._numbers = itertools.count()
         self._is_closed = False
-        self._lock = threading.Lock()
+        self._lock, self._telling = threading.Lock(), threading.Lock()
 
     @property
     def waiting(self) -> int:
@@ -137,6 +139,7 @@ class Admission:
             waiting, self._waiting = self._waiting, {}
         for scan in waiting.values():
             scan.fail(_closed())
+        self._tell()
 
     @property
     def _used(self) -> int:
@@ -191,6 +194,12 @@ class Admission:
             except Exception as error:  # such as a pool that was shut down: nobody else would answer
                 turn.scan.fail(error)
                 self._end(turn.scan, turn.lanes)
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._on_change is not None:
+            with self._telling:  # what is told last is what is so
+                self._on_change(self.waiting, self.running)
 
     def _run(self, scan: "_Scan", lanes: "_Lanes") -> None:
         try:
@@ -208,9 +217,10 @@ class Admission:
         """Let a scan that was given up wait no more; others may have waited for its turn."""
         with self._lock:
             scan = self._waiting.pop(number, None)
-            turns = [] if scan is None else self._take_turns()
-        if scan is not None:
-            scan.future.set_running_or_notify_cancel()
+            if scan is None:
+                return
+            turns = self._take_turns()
+        scan.future.set_running_or_notify_cancel()
         self._begin(turns)
 
 

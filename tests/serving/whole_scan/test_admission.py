@@ -269,6 +269,25 @@ def test_a_scan_has_not_ended_before_its_answer_is_sent():
     assert bench.admission.running == 0
 
 
+def test_whoever_counts_is_told_of_each_change():
+    told = []
+    bench = Bench(lanes=1, on_change=lambda waiting, running: told.append((waiting, running)))
+    bench.offer("a", CHEST)
+    bench.offer("b", CHEST)
+    given_up = bench.offer("given up", CHEST)
+    assert told == [(0, 1), (1, 1), (2, 1)]
+    given_up.cancel()
+    assert told[-1] == (1, 1)
+    bench.end("a")
+    assert told[-1] == (0, 1)
+    bench.end("b")
+    assert told[-1] == (0, 0)
+    bench.offer("c", CHEST)
+    bench.offer("d", CHEST)
+    bench.admission.close()
+    assert told[-1] == (0, 1)
+
+
 def test_scans_share_half_of_what_is_available_and_one_alone_takes_all_of_it():
     machine = Machine(1600)
     bench = Bench(None, look=machine)
