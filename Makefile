@@ -47,7 +47,7 @@ check: $(TEST_VENV)/.ready  ## style, types, and what else needs no run
 	$(TEST_VENV)/bin/mypy
 	$(TEST_VENV)/bin/lint-imports --no-cache
 	$(TEST_VENV)/bin/hadolint -c .hadolint.yaml Dockerfile.train Dockerfile.serve scripts/check_images/Dockerfile.triton
-	$(TEST_VENV)/bin/shellcheck scripts/*.sh docker/*/*.sh examples/*.sh .ci/run
+	$(TEST_VENV)/bin/shellcheck scripts/*.sh docker/*/*.sh examples/*.sh examples/clients/*.sh .ci/run
 	$(TEST_VENV)/bin/yamllint -s docs/examples examples .github .pre-commit-config.yaml
 	$(TEST_VENV)/bin/docker-compose -f docs/examples/compose.yaml config -q
 	$(TEST_VENV)/bin/kubernetes-validate --strict --quiet docs/examples/kubernetes.yaml examples/kubernetes_indexed_job.yaml
