@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ctseg.runs.dask import DaskScheduler, segment_folder_on_dask
     from ctseg.runs.folder import segment_folder
     from ctseg.runs.model import ServedModel
+    from ctseg.runs.where import opened_segmenter
     from ctseg.serving.process import ServerOptions
     from ctseg.serving.server import embedded_server
     from ctseg.triton.options import ClientOptions
@@ -46,6 +47,7 @@ __all__ = [
     "connect",
     "embedded_server",
     "find_cases",
+    "opened_segmenter",
     "read_volume",
     "review_folder",
     "segment_cases",
@@ -70,6 +72,7 @@ _HOMES = {
     "connect": "ctseg.triton.predictor",
     "embedded_server": "ctseg.serving.server",
     "find_cases": "ctseg.files.cases",
+    "opened_segmenter": "ctseg.runs.where",
     "read_volume": "ctseg.files.volume",
     "review_folder": "ctseg.predict.review",
     "segment_cases": "ctseg.predict.folder",

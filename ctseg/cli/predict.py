@@ -60,6 +60,11 @@ def _add_server(predict: Parser) -> None:
     )
     where.add_argument("--model_version", type=int, help="version of the model (default: the newest that is ready)")
     where.add_argument("--spec", type=Path, help="ctseg.json, where the server hides its configuration")
+    where.add_argument(
+        "--where", choices=["auto", "client", "server"], default="auto",
+        help="where windows are cut: here (client), or in the servers, which get whole scans and send label maps "
+        "(server); auto: here if all servers are on this machine, else there if they can (default: auto)",
+    )  # fmt: skip
     where.add_argument("--tls", action="store_true", help="encrypt; trusts the system's certificates")
     where.add_argument(
         "--tls_root_certificates", dest="root_certificates", type=Path, help="PEM file of the trusted certificates"
@@ -215,6 +220,7 @@ def _model(args: argparse.Namespace) -> "ServedModel":
         version=args.model_version,
         spec=_read_spec(args.spec),
         client=client,
+        where=args.where,
     )
 
 

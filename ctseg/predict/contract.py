@@ -2,6 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from ctseg.model_spec import ModelSpec, Reader
 
@@ -33,6 +36,16 @@ class ScanContract:
     mirrors_in_graph: bool
     has_probabilities: bool = True
     previous_stage: str = ""
+
+    @property
+    def highest_label(self) -> int:
+        """The highest value that a label map has."""
+        return max((value for values in self.labels.values() for value in values), default=0)
+
+    @property
+    def label_dtype(self) -> "np.dtype[Any]":
+        """Type of all label maps: the smaller unsigned one that holds every label."""
+        return np.dtype(np.uint8 if self.highest_label <= 255 else np.uint16)
 
 
 def contract_of(spec: ModelSpec) -> ScanContract:

@@ -126,6 +126,23 @@ def most_windows(header: VolumeHeader, spec: ModelSpec, tile_step_size: float) -
     return count_windows(_Grids.of(header, spec).network_shape, spec.patch_size, tile_step_size)
 
 
+def estimate_sending(header: VolumeHeader, spec: ModelSpec, sending_bytes: int) -> MemoryEstimate:
+    """Estimate the memory that a case takes here whose whole scan is sent to a server.
+
+    Args:
+        header: What the files say.
+        spec: Of a network that sees the scan.
+        sending_bytes: What sending it and receiving its label map takes.
+
+    Raises:
+        InputError: The scan would have no voxel at the network's spacing.
+    """
+    grids = _Grids.of(header, spec)
+    previous = _PREVIOUS * prod(grids.shape) if spec.previous_stage else 0
+    peak_bytes = _SMALL + max(header.reading_bytes, header.voxel_bytes + previous + sending_bytes)
+    return MemoryEstimate(peak_bytes, grids.network_shape, grids.network_spacing_mm)
+
+
 def preparing_bytes(header: VolumeHeader, spec: ModelSpec) -> int:
     """Return what is held while a scan is prepared, beside the scan itself.
 

@@ -146,7 +146,7 @@ class FolderRun:
             if not (work.stopped.is_set() or work.went_away.is_set() or case.name in work.ended):
                 work.end(case, index, turn)
 
-        with ThreadPoolExecutor(CASES_IN_FLIGHT, thread_name_prefix="case") as pool:
+        with ThreadPoolExecutor(self._segmenter.cases_in_flight or CASES_IN_FLIGHT, thread_name_prefix="case") as pool:
             try:
                 for future in [pool.submit(one, index, case) for index, case in pending]:
                     future.result()

@@ -61,7 +61,7 @@ class CaseError(Document):
 class StageSeconds(Document):
     """Wall-clock seconds of a case in each stage; stages of several cases overlap.
 
-    ``network`` is what the case waited for logits; ``restore`` runs in between.
+    ``network`` is what the case waited for logits, or for the label map of a whole scan; ``restore`` runs in between.
     """
 
     read: float = 0.0
@@ -143,6 +143,7 @@ class Outcome(Document):
         volumes_ml: Of each label by its name.
         bytes_sent: Of tensors, repeated requests not counted.
         bytes_received: Likewise.
+        server_seconds: Of the stages in the server, where that cut the windows; ``waited`` is for its turn.
         ran_on: Servers that answered meanwhile, of other cases' windows too where cases overlap.
         ended: When, in UTC.
     """
@@ -160,6 +161,7 @@ class Outcome(Document):
     windows: int = 0
     bytes_sent: int = 0
     bytes_received: int = 0
+    server_seconds: Mapping[str, float] = {}
     ran_on: tuple[RanOn, ...] = ()
     ended: str = ""
 

@@ -38,7 +38,7 @@ class Identity:
         version: Of the model, as the server numbers it.
         digest: Of its spec.
         servers: Addresses of all servers that may run it; empty for a network in this process.
-        transport: How tensors travel: ``shared memory``, ``grpc``, both, or ``in process``.
+        transport: How tensors travel: ``shared memory``, ``grpc``, both, ``in process``, or ``whole scans``.
         members: Of a recipe, each with its own.
         runners: What runs the network, or the members' networks, on each server that has come so far.
     """

@@ -68,15 +68,20 @@ class RecipeSegmenter:
         """That of the recipe."""
         return self._contract
 
+    @property
+    def cases_in_flight(self) -> None:
+        """None."""
+        return None
+
     def estimate(self, header: VolumeHeader, *, saves_probabilities: bool) -> MemoryEstimate:
         """See :meth:`CaseSegmenter.estimate`."""
         loads = {name: window_load(queue, self._options) for name, queue in self._queues.items()}
         specs = {name: queue.predictor.spec for name, queue in self._queues.items()}
         return estimate_recipe(header, self._recipe, specs, loads, saves_probabilities=saves_probabilities)
 
-    def segment(self, volume: Volume, context: CaseContext) -> Segmentation:
+    def segment(self, volume: Volume, context: CaseContext | None = None) -> Segmentation:
         """See :meth:`CaseSegmenter.segment`."""
-        return RecipeRun(self._queues, self._options, context).segment(self._recipe, Scan.of(volume))
+        return RecipeRun(self._queues, self._options, context or CaseContext()).segment(self._recipe, Scan.of(volume))
 
     def abort(self) -> None:
         """See :meth:`CaseSegmenter.abort`."""

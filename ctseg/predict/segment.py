@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import closing
@@ -75,6 +75,7 @@ class Segmentation:
         bytes_sent: Of the tensors, repeated requests not counted.
         bytes_received: Likewise.
         warnings: What a person is to know of the case.
+        server_seconds: By stage in the server, where that cut the windows.
     """
 
     labels: LabelMap
@@ -82,6 +83,7 @@ class Segmentation:
     bytes_sent: int
     bytes_received: int
     warnings: tuple[str, ...] = ()
+    server_seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

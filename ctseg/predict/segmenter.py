@@ -14,7 +14,8 @@ from ctseg.predict.segment import BATCHES_AHEAD, CaseContext, Scan, Segmentation
 class CaseSegmenter(Protocol):
     """Turns scans into labels, and says with what. ``segment`` is called from several threads at once.
 
-    A folder run knows only this. Windows that are cut here are one way to do it (:class:`WindowSegmenter`).
+    A folder run knows only this. Windows that are cut here are one way to do it (:class:`WindowSegmenter`), whole scans
+    that are sent to a server another.
     """
 
     @property
@@ -25,6 +26,11 @@ class CaseSegmenter(Protocol):
     @property
     def contract(self) -> ScanContract:
         """What it takes and gives."""
+        ...
+
+    @property
+    def cases_in_flight(self) -> int | None:
+        """How many cases at once keep it busy; None: as many as a run overlaps anyway."""
         ...
 
     def estimate(self, header: VolumeHeader, *, saves_probabilities: bool) -> MemoryEstimate:
@@ -39,12 +45,12 @@ class CaseSegmenter(Protocol):
         """
         ...
 
-    def segment(self, volume: Volume, context: CaseContext) -> Segmentation:
+    def segment(self, volume: Volume, context: CaseContext | None = None) -> Segmentation:
         """Segment one scan.
 
         Args:
             volume: The scan, read by the reader that the contract names.
-            context: What belongs to the case.
+            context: What belongs to the case; by default nothing does.
 
         Raises:
             InputError: The scan cannot be segmented by this model.
@@ -97,14 +103,19 @@ class WindowSegmenter:
         """That of the predictor's spec."""
         return self._contract
 
+    @property
+    def cases_in_flight(self) -> None:
+        """None."""
+        return None
+
     def estimate(self, header: VolumeHeader, *, saves_probabilities: bool) -> MemoryEstimate:
         """See :meth:`CaseSegmenter.estimate`."""
         load = window_load(self._inference, self._options)
         return estimate_memory(header, self._inference.predictor.spec, load, saves_probabilities=saves_probabilities)
 
-    def segment(self, volume: Volume, context: CaseContext) -> Segmentation:
+    def segment(self, volume: Volume, context: CaseContext | None = None) -> Segmentation:
         """See :meth:`CaseSegmenter.segment`."""
-        return segment(Scan.of(volume), self._inference, self._options, context)
+        return segment(Scan.of(volume), self._inference, self._options, context or CaseContext())
 
     def abort(self) -> None:
         """See :meth:`CaseSegmenter.abort`."""
@@ -135,6 +146,6 @@ def segment_volume(
     """
     segmenter = WindowSegmenter(predictor, WindowOptions(tile_step_size=tile_step_size, mirroring=mirroring))
     try:
-        return segmenter.segment(volume, CaseContext()).labels
+        return segmenter.segment(volume).labels
     finally:
         segmenter.close()

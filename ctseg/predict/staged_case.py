@@ -97,6 +97,7 @@ class CaseStager:
             volumes_ml=volumes_ml(result.labels, contract.labels, volume.geometry.spacing_mm), seconds=clock.seconds,
             windows=result.windows, bytes_sent=result.bytes_sent, bytes_received=result.bytes_received,
             warnings=(*result.warnings, *_mixes(ran_on)), ran_on=ran_on,
+            server_seconds=result.server_seconds,
         ), files)  # fmt: skip
 
     def wanted(self, case: Case) -> tuple[str, ...]:

@@ -31,7 +31,8 @@ from ctseg.predict.outcomes import Outcome, OutcomeStore
 from ctseg.predict.predictor import Identity
 from ctseg.predict.presence import TOUCH_S, OtherRuns, Presence
 from ctseg.predict.progress import Progress
-from ctseg.runs.model import ServedModel, opened_segmenter
+from ctseg.runs.model import ServedModel
+from ctseg.runs.where import opened_segmenter
 
 SIGHT_S = 5.0
 """How long a file may take from one host to another before the folder counts as not shared."""
@@ -206,7 +207,9 @@ class _Session:
         _check_versions(job)
         _check_paths(job)
         with contextlib.ExitStack() as stack:
-            segmenter = opened_segmenter(_with_headers(job), job.options.window_options)
+            segmenter = opened_segmenter(
+                _with_headers(job), job.options.window_options, saves_probabilities=job.options.save_probabilities
+            )
             self.segmenter = stack.enter_context(segmenter)
             self.presence = stack.enter_context(Presence(job.output))
             self._stack = stack.pop_all()

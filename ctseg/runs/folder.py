@@ -17,7 +17,8 @@ from ctseg.predict.ownership import OwnFiles
 from ctseg.predict.progress import Progress
 from ctseg.predict.report import Report
 from ctseg.predict.segmenter import CaseSegmenter
-from ctseg.runs.model import ServedModel, known_contract, opened_segmenter
+from ctseg.runs.model import ServedModel, known_contract
+from ctseg.runs.where import opened_segmenter
 from ctseg.serving.signals import signals_as_exit
 
 logger = logging.getLogger(__name__)
@@ -111,7 +112,8 @@ def _opened_for(output: Path, model: ServedModel, options: BatchOptions) -> Iter
     """Connect to a model; that no server answers is no wrong address where one has answered before."""
     with ExitStack() as stack:
         try:
-            segmenter = stack.enter_context(opened_segmenter(model, options.window_options))
+            opening = opened_segmenter(model, options.window_options, saves_probabilities=options.save_probabilities)
+            segmenter = stack.enter_context(opening)
         except ServerUnavailableError as error:
             if not read_model_notes(output):
                 raise

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from ctseg.arrays import Logits, Patches
 from ctseg.compiled.loading import load_kernels_ahead
@@ -13,9 +14,7 @@ from ctseg.model_spec import ModelSpec
 from ctseg.numerics import KERNEL_MODULES, RECIPE_KERNEL_MODULES
 from ctseg.predict.contract import ScanContract, contract_of
 from ctseg.predict.predictor import PatchPredictor, PredictorAround
-from ctseg.predict.recipe_segmenter import RecipeSegmenter, contract_of_recipe
-from ctseg.predict.segment import WindowOptions
-from ctseg.predict.segmenter import CaseSegmenter, WindowSegmenter
+from ctseg.predict.recipe_segmenter import contract_of_recipe
 from ctseg.recipe import Recipe
 from ctseg.serving.entries import CONFIG_NAME, member_versions, read_recipe, read_spec, require_model_name
 from ctseg.serving.process import RunningServer, ServerOptions
@@ -23,10 +22,12 @@ from ctseg.serving.server import embedded_server
 from ctseg.serving.threads import require_threads, threads_of_run
 from ctseg.triton.options import ClientOptions
 from ctseg.triton.predictor import TritonPredictor, connect
-from ctseg.triton.served_version import RecipeServedError
 
 _log = logging.getLogger(__name__)
-_KEPT_RUNNING = ServerOptions(restarts=12)  # the windows of one scan that kills it do so three times each
+KEPT_RUNNING = ServerOptions(restarts=12)  # the windows of one scan that kills it do so three times each
+
+
+Where = Literal["auto", "client", "server"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class ServedModel:
         version: Of the model; None takes the newest that is ready on each server.
         spec: The spec, where the servers hide their configuration.
         client: How to talk to the servers.
+        where: Where windows are cut: in this process (``client``), in the servers, which then get whole scans
+            (``server``), or (``auto``) here where all servers share memory with this process or take no whole scans.
 
     Raises:
         SetupError: Neither servers nor a repository are given, or both; or the name or the version can be none.
@@ -51,6 +54,7 @@ class ServedModel:
     version: int | None = None
     spec: ModelSpec | None = None
     client: ClientOptions = field(default_factory=ClientOptions)
+    where: Where = "auto"
 
     def __post_init__(self) -> None:
         require_model_name(self.name)
@@ -84,46 +88,21 @@ def opened(model: ServedModel) -> Iterator[PatchPredictor]:
         with _connected(model, model.urls, model.client) as predictor:
             yield predictor
         return
-    _check_repository(model.repository)
+    check_repository(model.repository)
     load_kernels_ahead(KERNEL_MODULES)
     with (
-        embedded_server(model.repository, [model.name], _KEPT_RUNNING) as server,
+        embedded_server(model.repository, [model.name], KEPT_RUNNING) as server,
         _connected(model, (server.url,), server.client_options(model.client)) as predictor,
     ):
         yield _PredictorOfServer(predictor, server)
 
 
-@contextmanager
-def opened_segmenter(model: ServedModel, options: WindowOptions) -> Iterator[CaseSegmenter]:
-    """Open a model, or all members of a recipe, see :func:`opened`.
-
-    Args:
-        model: Which model or recipe, and who serves it.
-        options: How windows are laid and run.
+def recipe_on_disk(model: ServedModel) -> tuple[Recipe, int] | None:
+    """Return the recipe that a model's name stands for in its repository, with its version; None where it does not.
 
     Raises:
-        SetupError: See :func:`opened`.
-        SpecError: See :func:`opened`; or a member of the recipe is not there, or not served, with the spec that it
-            names.
-        ServerError: No server answers.
+        SpecError: Its entry cannot be read.
     """
-    with ExitStack() as stack:
-        segmenter: CaseSegmenter
-        found = _recipe_on_disk(model)
-        if found is None:
-            try:
-                segmenter = WindowSegmenter(stack.enter_context(opened(model)), options)
-            except RecipeServedError as served:
-                found = served.recipe, served.version
-        if found is not None:
-            recipe, version = found
-            predictors = stack.enter_context(opened_members(model, recipe))
-            segmenter = RecipeSegmenter(recipe, predictors, options, version=version)
-        stack.callback(segmenter.close)
-        yield segmenter
-
-
-def _recipe_on_disk(model: ServedModel) -> tuple[Recipe, int] | None:
     if model.repository is None or not (model.repository / model.name / CONFIG_NAME).is_file():
         return None
     return read_recipe(model.repository / model.name, model.version)
@@ -138,7 +117,7 @@ def opened_members(model: ServedModel, recipe: Recipe) -> Iterator[Mapping[str, 
         recipe: The recipe, which need not be served itself.
 
     Raises:
-        SpecError: See :func:`opened_segmenter`.
+        SpecError: See :func:`opened`; or a member is not there, or not served, with the spec that the recipe names.
     """
     load_kernels_ahead((*KERNEL_MODULES, *RECIPE_KERNEL_MODULES))
     with ExitStack() as stack:
@@ -147,7 +126,7 @@ def opened_members(model: ServedModel, recipe: Recipe) -> Iterator[Mapping[str, 
             require_threads(threads_of_run(starts_server=True))
             versions = {name: item.version for name, item in member_versions(model.repository, recipe).items()}
             server = stack.enter_context(
-                embedded_server(model.repository, list(versions), _KEPT_RUNNING, versions=versions)
+                embedded_server(model.repository, list(versions), KEPT_RUNNING, versions=versions)
             )
             urls, client = (server.url,), server.client_options(model.client)
         predictors: dict[str, PatchPredictor] = {}
@@ -209,7 +188,7 @@ def known_contract(model: ServedModel) -> ScanContract | None:
         return contract_of(model.spec)
     if model.repository is None:
         return None
-    _check_repository(model.repository)
+    check_repository(model.repository)
     folder = model.repository / model.name
     if not (folder / CONFIG_NAME).is_file():
         return None
@@ -221,7 +200,12 @@ def known_contract(model: ServedModel) -> ScanContract | None:
     return contract_of_recipe(recipe, {name: item.spec for name, item in members.items()})
 
 
-def _check_repository(repository: Path) -> None:
+def check_repository(repository: Path) -> None:
+    """Refuse a repository that is not there.
+
+    Raises:
+        SetupError: It is not.
+    """
     if not repository.is_dir():
         raise SetupError(
             f"no model repository at {repository}: name one, or a running server", settings=("repository", "urls")

@@ -20,7 +20,6 @@ from ctseg.predict.whole_scan import (
     scan_entry,
 )
 from ctseg.serving.entries import BUILD_NAME, CONFIG_NAME, Entry, read_config, versions_on_disk
-from ctseg.serving.whole_scan.answers import label_dtype
 from ctseg.serving.writing import pretty_json, staging, writing
 from ctseg.triton.configuration import ModelConfig, scan_parameter, scan_parameters, text_from_config
 
@@ -109,7 +108,7 @@ def add_scan_tensors(config: ModelConfig, contract: ScanContract, version: int) 
         (PREVIOUS_LABELS, "UINT16", [-1, -1, -1]),
     ):
         config.input.add(name=name, data_type=f"TYPE_{kind}", dims=dims, optional=True)
-    labels = f"TYPE_{label_dtype(contract).name.upper()}"
+    labels = f"TYPE_{contract.label_dtype.name.upper()}"
     for name, kind, dims in (
         (LABELS, labels, [-1, -1, -1]),
         (LABELS_DEFLATED, "TYPE_UINT8", [-1]),

@@ -2,9 +2,9 @@
 
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
@@ -90,8 +90,12 @@ class TritonClient:
         outputs: list[Any],
         receive: Callable[[Any, Any], None],
         request_id: str = "",
-    ) -> None:
+        parameters: Mapping[str, str | bool] | None = None,
+    ) -> Callable[[], None]:
         """Send a request; ``receive`` is called with result and error on one of gRPC's threads.
+
+        Returns:
+            Cancels the call.
 
         Raises:
             CallError: It could not be sent; ``receive`` will not be called.
@@ -105,12 +109,27 @@ class TritonClient:
 
         self._pulse.sent(index)
         try:
-            self._clients[index].async_infer(
+            call = self._clients[index].async_infer(
                 model, inputs, callback=finish, model_version=str(version), outputs=outputs, request_id=request_id,
-                headers=self._headers,
+                headers=self._headers, parameters=dict(parameters or {}),
             )  # fmt: skip
         except (InferenceServerException, ValueError) as error:
             self._pulse.came(index)
+            raise call_error_of(error) from error
+        return cast("Callable[[], None]", call.cancel)
+
+    def tell(self, model: str, version: int, parameters: Mapping[str, str | bool], *, timeout_s: float) -> Any:
+        """Send a request that has no inputs, only parameters, and return its result.
+
+        Raises:
+            CallError: It failed.
+        """
+        try:
+            return self._clients[0].infer(
+                model, [], model_version=str(version), headers=self._headers, client_timeout=timeout_s,
+                parameters=dict(parameters),
+            )  # fmt: skip
+        except (InferenceServerException, ValueError) as error:
             raise call_error_of(error) from error
 
     def _beat(self, client: InferenceServerClient) -> None:

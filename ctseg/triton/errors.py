@@ -21,6 +21,8 @@ CANCELLED = "StatusCode.CANCELLED"
 DEADLINE = "StatusCode.DEADLINE_EXCEEDED"
 INTERNAL = "StatusCode.INTERNAL"
 NOT_FOUND = "StatusCode.NOT_FOUND"
+INVALID_ARGUMENT = "StatusCode.INVALID_ARGUMENT"
+UNIMPLEMENTED = "StatusCode.UNIMPLEMENTED"
 ALREADY_EXISTS = "StatusCode.ALREADY_EXISTS"
 NO_ANSWER = "no answer"
 """Not of gRPC: nothing came back within the client's own limit."""
@@ -36,7 +38,7 @@ AWAY = (UNAVAILABLE, CANCELLED, NO_ANSWER, NOT_FOUND)
 """A server that had the model is away: gone, starting, stopping, overloaded, hung, or loading the model again."""
 HICCUPS = (INTERNAL, WRONG, DEADLINE, "StatusCode.UNKNOWN", "StatusCode.DATA_LOSS")
 """What a server may do better the second time; anything else that is not AWAY is a refusal."""
-SHARED_MEMORY_REFUSALS = ("StatusCode.INVALID_ARGUMENT", "StatusCode.UNIMPLEMENTED", NOT_FOUND, RESTRICTED)
+SHARED_MEMORY_REFUSALS = (INVALID_ARGUMENT, UNIMPLEMENTED, NOT_FOUND, RESTRICTED)
 """How a server says that it does not take tensors by shared memory."""
 
 _ERROR_OF_STATUS: Mapping[str, type[ServerError]] = {

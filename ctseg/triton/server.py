@@ -5,7 +5,7 @@ import math
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
 
 from ctseg.errors import ModelNotFoundError, SpecError
@@ -153,6 +153,10 @@ class Server(Generic[S]):
         self._failures = 0
         self.last_answer = time.monotonic()
 
+    def shows_life(self) -> None:
+        """Note that the server computes, though nothing whole has come back."""
+        self.last_answer = time.monotonic()
+
     def _check_still_same(self, timeout_s: float) -> None:
         model, version, digest = self._wanted.entry, self.version, self.served.digest
         ready = ready_versions(self._client, model, timeout_s)
@@ -188,9 +192,17 @@ class Server(Generic[S]):
     # --- requests
 
     def send(
-        self, inputs: list[Any], outputs: list[Any], receive: Callable[[Any, Any], None], request_id: str = ""
-    ) -> None:
+        self,
+        inputs: list[Any],
+        outputs: list[Any],
+        receive: Callable[[Any, Any], None],
+        request_id: str = "",
+        parameters: Mapping[str, str | bool] | None = None,
+    ) -> Callable[[], None]:
         """Send a request; ``receive`` is called on one of gRPC's threads.
+
+        Returns:
+            Cancels the call; old servers crash upon that with a model of another kind than those for whole scans.
 
         Raises:
             CallError: It could not be sent.
@@ -205,7 +217,7 @@ class Server(Generic[S]):
 
         self._count_pending(1)
         try:
-            self._client.infer(self._wanted.entry, self.version, inputs, outputs, finish, request_id)
+            return self._client.infer(self._wanted.entry, self.version, inputs, outputs, finish, request_id, parameters)
         except CallError:
             self._count_pending(-1)
             raise

@@ -8,34 +8,15 @@ import pytest
 
 from ctseg.errors import SetupError
 from ctseg.predict.options import BatchOptions
-from ctseg.recipe import Recipe
 from ctseg.runs.folder import segment_folder
 from ctseg.runs.model import ServedModel
-from ctseg.serving.publish import EntryDraft, publish
-from ctseg.serving.recipe_entry import publish_recipe
-from tests.support.toy_models import WEIGHTS, save_toy_network, toy_spec, write_toy_entry
-
-SECOND_WEIGHTS = np.hstack([-WEIGHTS, [[0, 0], [3, 0], [0, 4]]]).astype(np.float32)
-"""(heads, channels): the two images, and a channel for each label of the first stage."""
+from tests.support.toy_models import write_cascade
 
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    root = tmp_path / "models"
-    first = write_toy_entry(root, toy_spec("first"))
-    previous = {
-        "model": "first",
-        "digest": first.digest,
-        "labels": [1, 2],
-        "resampling": {"function": "resample_data_or_seg_to_shape"},
-    }
-    second = toy_spec("second", previous_stage=previous, spacing_mm=(3.0, 0.8, 0.8))
-    network = save_toy_network(tmp_path / "second.onnx", weights=SECOND_WEIGHTS)
-    publish(root, EntryDraft(spec=second, backend="python", model_file=network), 1)
-    members = [{"model": spec.name, "digest": spec.digest} for spec in (first, second)]
-    step = {"kind": "cascade", "previous": "first", "model": "second"}
-    publish_recipe(root, Recipe.model_validate({"name": "both", "members": members, "step": step}))
-    return root
+    write_cascade(tmp_path / "models")
+    return tmp_path / "models"
 
 
 @pytest.fixture

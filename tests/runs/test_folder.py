@@ -60,7 +60,9 @@ def _contract_mirroring(where: str):
 @pytest.fixture
 def scans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of one scan; no server may be started or asked."""
-    monkeypatch.setattr(folder_module, "opened_segmenter", lambda *_: pytest.fail("a server was started or asked"))
+    monkeypatch.setattr(
+        folder_module, "opened_segmenter", lambda *_, **__: pytest.fail("a server was started or asked")
+    )
     (tmp_path / "in").mkdir()
     write_scan(tmp_path / "in" / "a.nii.gz")
     return tmp_path / "in"

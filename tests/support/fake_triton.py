@@ -1,7 +1,7 @@
 """A Triton server in this process whose answers, failures and silence a test decides; no clock is involved."""
 
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -82,8 +82,10 @@ class FakeClient:
         outputs: list[Any],
         receive: Callable[[Any, Any], None],
         request_id: str = "",
+        parameters: Mapping[str, Any] | None = None,
     ) -> None:
         assert request_id == ""  # it has no output to give it back in
+        assert not parameters
         spec = self.specs[version]
         assert model == spec.name
         self.requests += 1

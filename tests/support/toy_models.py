@@ -9,12 +9,18 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ctseg.arrays import Logits, Patches
 from ctseg.model_spec import Channel, IntensityProperties, Label, ModelSpec, SplineResampling, Tensor
+from ctseg.recipe import Recipe
 from ctseg.serving.publish import EntryDraft, publish
+from ctseg.serving.recipe_entry import publish_recipe
 from ctseg.triton.configuration import ModelConfig, text_from_config
 
 PATCH = (6, 10, 14)
 WEIGHTS = np.array([[1.0, 0.0], [-2.0, 0.5], [0.25, 3.0]], np.float32)
 """(heads, channels) of the 1 x 1 x 1 convolution that the toy network is."""
+
+
+SECOND_WEIGHTS = np.hstack([-WEIGHTS, [[0, 0], [3, 0], [0, 4]]]).astype(np.float32)
+"""(heads, channels): the two images, and a channel for each label of the first stage."""
 
 
 def toy_spec(name: str = "toy", **changes: Any) -> ModelSpec:
@@ -68,6 +74,24 @@ def write_toy_entry(repository: Path, spec: ModelSpec | None = None, version: in
     network = save_toy_network(repository.parent / "toy.onnx", half=spec.output.dtype == "FP16")
     publish(repository, EntryDraft(spec=spec, backend="python", model_file=network, **options), version)
     return spec
+
+
+def write_cascade(repository: Path) -> tuple[ModelSpec, ModelSpec]:
+    """Write the two stages of a cascade, ``first`` and ``second``, and the recipe of ``both``."""
+    first = write_toy_entry(repository, toy_spec("first"))
+    previous = {
+        "model": "first",
+        "digest": first.digest,
+        "labels": [1, 2],
+        "resampling": {"function": "resample_data_or_seg_to_shape"},
+    }
+    second = toy_spec("second", previous_stage=previous, spacing_mm=(3.0, 0.8, 0.8))
+    network = save_toy_network(repository.parent / "second.onnx", weights=SECOND_WEIGHTS)
+    publish(repository, EntryDraft(spec=second, backend="python", model_file=network), 1)
+    members = [{"model": spec.name, "digest": spec.digest} for spec in (first, second)]
+    step = {"kind": "cascade", "previous": "first", "model": "second"}
+    publish_recipe(repository, Recipe.model_validate({"name": "both", "members": members, "step": step}))
+    return first, second
 
 
 def write_foreign_entry(

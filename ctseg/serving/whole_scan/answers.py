@@ -50,7 +50,7 @@ class Answer:
             report: What goes with it.
             deflated: Whether it is sent deflated.
         """
-        plain: npt.NDArray[Any] = np.ascontiguousarray(labels, label_dtype(contract))
+        plain: npt.NDArray[Any] = np.ascontiguousarray(labels, contract.label_dtype)
         if deflated:
             packed = np.frombuffer(bytearray(zlib.compress(plain.data, _FASTEST)), np.uint8)
             tensor = to_triton(self._backend, LABELS_DEFLATED, packed)
@@ -82,12 +82,6 @@ class Answer:
             response = self._backend.InferenceResponse(list(tensors), **more)
             self._sender.send(response, flags=self._backend.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
             self._is_sent = True
-
-
-def label_dtype(contract: ScanContract) -> "np.dtype[Any]":
-    """Return the type of an entry's label maps: the smaller one that holds every label."""
-    highest = max(value for values in contract.labels.values() for value in values)
-    return np.dtype(np.uint8 if highest <= 255 else np.uint16)
 
 
 def code_of(error: BaseException) -> str:

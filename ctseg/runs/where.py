@@ -1,0 +1,246 @@
+"""Where windows are cut: here, or in the servers, which then get whole scans."""
+
+import logging
+from collections.abc import Iterator
+from concurrent.futures import CancelledError
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+
+from ctseg.errors import CtsegError, ModelNotFoundError, ServerAwayError, ServerError, SetupError, SpecError
+from ctseg.files.volume import Volume, VolumeHeader
+from ctseg.predict.contract import ScanContract
+from ctseg.predict.estimate import MemoryEstimate
+from ctseg.predict.predictor import Identity
+from ctseg.predict.recipe_segmenter import RecipeSegmenter
+from ctseg.predict.segment import CaseContext, Segmentation, WindowOptions
+from ctseg.predict.segmenter import CaseSegmenter, WindowSegmenter
+from ctseg.predict.whole_scan import scan_entry
+from ctseg.runs.model import (
+    KEPT_RUNNING,
+    ServedModel,
+    check_repository,
+    opened,
+    opened_members,
+    recipe_on_disk,
+)
+from ctseg.serving.entries import CONFIG_NAME, member_versions, read_config
+from ctseg.serving.process import RunningServer
+from ctseg.serving.server import embedded_server
+from ctseg.triton.configuration import scan_parameters
+from ctseg.triton.scan_server import WantedScans
+from ctseg.triton.served_version import RecipeServedError
+from ctseg.triton.whole_scan import connect_scans
+
+log = logging.getLogger(__name__)
+
+_BUILD_AGAIN = "build it again, with its entry for whole scans, or cut the windows here"
+
+
+@contextmanager
+def opened_segmenter(
+    model: ServedModel, options: WindowOptions | None = None, *, saves_probabilities: bool = False
+) -> Iterator[CaseSegmenter]:
+    """Open a model, or all members of a recipe, see :func:`ctseg.runs.model.opened`; closed with the context.
+
+    Args:
+        model: Which model or recipe, who serves it, and where windows are cut.
+        options: How windows are laid and run.
+        saves_probabilities: Whether probabilities are asked for, which do not travel.
+
+    Raises:
+        SetupError: See :func:`opened`; or whole scans are asked for, and probabilities too.
+        SpecError: See :func:`opened`; or a member of the recipe is not there, or not served, with the spec that it
+            names; or whole scans are asked for, and a server does not take them.
+        ServerError: No server answers.
+    """
+    options = options or WindowOptions()
+    if model.where == "server" and saves_probabilities:
+        raise SetupError(
+            f"{model.name}: probabilities do not travel: cut the windows here, or do without them",
+            settings=("where", "save_probabilities"),
+        )
+    with ExitStack() as stack:
+        if model.where != "server":
+            segmenter = stack.enter_context(_windows_or_scans(model, options, saves_probabilities=saves_probabilities))
+        elif model.repository is None:
+            segmenter = stack.enter_context(_scans(model, options))
+        else:
+            server, served = stack.enter_context(_own_server(model))
+            segmenter = _SegmenterOfServer(stack.enter_context(_scans(served, options)), server)
+        yield segmenter
+
+
+@dataclass(frozen=True)
+class _Windows:
+    """Windows that are cut here, and the whole scans that are the same."""
+
+    segmenter: CaseSegmenter
+    scans: WantedScans
+
+
+@contextmanager
+def _windows(model: ServedModel, options: WindowOptions) -> Iterator[_Windows]:
+    with ExitStack() as stack:
+        found = recipe_on_disk(model)
+        if found is None:
+            try:
+                predictor = stack.enter_context(opened(model))
+            except RecipeServedError as served:
+                found = served.recipe, served.version
+        segmenter: CaseSegmenter
+        if found is None:
+            segmenter = WindowSegmenter(predictor, options)
+            specs = {model.name: predictor.spec}
+        else:
+            recipe, version = found
+            predictors = stack.enter_context(opened_members(model, recipe))
+            segmenter = RecipeSegmenter(recipe, predictors, options, version=version)
+            specs = {name: predictor.spec for name, predictor in predictors.items()}
+        stack.callback(segmenter.close)
+        scans = WantedScans(
+            name=model.name,
+            digest=segmenter.contract.digest,
+            networks=specs,
+            is_recipe=found is not None,
+            version=model.version,
+            is_hidden=model.spec is not None,
+        )
+        yield _Windows(segmenter, scans)
+
+
+@contextmanager
+def _windows_or_scans(
+    model: ServedModel, options: WindowOptions, *, saves_probabilities: bool
+) -> Iterator[CaseSegmenter]:
+    """Cut windows here where all servers share memory with this process, or must be; else send whole scans."""
+    with ExitStack() as stack:
+        opened_here = stack.enter_context(ExitStack())
+        windows = opened_here.enter_context(_windows(model, options))
+        segmenter = windows.segmenter
+        if model.where == "auto" and model.repository is None and segmenter.identity.transport != "shared memory":
+            if saves_probabilities:
+                log.info("%s: windows are cut here: probabilities do not travel", model.name)
+            else:
+                try:
+                    scans = connect_scans(model.urls, windows.scans, segmenter.contract, options, model.client)
+                except CtsegError as error:
+                    log.info("%s: windows are cut here, the servers take no whole scans: %s", model.name, error)
+                else:
+                    stack.callback(scans.close)
+                    opened_here.close()
+                    log.info("%s: whole scans are sent, the servers cut the windows", model.name)
+                    segmenter = scans
+        yield segmenter
+
+
+@contextmanager
+def _scans(model: ServedModel, options: WindowOptions) -> Iterator[CaseSegmenter]:
+    """Send whole scans to servers that are there.
+
+    Raises:
+        SpecError: One of them does not take them.
+    """
+    here = replace(model, client=replace(model.client, shared_memory="off"))
+    with _windows(here, options) as windows:
+        try:
+            scans = connect_scans(model.urls, windows.scans, windows.segmenter.contract, options, model.client)
+        except (SpecError, ModelNotFoundError) as error:
+            raise SpecError(f"{error}: {_BUILD_AGAIN}", settings=("where",)) from error
+    try:
+        yield scans
+    finally:
+        scans.close()
+
+
+@contextmanager
+def _own_server(model: ServedModel) -> Iterator[tuple[RunningServer, ServedModel]]:
+    """Start a server that takes whole scans of a model, for the time of the context.
+
+    Raises:
+        SpecError: The repository has no entry for whole scans of it.
+    """
+    repository = model.repository
+    if repository is None:
+        raise ValueError(f"{model.name}: expected a repository")
+    check_repository(repository)
+    found = recipe_on_disk(model)
+    entry, versions = scan_entry(model.name), {}
+    if found is not None:
+        recipe, version = found
+        members = member_versions(repository, recipe)
+        entry, versions = model.name, {model.name: version, **{name: item.version for name, item in members.items()}}
+    elif model.version is not None:
+        versions = {model.name: model.version, entry: model.version}
+    folder = repository / entry
+    if (repository / model.name / CONFIG_NAME).is_file() and not (
+        (folder / CONFIG_NAME).is_file() and scan_parameters(read_config(folder))
+    ):
+        raise SpecError(
+            f"{model.name}: {repository} has no entry for its whole scans: {_BUILD_AGAIN}", settings=("where",)
+        )
+    names = list(dict.fromkeys((model.name, entry, *versions)))
+    with embedded_server(repository, names, KEPT_RUNNING, versions=versions) as server:
+        yield server, replace(model, repository=None, urls=(server.url,), client=server.client_options(model.client))
+
+
+class _SegmenterOfServer:
+    """A segmenter that waits for its own server as long as there is one: nobody else will start another.
+
+    Args:
+        segmenter: Connected to the server and to no other.
+        server: Started by this process.
+    """
+
+    def __init__(self, segmenter: CaseSegmenter, server: RunningServer) -> None:
+        self._segmenter = segmenter
+        self._server = server
+        server.life.at_end(self._end)
+
+    @property
+    def identity(self) -> Identity:
+        """The segmenter's."""
+        return self._segmenter.identity
+
+    @property
+    def contract(self) -> ScanContract:
+        """The segmenter's."""
+        return self._segmenter.contract
+
+    @property
+    def cases_in_flight(self) -> int | None:
+        """The segmenter's."""
+        return self._segmenter.cases_in_flight
+
+    def estimate(self, header: VolumeHeader, *, saves_probabilities: bool) -> MemoryEstimate:
+        """See :meth:`CaseSegmenter.estimate`."""
+        return self._segmenter.estimate(header, saves_probabilities=saves_probabilities)
+
+    def segment(self, volume: Volume, context: CaseContext | None = None) -> Segmentation:
+        """See :meth:`CaseSegmenter.segment`.
+
+        Raises:
+            ServerAwayError: The server has ended by itself, for good.
+        """
+        life = self._server.life
+        try:
+            result = self._segmenter.segment(volume, context)
+        except (ServerError, CancelledError) as error:
+            if not life.reason:
+                raise
+            raise ServerAwayError(
+                f"{self.contract.name}: the server that was started for this run has ended: {life.reason}"
+            ) from error
+        life.computed()
+        return result
+
+    def abort(self) -> None:
+        """See :meth:`CaseSegmenter.abort`."""
+        self._segmenter.abort()
+
+    def close(self) -> None:
+        """See :meth:`CaseSegmenter.close`."""
+        self._segmenter.close()
+
+    def _end(self) -> None:
+        log.error("the end of tritonserver's log:\n%s", self._server.end_of_log)
+        self._segmenter.abort()
