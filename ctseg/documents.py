@@ -31,3 +31,21 @@ def told_by(error: ValidationError, *, whole: str) -> str:
         for problem in problems
         if problem["type"] != "too_short" or problem["loc"] not in wrong  # pydantic counts sound items only
     )
+
+
+def told_of_settings(error: ValidationError, *, prefix: str) -> list[str]:
+    """Return a line for each problem, such as ``CTSEG_TLS=on: expected 'off', 'server' or 'mutual'``.
+
+    Args:
+        error: What pydantic found.
+        prefix: Of the settings' names: ``CTSEG_`` for variables, which are in capitals, or ``--`` for words.
+    """
+    lines = []
+    for problem in error.errors(include_url=False):
+        if problem["type"] == "value_error":  # from a validator of ours, whose message names the setting
+            lines.append(str(problem["ctx"]["error"]))
+            continue
+        name = f"{prefix}{'.'.join(str(part) for part in problem['loc'])}"
+        name = name.upper() if prefix.isupper() else name
+        lines.append(f"{name}={problem['input']}: {problem['msg'].replace('Input should be', 'expected')}")
+    return lines

@@ -17,6 +17,7 @@ import pytest
 
 from ctseg.cli.main import build_parser
 from ctseg.container.settings import Settings
+from ctseg.serving.whole_scan.settings import ScanSettings
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -266,7 +267,8 @@ def test_every_setting_of_the_serving_container_is_explained_and_no_other():
     named = {
         name for row in re.findall(r"^\|[^|]+\|", table, re.MULTILINE) for name in re.findall(r"`(CTSEG_\w+)`", row)
     }
-    assert named == {f"CTSEG_{name.upper()}" for name in Settings.model_fields}
+    scans = {f"CTSEG_SCAN_{name.upper()}" for name in ScanSettings.model_fields}
+    assert named == scans | {f"CTSEG_{name.upper()}" for name in Settings.model_fields}
 
 
 def test_decisions_are_numbered_without_a_gap_and_have_a_date_and_a_status():

@@ -205,7 +205,7 @@ def _add_build(commands: "argparse._SubParsersAction[Parser]") -> None:
     parser.add_argument("--if_needed", action="store_true", help="build only if input, tools or machine differ")
     parser.add_argument("--accept_unproven", action="store_true", help="write what failed the gate, marked as unproven")
     parser.add_argument(
-        "--no_whole_scans", dest="whole_scans", action="store_false",
+        "--no_whole_scans", action="store_true",
         help="leave out the entry that takes whole scans, NAME_scan beside NAME",
     )  # fmt: skip
     parser.add_argument(
@@ -277,7 +277,7 @@ def _run_build(args: argparse.Namespace) -> int:
         warmup=args.warmup,
         if_needed=args.if_needed,
         accept_unproven=args.accept_unproven,
-        whole_scans=args.whole_scans,
+        whole_scans=not args.no_whole_scans,
         prove_live=args.prove_live,
         plan=plan,
         server_tensorrt=args.server_tensorrt,

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, ValidationError
 
-from ctseg.container.problems import told
-from ctseg.documents import Document
+from ctseg.documents import Document, told_of_settings
 from ctseg.model_spec import Precision
 from ctseg.serving.entries import Backend
 
@@ -67,7 +66,7 @@ class BuildWords(Document):
         try:
             return cls.model_validate({name: value for name, value in vars(found).items() if value is not None})
         except ValidationError as error:
-            raise ValueError("; ".join(told(error, prefix="--"))) from error
+            raise ValueError("; ".join(told_of_settings(error, prefix="--"))) from error
 
     def options(self) -> "BuildOptions":
         """Return the options of a build; loads the room of deployment."""

@@ -33,9 +33,9 @@ from ctseg.container.log import log_to_standard_error
 from ctseg.container.settings import Settings, read_settings
 from ctseg.container.shared_memory import require_shared_memory
 from ctseg.container.versions import mark_as_served, remove_superseded, served_versions
-from ctseg.container.view import served_view
+from ctseg.container.view import names_in, served_view
 from ctseg.errors import CtsegError, SetupError
-from ctseg.serving.entries import Entry, RecipeEntry, list_entries, list_recipes
+from ctseg.serving.entries import Entry, list_entries, list_recipes, takes_scans
 from ctseg.serving.isolation import isolated_environment, python_command, temporary_parent
 from ctseg.serving.triton_flags import LOOPBACK, Restriction, TritonFlags, flags_in_help
 
@@ -90,33 +90,31 @@ def serve(extra_flags: Sequence[str]) -> NoReturn:
     server = shutil.which("tritonserver", path=isolated["PATH"])
     if server is None:
         raise SetupError("tritonserver is not on the PATH: the base of this image is not NVIDIA's Triton image")
-    recipes = list_recipes(settings.models)
-    repository = served_view(entries, VIEW, fitting, recipes, grows=settings.explicit)
+    repository = served_view(entries, VIEW, fitting, list_recipes(settings.models), grows=settings.explicit)
+    names = names_in(repository)
     os.chdir(tempfile.mkdtemp(prefix="ctseg-work-", dir=temporary_parent(needed_bytes=0)))  # empty: see isolation.py
     known = subprocess.run([server, "--help"], env=isolated, capture_output=True, text=True, check=False, timeout=120)
-    flags = server_flags(settings, repository, entries, recipes).arguments(flags_in_help(known.stdout + known.stderr))
+    flags = server_flags(settings, repository, entries, names).arguments(flags_in_help(known.stdout + known.stderr))
     _start_readiness(settings)
     _log.info(
-        "serving %s: gRPC %d (TLS %s), HTTP %d (%s), metrics %d, readiness %d", ", ".join(_names(entries, recipes)),
+        "serving %s: gRPC %d (TLS %s), HTTP %d (%s), metrics %d, readiness %d", ", ".join(names),
         GRPC_PORT, settings.tls, HTTP_PORT, settings.http, METRICS_PORT, READY_PORT,
     )  # fmt: skip
     sys.stdout.flush()
     sys.stderr.flush()
     # Nothing of what was done here stays in the server: exec replaces memory and threads, files close but for the
     # marks of what is served, and builds ran in processes of their own (see build_process.py).
-    os.execve(server, [server, *flags, *extra_flags], _server_environment(entries, recipes))  # noqa: S606 (no shell)
+    os.execve(server, [server, *flags, *extra_flags], _server_environment(entries, repository))  # noqa: S606 (no shell)
 
 
-def server_flags(
-    settings: Settings, repository: Path, entries: Sequence[Entry], recipes: Sequence[RecipeEntry] = ()
-) -> TritonFlags:
+def server_flags(settings: Settings, repository: Path, entries: Sequence[Entry], names: Sequence[str]) -> TritonFlags:
     """Return what tritonserver shall do.
 
     Args:
         settings: What was asked for.
         repository: What it serves.
         entries: The models in it.
-        recipes: The recipes in it.
+        names: Of all that is in it.
     """
     pools = ("--pinned-memory-pool-byte-size=1073741824", "--cuda-memory-pool-byte-size=0:536870912")
     has_plans = any(entry.backend == "tensorrt" for entry in entries)
@@ -126,7 +124,7 @@ def server_flags(
         exit_timeout_s=settings.exit_timeout_s,
         shm_prefix=f"ctseg-serve-{secrets.token_hex(4)}-",
         control="explicit" if settings.explicit else "none",
-        load=_names(entries, recipes) if settings.explicit else (),
+        load=names if settings.explicit else (),
         address=EVERYWHERE,
         grpc_port=GRPC_PORT,
         http_port=HTTP_PORT,  # also for the readiness process, which needs no certificate there
@@ -141,10 +139,6 @@ def server_flags(
             *(pools if has_plans else ()),  # a batch of logits is larger than the default pools
         ),
     )
-
-
-def _names(entries: Sequence[Entry], recipes: Sequence[RecipeEntry]) -> tuple[str, ...]:
-    return (*(entry.name for entry in entries), *(recipe.name for recipe in recipes))
 
 
 def entries_of(settings: Settings) -> list[Entry]:
@@ -164,9 +158,9 @@ def entries_of(settings: Settings) -> list[Entry]:
         ) from error
 
 
-def _server_environment(entries: Sequence[Entry], recipes: Sequence[RecipeEntry]) -> dict[str, str]:
+def _server_environment(entries: Sequence[Entry], view: Path) -> dict[str, str]:
     environment = {**isolated_environment(), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONNOUSERSITE": "1"}
-    if recipes or any(entry.backend == "python" for entry in entries):
+    if any(entry.backend == "python" for entry in entries) or any(takes_scans(view / name) for name in names_in(view)):
         # the backend's Python is the base's, of the same version; it looks for its packages where the first python3
         # of the PATH has them, and, in some releases, in PYTHONPATH
         environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"

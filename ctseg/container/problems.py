@@ -1,27 +1,7 @@
-"""What is wrong with settings, in lines that name the setting."""
+"""Whether files that settings name can be read."""
 
 import os
 from pathlib import Path
-
-from pydantic import ValidationError
-
-
-def told(error: ValidationError, *, prefix: str) -> list[str]:
-    """Return a line for each problem, such as ``CTSEG_TLS=on: expected 'off', 'server' or 'mutual'``.
-
-    Args:
-        error: What pydantic found.
-        prefix: Of the settings' names: ``CTSEG_`` for variables, which are in capitals, or ``--`` for words.
-    """
-    lines = []
-    for problem in error.errors(include_url=False):
-        if problem["type"] == "value_error":  # from a validator of ours, whose message names the setting
-            lines.append(str(problem["ctx"]["error"]))
-            continue
-        name = f"{prefix}{'.'.join(str(part) for part in problem['loc'])}"
-        name = name.upper() if prefix.isupper() else name
-        lines.append(f"{name}={problem['input']}: {problem['msg'].replace('Input should be', 'expected')}")
-    return lines
 
 
 def problem_of_reading(path: Path) -> str:

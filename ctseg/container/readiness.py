@@ -1,10 +1,10 @@
 """Says whether this server's models really answer: ``GET /ready`` and ``GET /live`` on a port of its own.
 
 Triton calls a model ready when it is loaded; one that answers nothing, or NaN, is ready too. Here a model
-version counts as ready when a real inference has given finite logits of the right size: once at the start,
-again after it was loaded anew, after requests to it failed, and now and then while nobody else asks it. The
-probe only reads the result, so that it costs nothing, and answers 503 when this process has stopped looking.
-Live means that the server answers at all, however long its models take.
+version counts as ready when a real inference has given finite logits of the right size, or a label map where it
+takes whole scans: once at the start, again after it was loaded anew, after requests to it failed, and now and then
+while nobody else asks it. The probe only reads the result, so that it costs nothing, and answers 503 when this process
+has stopped looking. Live means that the server answers at all, however long its models take.
 
 Speaks Triton's HTTP protocol on the loopback interface, with the standard library and numpy: it stays small and
 starts fast. Usage: ``python -I -m ctseg.container.readiness``, and one JSON object on standard input: server (URL),
@@ -31,6 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ctseg.container.log import log_to_standard_error
+from ctseg.container.small_scan import LABELS, OPTIONS, SmallScan, problem_of_labels, small_scan, takes_scans
 from ctseg.serving.proof import is_answer, random_patches
 
 PERIOD_S = 2.0
@@ -43,6 +44,7 @@ STALE_S = 4 * REQUEST_TIMEOUT_S + INFERENCE_TIMEOUT_S
 LIVE_STALE_S = PERIOD_S + 2 * REQUEST_TIMEOUT_S
 
 _PR_SET_PDEATHSIG = 1
+_UNAVAILABLE = 503
 _log = logging.getLogger("ctseg.container.readiness")  # not __name__, which is "__main__" in its process
 _REQUEST_OUTPUT = "ctseg_request"
 """Output of ctseg's python backend that holds no logits, see :mod:`ctseg.triton.configuration`."""
@@ -53,8 +55,8 @@ class NoAnswerError(Exception):
     """The server gave no answer, or none that can be used."""
 
 
-class TooSlowError(NoAnswerError):
-    """The server is there, and gave no answer in time."""
+class BusyError(NoAnswerError):
+    """The server is there, and gave no answer in time, or had too much to do for one."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +75,14 @@ class Proof:
         problem: What was wrong; empty when the answer was good.
         counters: Triton's counters right after it.
         at_s: When, on the monotonic clock.
+        of_scan: Whether it was a whole scan. Answers to others show less there: those that tell how far a scan is
+            count as much.
     """
 
     problem: str
     counters: Counters
     at_s: float
+    of_scan: bool = False
 
 
 @dataclass(frozen=True)
@@ -135,14 +140,15 @@ class Server:
             answer = connection.getresponse()
             content = answer.read()
         except TimeoutError as error:
-            raise TooSlowError(f"{path}: no answer within {timeout_s:.0f} s") from error
+            raise BusyError(f"{path}: no answer within {timeout_s:.0f} s") from error
         except (OSError, http.client.HTTPException) as error:
             raise NoAnswerError(f"{type(error).__name__}: {error}") from error
         finally:
             connection.close()
         if answer.status != 200:
             text = content.decode("utf-8", "replace")[:300]
-            raise NoAnswerError(f"{path}: status {answer.status}: {text}")
+            kind = BusyError if answer.status == _UNAVAILABLE else NoAnswerError
+            raise kind(f"{path}: status {answer.status}: {text}")
         return answer.headers, content
 
     def is_live(self) -> bool:
@@ -170,8 +176,11 @@ class Server:
             )
         return found
 
-    def infer(self, name: str, version: str, *, timeout_s: float = INFERENCE_TIMEOUT_S) -> None:
-        """Run one random patch through a model version.
+    def infer(self, name: str, version: str, *, timeout_s: float = INFERENCE_TIMEOUT_S) -> bool:
+        """Run one random patch through a model version, or a small scan through one that takes whole scans.
+
+        Returns:
+            Whether it takes whole scans.
 
         Raises:
             NoAnswerError: No answer, an empty one, or one that is not finite.
@@ -179,24 +188,58 @@ class Server:
         path = f"/v2/models/{urllib.parse.quote(name)}/versions/{version}"
         _, content = self.ask("GET", path)
         metadata = json.loads(content)
-        sent, tensors = bytearray(), []
-        for tensor in metadata["inputs"]:
-            shape = [1 if side < 0 else side for side in tensor["shape"]]
-            data = _random_bytes(shape, tensor["datatype"])
-            sent += data
-            tensors.append({**tensor, "shape": shape, "parameters": {"binary_data_size": len(data)}})
+        if takes_scans(metadata):
+            try:
+                scan = small_scan(name, version, self._parameters_of)
+            except ValueError as error:
+                raise NoAnswerError(str(error)) from error
+            if scan is not None:
+                self._infer_scan(path, scan, timeout_s)
+            return True
+        inputs = [
+            {**tensor, "shape": [1 if side < 0 else side for side in tensor["shape"]]} for tensor in metadata["inputs"]
+        ]
         logits = [tensor for tensor in metadata["outputs"] if tensor["name"] != _REQUEST_OUTPUT]
-        outputs = [{"name": tensor["name"], "parameters": {"binary_data": True}} for tensor in logits]
-        head = json.dumps({"inputs": tensors, "outputs": outputs}).encode()
-        answer_headers, content = self.ask(
+        sent = [_random_bytes(tensor["shape"], tensor["datatype"]) for tensor in inputs]
+        head, data = self._exchange(path, inputs, sent, [tensor["name"] for tensor in logits], timeout_s)
+        _check_answer(head, data, logits)
+        return False
+
+    def _infer_scan(self, path: str, scan: SmallScan, timeout_s: float) -> None:
+        sent = [array.tobytes() for array in scan.tensors.values()]
+        head, data = self._exchange(path, scan.inputs, sent, [LABELS], timeout_s, OPTIONS)
+        if problem := problem_of_labels(head.get("outputs", ()), data):
+            raise NoAnswerError(problem)
+
+    def _exchange(
+        self,
+        path: str,
+        inputs: Iterable[Mapping[str, Any]],
+        sent: list[bytes],
+        outputs: Iterable[str],
+        timeout_s: float,
+        parameters: Mapping[str, Any] | None = None,
+    ) -> tuple[dict[str, Any], bytes]:
+        """Send tensors as bytes; return the answer's JSON, and the bytes of its tensors."""
+        tensors = [
+            {**tensor, "parameters": {"binary_data_size": len(data)}} for tensor, data in zip(inputs, sent, strict=True)
+        ]
+        wanted = [{"name": name, "parameters": {"binary_data": True}} for name in outputs]
+        head = json.dumps({"inputs": tensors, "outputs": wanted, "parameters": dict(parameters or {})}).encode()
+        headers, content = self.ask(
             "POST",
             f"{path}/infer",
-            head + bytes(sent),
+            head + b"".join(sent),
             timeout_s=timeout_s,
             Inference_Header_Content_Length=str(len(head)),
         )
-        length = int(answer_headers.get("Inference-Header-Content-Length", len(content)))
-        _check_answer(json.loads(content[:length]), content[length:], logits)
+        length = int(headers.get("Inference-Header-Content-Length", len(content)))
+        return json.loads(content[:length]), content[length:]
+
+    def _parameters_of(self, name: str) -> dict[str, str]:
+        """Return the parameters of a model's configuration."""
+        _, content = self.ask("GET", f"/v2/models/{urllib.parse.quote(name)}/config")
+        return {key: value["string_value"] for key, value in json.loads(content).get("parameters", {}).items()}
 
 
 def _random_bytes(shape: list[int], datatype: str) -> bytes:
@@ -300,18 +343,18 @@ class Watch:
         key = (name, version)
         proof, counted = self._proofs.get(key), counters.get(key, Counters())
         if proof is not None and not self._must_ask(proof, counted):
-            if counted.success > proof.counters.success:  # others get answers: as good as asking
+            if counted.success > proof.counters.success and not proof.of_scan:  # others get answers: as good as asking
                 self._proofs[key] = Proof("", counted, self._now_s())
             return ""
-        problem, slow = "", False
+        problem, busy, of_scan = "", False, proof is not None and proof.of_scan
         try:
-            self._server.infer(name, version)
+            of_scan = self._server.infer(name, version)
         except NoAnswerError as error:
-            problem, slow = f"version {version}: {error}", isinstance(error, TooSlowError)
+            problem, busy = f"version {version}: {error}", isinstance(error, BusyError)
         after = self._server.counters().get(key, Counters())
-        if slow and proof is not None and not proof.problem and after.success > counted.success:
+        if busy and proof is not None and not proof.problem and after.success > counted.success:
             problem = ""  # it answers others: busy, not broken
-        self._proofs[key] = Proof(problem, after, self._now_s())
+        self._proofs[key] = Proof(problem, after, self._now_s(), of_scan)
         return problem
 
     def _must_ask(self, proof: Proof, counted: Counters) -> bool:
@@ -319,7 +362,7 @@ class Watch:
             bool(proof.problem)
             or counted.success < proof.counters.success  # counts from zero: it was loaded anew
             or counted.failure > proof.counters.failure
-            or (counted.success == proof.counters.success and self._now_s() - proof.at_s > REPEAT_S)
+            or ((counted.success == proof.counters.success or proof.of_scan) and self._now_s() - proof.at_s > REPEAT_S)
         )
 
 

@@ -10,10 +10,12 @@ from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, fi
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from ctseg.container.build_words import BuildWords
-from ctseg.container.problems import problem_of_reading, told
+from ctseg.container.problems import problem_of_reading
+from ctseg.documents import told_of_settings
 from ctseg.errors import SetupError
 from ctseg.model_spec import Precision
 from ctseg.serving.entries import Backend
+from ctseg.serving.whole_scan.settings import read_scan_settings
 
 _PREFIX = "CTSEG_"
 _KEY = re.compile(r"[A-Za-z0-9._~-]{16,256}")
@@ -118,15 +120,23 @@ class Settings(BaseSettings):
 
 
 def read_settings() -> Settings:
-    """Read the variables ``CTSEG_…``.
+    """Read the variables ``CTSEG_…``, and look at those that whole scans read at their first request.
 
     Raises:
         SetupError: Values, the key or certificates cannot be used; all problems are told at once.
     """
+    problems = []
     try:
-        return Settings()
+        settings = Settings()
     except ValidationError as error:
-        raise SetupError("; ".join(told(error, prefix=_PREFIX))) from error
+        problems += told_of_settings(error, prefix=_PREFIX)
+    try:
+        read_scan_settings()
+    except SetupError as error:
+        problems.append(str(error))
+    if problems:
+        raise SetupError("; ".join(problems))
+    return settings
 
 
 def _tls_files(mode: str, folder: Path) -> dict[str, Path]:

@@ -2,11 +2,12 @@
 
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ctseg.container.versions import served_versions
-from ctseg.serving.entries import CONFIG_NAME, Entry, RecipeEntry
+from ctseg.predict.whole_scan import scan_entry
+from ctseg.serving.entries import CONFIG_NAME, Entry, RecipeEntry, scan_versions
 
 _log = logging.getLogger(__name__)
 
@@ -21,6 +22,8 @@ def served_view(
 ) -> Path:
     """Make the repository that this server sees. Whatever else lies in the shared one, it does not see.
 
+    Beside a model stands its entry for whole scans, with those of its versions whose networks are seen.
+
     Args:
         entries: What the repository holds.
         view: An empty or missing folder.
@@ -34,20 +37,37 @@ def served_view(
     shutil.rmtree(view, ignore_errors=True)
     view.mkdir(parents=True)
     for entry in entries:
-        folder = view / entry.name
-        versions = served_versions(entry, fitting.get(entry.name))
-        hidden = [str(item.version) for item in entry.versions[-2:] if item not in versions]
+        served = [item.version for item in served_versions(entry, fitting.get(entry.name))]
+        scans = scan_versions(entry.folder.parent, entry.name)
+        scan_folder = entry.folder.with_name(scan_entry(entry.name))
+        hidden = [str(item.version) for item in entry.versions[-2:] if item.version not in served]
         if hidden:
             _log.info(
                 "%s: versions %s are for other machines or of another TensorRT: hidden", entry.name, ", ".join(hidden)
             )
         if grows and not hidden:
-            folder.symlink_to(entry.folder, target_is_directory=True)
+            for folder in (entry.folder, *([scan_folder] if scans else [])):
+                (view / folder.name).symlink_to(folder, target_is_directory=True)
             continue
-        folder.mkdir()
-        (folder / CONFIG_NAME).symlink_to(entry.folder / CONFIG_NAME)
-        for version in versions:
-            (folder / str(version.version)).symlink_to(version.folder, target_is_directory=True)
+        _link_versions(view, entry.folder, served)
+        _link_versions(view, scan_folder, set(scans) & set(served))
     for recipe in recipes:
         (view / recipe.name).symlink_to(recipe.folder, target_is_directory=True)
     return view
+
+
+def names_in(view: Path) -> list[str]:
+    """Return what a server sees."""
+    return sorted(path.name for path in view.iterdir())
+
+
+def _link_versions(view: Path, folder: Path, versions: Iterable[int]) -> None:
+    """Link some versions of an entry, and its configuration; nothing where there are none."""
+    numbers = list(versions)
+    if not numbers:
+        return
+    linked = view / folder.name
+    linked.mkdir()
+    (linked / CONFIG_NAME).symlink_to(folder / CONFIG_NAME)
+    for number in numbers:
+        (linked / str(number)).symlink_to(folder / str(number), target_is_directory=True)

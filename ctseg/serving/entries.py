@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from ctseg.errors import SetupError, SpecError
 from ctseg.model_spec import ModelSpec
+from ctseg.predict.whole_scan import scan_entry
 from ctseg.recipe import Recipe
 from ctseg.triton.configuration import (
     REQUEST_OUTPUT,
@@ -20,6 +21,7 @@ from ctseg.triton.configuration import (
     config_from_text,
     recipe_parameter,
     recipe_parameters,
+    scan_parameter,
     scan_parameters,
     spec_parameter,
 )
@@ -204,6 +206,19 @@ def list_entries(repository: Path) -> list[Entry]:
         SpecError: See :func:`read_entry`.
     """
     return [read_entry(repository / name) for name in list_models(repository) if not takes_scans(repository / name)]
+
+
+def scan_versions(repository: Path, model: str) -> list[int]:
+    """Return the versions of the entry that takes whole scans for a model; none where there is no such entry.
+
+    Raises:
+        SpecError: Its configuration cannot be read.
+    """
+    folder = repository / scan_entry(model)
+    if not (folder / CONFIG_NAME).is_file():
+        return []
+    parameters = read_config(folder).parameters
+    return [number for number in versions_on_disk(folder) if scan_parameter(number) in parameters]
 
 
 def is_recipe(folder: Path) -> bool:

@@ -15,7 +15,7 @@ from tests.support.container_entries import entry, settings_of
 
 
 def flags_of(changes: dict[str, str], help_text: str = "", backend: str = "python") -> list[str]:
-    flags = server_flags(settings_of(**changes), Path("/models"), [entry(backend)])
+    flags = server_flags(settings_of(**changes), Path("/models"), [entry(backend)], ["m"])
     return flags.arguments(flags_in_help(help_text))
 
 

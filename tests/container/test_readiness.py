@@ -208,11 +208,12 @@ class SlowModels:
     def index(self) -> list[dict]:
         return [{"name": name, "version": "1", "state": "READY"} for name in "abc"]
 
-    def infer(self, name: str, version: str) -> None:
+    def infer(self, name: str, version: str) -> bool:
         for _ in range(int(self.cost_s)):
             self.clock.time_s += 1
             self.watch.check_liveness()  # as the other thread does
             self.seen.append((self.watch.is_live, self.watch.is_ready))
+        return False
 
 
 def test_a_server_whose_models_are_slow_to_answer_is_live_and_stays_ready() -> None:

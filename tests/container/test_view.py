@@ -4,16 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from ctseg.container.view import served_view
+from ctseg.container.view import names_in, served_view
 from ctseg.recipe import Recipe
 from ctseg.serving.entries import list_entries, list_recipes
 from ctseg.serving.recipe_entry import publish_recipe
 from tests.support.container_entries import L4, OLD, RTX, built
 from tests.support.toy_models import toy_spec, write_toy_entry
+from tests.support.whole_scans import write_scannable_entry
 
 
-def seen(view: Path) -> list[str]:
-    return sorted(path.name for path in (view / "m").iterdir() if path.is_dir())
+def seen(view: Path, name: str = "m") -> list[str]:
+    return sorted(path.name for path in (view / name).iterdir() if path.is_dir())
 
 
 @pytest.mark.parametrize(
@@ -60,3 +61,21 @@ def test_recipes_are_seen_whole(tmp_path: Path) -> None:
     view = served_view(entries, tmp_path / "view", {}, recipes)
     assert sorted(path.name for path in view.iterdir()) == ["m", "r"]
     assert (view / "r" / "1" / "model.py").is_file()
+
+
+@pytest.mark.parametrize("grows", [False, True])
+def test_whole_scans_are_served_by_the_versions_whose_networks_are(tmp_path: Path, grows: bool) -> None:
+    root = tmp_path / "models"
+    for number in (1, 2, 3):
+        write_scannable_entry(root, toy_spec("m"), version=number)
+    write_toy_entry(root, toy_spec("m"), version=4)
+    write_toy_entry(root, toy_spec("patches"))
+    write_scannable_entry(root, toy_spec("gone"))
+    entries = [entry for entry in list_entries(root) if entry.name != "gone"]
+    view = served_view(entries, tmp_path / "view", {}, grows=grows)
+    assert names_in(view) == ["m", "m_scan", "patches"]
+    assert (seen(view), seen(view, "m_scan")) == (
+        (["1", "2", "3", "4"], ["1", "2", "3"]) if grows else (["3", "4"], ["3"])
+    )
+    assert "ctseg_scan.3" in (view / "m_scan" / "config.pbtxt").read_text()
+    assert seen(served_view(entries, view, {"m": 1}), "m_scan") == ["1"]

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from pydantic import Field, ValidationError
 
-from ctseg.documents import Document, told_by
+from ctseg.documents import Document, told_of_settings
 from ctseg.errors import SetupError
 
 _PREFIX = "CTSEG_SCAN_"
@@ -54,4 +54,4 @@ def read_scan_settings(environment: Mapping[str, str] = os.environ) -> ScanSetti
     try:
         return ScanSettings.model_validate(named)
     except ValidationError as error:
-        raise SetupError(f"{_PREFIX}…: {told_by(error, whole='settings')}") from error
+        raise SetupError("; ".join(told_of_settings(error, prefix=_PREFIX))) from error

@@ -1,0 +1,69 @@
+"""Whole scans on a real server, as the container sees them: readiness, floods."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from ctseg.container import readiness
+from ctseg.recipe import Recipe
+from ctseg.serving.process import RunningServer, ServerOptions
+from ctseg.serving.recipe_entry import publish_recipe
+from ctseg.serving.server import embedded_server
+from tests.support.live_triton import wait_for
+from tests.support.toy_models import toy_spec
+from tests.support.whole_scans import Gate, ScanClient, marked_scan, write_gated_entry, write_scannable_entry
+
+pytestmark = pytest.mark.live
+
+REGIONS = {
+    "labels": [{"name": "whole", "values": [1, 2]}, {"name": "core", "values": [2]}, {"name": "rest", "values": [300]}],
+    "regions_class_order": [1, 2, 300],
+}
+MOST_WAITING = 2
+
+
+@pytest.fixture(scope="module")
+def gate(tmp_path_factory: pytest.TempPathFactory) -> Gate:
+    return Gate(tmp_path_factory.mktemp("gate"))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, gate: Gate) -> Iterator[RunningServer]:
+    root = tmp_path_factory.mktemp("container") / "models"
+    spec = write_scannable_entry(root)
+    write_scannable_entry(root, toy_spec("regions", **REGIONS))
+    write_gated_entry(root, gate.folder)
+    member = {"model": "toy", "digest": spec.digest}
+    publish_recipe(
+        root, Recipe.model_validate({"name": "r", "members": [member], "step": {"kind": "model", "model": "toy"}})
+    )
+    options = ServerOptions(prove=False, http_port=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CTSEG_SCAN_LANES", "1")
+        patch.setenv("CTSEG_SCAN_MOST_WAITING", str(MOST_WAITING))
+        with embedded_server(root, options=options) as running:
+            yield running
+
+
+@pytest.mark.parametrize(("name", "of_scan"), [("toy", False), ("toy_scan", True), ("regions_scan", True), ("r", True)])
+def test_readiness_asks_each_model_what_it_takes(server: RunningServer, name: str, of_scan: bool) -> None:
+    (key,) = server.headers.values()
+    assert server.http_url is not None
+    assert readiness.Server(server.http_url, {"ctseg": key}).infer(name, "1") == of_scan
+
+
+def test_a_flood_is_refused_with_figures_while_others_are_served(server: RunningServer, gate: Gate) -> None:
+    client = ScanClient(server, "gated_scan")
+    long = (24, 40, 56)
+    scans = [client.send(marked_scan(1, long), id="first")]
+    wait_for(lambda: gate.calls)
+    scans += [client.send(marked_scan(2, long)) for _ in range(MOST_WAITING)]
+    wait_for(lambda: client.ask_about("first")["waiting"] == MOST_WAITING)
+    for _ in range(3):
+        failure = client.send(marked_scan(3, long)).failure
+        assert failure.startswith("[StatusCode.UNAVAILABLE]")
+        assert f"expected at most {MOST_WAITING} waiting scans of 4 GB, found {MOST_WAITING + 1} of" in failure
+    assert ScanClient(server).send(marked_scan(4)).labels.shape == (6, 10, 14), "another model's are served"
+    gate.let(10_000)
+    assert [scan.labels.shape for scan in scans] == [long] * len(scans)
+    wait_for(lambda: client.ask_about("first")["running"] == 0)
