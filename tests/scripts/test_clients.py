@@ -1,26 +1,35 @@
 """The example clients without ctseg: their labels are those of ``ctseg predict``, from one real server."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, get_args
 
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK
 from google.protobuf.descriptor import Descriptor
 from tritonclient.grpc import model_config_pb2, service_pb2
 
 from ctseg.cli.main import main as ctseg
+from ctseg.files.volume import read_volume
+from ctseg.model_spec import Reader
+from ctseg.predict.whole_scan import memory_order_of, order_to_text
 from ctseg.serving.process import RunningServer, ServerOptions
 from ctseg.serving.server import embedded_server
 from tests.support.toy_models import toy_spec
 from tests.support.whole_scans import write_scannable_entry
 
-CLIENTS = Path(__file__).parents[2] / "examples" / "clients"
+ROOT = Path(__file__).parents[2]
+CLIENTS = ROOT / "examples" / "clients"
+PAGE = ROOT / "docs" / "api.md"
+DEMO_SCAN = ROOT / "examples" / "demo_data" / "images" / "STS_025_0000.nii.gz"
 ABOVE_255 = {
     "labels": [
         {"name": "all", "values": [1, 2, 300]},
@@ -30,6 +39,7 @@ ABOVE_255 = {
     "regions_class_order": [1, 2, 300],
 }
 
+needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="NEEDS curl")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the embedded server is for Linux")
 
 
@@ -38,25 +48,27 @@ class Served:
     """A server, and scans for it with the labels that ``ctseg predict`` gives."""
 
     server: RunningServer
+    scans: Path
     folder: Path
 
-    def channels(self, case: str) -> list[str]:
-        """The files of a scan."""
-        return [str(self.folder / "scans" / f"{case}_{channel:04}.nii.gz") for channel in range(2)]
-
     def expected(self, model: str, case: str) -> nib.Nifti1Image:
-        """The label map of ``ctseg predict``."""
+        """The label map of ``ctseg predict``, which cuts the windows itself."""
         target = self.folder / model
         if not target.exists():
-            words = ["predict", "-i", str(self.folder / "scans"), "-o", str(target), "-m", model]
-            assert ctseg([*words, "--url", self.server.url]) == 0
+            words = ["predict", "-i", str(self.scans), "-o", str(target), "-m", model]
+            assert ctseg([*words, "--url", self.server.url, "--where", "client"]) == 0
         return nib.load(target / f"{case}.nii.gz")
 
 
+def channels_of(scans: Path, case: str) -> list[str]:
+    """Return the files of a scan."""
+    return [str(scans / f"{case}_{channel:04}.nii.gz") for channel in range(2)]
+
+
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory, ct_piece: Path) -> Iterator[Served]:
-    folder = tmp_path_factory.mktemp("clients")
-    (folder / "scans").mkdir()
+def scans(tmp_path_factory: pytest.TempPathFactory, ct_piece: Path) -> Path:
+    """Two scans of two channels: integers, and numbers in an oblique, flipped grid of other axes."""
+    folder = tmp_path_factory.mktemp("scans")
     image = nib.load(ct_piece).slicer[20:60, 30:63, 5:20]
     voxels = np.asarray(image.dataobj)
     tilt = np.array([[0.8, 0, 0.6], [0, 1, 0], [-0.6, 0, 0.8]])
@@ -65,13 +77,19 @@ def served(tmp_path_factory: pytest.TempPathFactory, ct_piece: Path) -> Iterator
     for case, dtype, affine in (("whole", np.int16, image.affine), ("turned", np.float32, turned)):
         for channel, values in enumerate((voxels, voxels[::-1, :, ::-1])):
             scan = nib.Nifti1Image(values.astype(dtype), affine)
-            nib.save(scan, folder / "scans" / f"{case}_{channel:04}.nii.gz")
+            nib.save(scan, folder / f"{case}_{channel:04}.nii.gz")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory, scans: Path) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("clients")
     root = folder / "models"
     write_scannable_entry(root)
     write_scannable_entry(root, toy_spec("above_255", **ABOVE_255))
     write_scannable_entry(root, toy_spec("turning", reader="SimpleITKIOWithReorient"))
     with embedded_server(root, options=ServerOptions(is_private=False, http_port=0)) as server:
-        yield Served(server, folder)
+        yield Served(server, scans, folder)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +105,7 @@ def javascript(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(
     params=[
-        pytest.param("curl", marks=pytest.mark.skipif(shutil.which("curl") is None, reason="NEEDS curl")),
+        pytest.param("curl", marks=needs_curl),
         "python",
         pytest.param("javascript", marks=pytest.mark.skipif(shutil.which("npm") is None, reason="NEEDS node AND npm")),
     ]
@@ -114,7 +132,7 @@ def client(request: pytest.FixtureRequest, served: Served) -> Callable[..., "sub
 def test_labels_are_those_of_ctseg_predict(
     served: Served, client: Callable, tmp_path: Path, model: str, case: str
 ) -> None:
-    done = client(f"{model}_scan", tmp_path / "labels.nii.gz", served.channels(case))
+    done = client(f"{model}_scan", tmp_path / "labels.nii.gz", channels_of(served.scans, case))
     assert done.returncode == 0, done.stderr
     require_equal(nib.load(tmp_path / "labels.nii.gz"), served.expected(model, case))
     assert json.loads(done.stdout)["model"] == model
@@ -123,7 +141,7 @@ def test_labels_are_those_of_ctseg_predict(
 @pytest.mark.live
 @linux
 def test_a_reader_that_turns_scans_is_followed_or_refused(served: Served, client: Callable, tmp_path: Path) -> None:
-    done = client("turning_scan", tmp_path / "labels.nii.gz", served.channels("turned"))
+    done = client("turning_scan", tmp_path / "labels.nii.gz", channels_of(served.scans, "turned"))
     if done.returncode:
         assert "turn the scan" in done.stderr
     else:
@@ -133,10 +151,62 @@ def test_a_reader_that_turns_scans_is_followed_or_refused(served: Served, client
 @pytest.mark.live
 @linux
 def test_what_the_server_refuses_is_told(served: Served, client: Callable, tmp_path: Path) -> None:
-    done = client("toy_scan", tmp_path / "labels.nii.gz", served.channels("whole")[:1])
+    done = client("toy_scan", tmp_path / "labels.nii.gz", channels_of(served.scans, "whole")[:1])
     assert done.returncode == 1
     assert "with 2 channels (CT, PET)" in done.stderr
     assert not (tmp_path / "labels.nii.gz").exists()
+
+
+@pytest.mark.parametrize("case", ["whole", "turned"])
+@pytest.mark.parametrize("reader", get_args(Reader))
+@pytest.mark.parametrize("library", ["SimpleITK", "nibabel"])
+def test_arrays_lie_as_the_page_says(scans: Path, tmp_path: Path, library: str, reader: str, case: str) -> None:
+    names: dict[str, Any] = {}
+    (code,) = (block for block in blocks_of(PAGE, "python") if f"import {library}\n" in block)
+    exec(code, names)
+    path = channels_of(scans, case)[0]
+    image = SimpleITK.ReadImage(path) if library == "SimpleITK" else nib.load(path)
+    voxels, spacing_mm = names["array_of"](image, reader)
+    expected = read_volume([Path(path)], reader)
+    np.testing.assert_array_equal(voxels, expected.voxels[0])
+    np.testing.assert_allclose(spacing_mm, expected.spacing_mm, rtol=1e-6)
+    assert spacing_mm.dtype == np.float64
+    back = names["image_of"]((voxels > 0).astype(np.uint8), image, reader)
+    save = SimpleITK.WriteImage if library == "SimpleITK" else nib.save
+    save(back, tmp_path / "labels.nii.gz")
+    found, scan = nib.load(tmp_path / "labels.nii.gz"), nib.load(path)
+    np.testing.assert_array_equal(np.asarray(found.dataobj), np.asarray(scan.dataobj) > 0)
+    np.testing.assert_allclose(found.affine, scan.affine, atol=1e-4)
+
+
+def test_the_memory_order_of_the_page_is_that_of_a_scan_in_lps(tmp_path: Path) -> None:
+    nib.save(nib.Nifti1Image(np.zeros((4, 5, 6), np.int16), np.diag([-1.0, -1, 2, 1])), tmp_path / "lps.nii.gz")
+    turned = read_volume([tmp_path / "lps.nii.gz"], "NibabelIOWithReorient")
+    assert order_to_text(memory_order_of(turned.voxels)) == "z -y -x"
+    assert "`z -y -x` is a NIfTI file in LPS" in PAGE.read_text()
+
+
+@pytest.mark.live
+@linux
+@needs_curl
+def test_the_lines_of_the_page_segment_a_scan_of_this_repository(tmp_path: Path) -> None:
+    for name in ("composition", "composition_scan"):
+        shutil.copytree(ROOT / "model_repository" / name, tmp_path / "models" / name)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    with embedded_server(tmp_path / "models", options=ServerOptions(is_private=False, http_port=0)) as server:
+        _, segment, to_nifti, progress = blocks_of(PAGE, "bash")
+        for lines in (segment, to_nifti, progress):
+            here = lines.replace("http://127.0.0.1:8000", server.http_url or "")
+            done = subprocess.run(["bash", "-euc", here], cwd=tmp_path, capture_output=True, text=True, check=True)
+        assert '"state":"unknown"' in done.stdout
+        words = ["predict", "-i", str(DEMO_SCAN), "-o", str(tmp_path / "labels"), "-m", "composition", "--disable_tta"]
+        assert ctseg([*words, "--url", server.url, "--where", "client"]) == 0
+    require_equal(nib.load(tmp_path / "labels.nii.gz"), nib.load(tmp_path / "labels" / "STS_025.nii.gz"))
+
+
+def blocks_of(page: Path, language: str) -> list[str]:
+    """Return the code of a page."""
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
 
 def require_equal(found: nib.Nifti1Image, expected: nib.Nifti1Image) -> None:
