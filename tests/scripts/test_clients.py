@@ -5,6 +5,8 @@ import re
 import shutil
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +23,9 @@ from ctseg.cli.main import main as ctseg
 from ctseg.files.volume import read_volume
 from ctseg.model_spec import Reader
 from ctseg.predict.whole_scan import memory_order_of, order_to_text
+from ctseg.serving.entries import read_entry
 from ctseg.serving.process import RunningServer, ServerOptions
+from ctseg.serving.scan_entry import publish_scan_entry
 from ctseg.serving.server import embedded_server
 from tests.support.toy_models import toy_spec
 from tests.support.whole_scans import write_scannable_entry
@@ -155,6 +159,36 @@ def test_what_the_server_refuses_is_told(served: Served, client: Callable, tmp_p
     assert done.returncode == 1
     assert "with 2 channels (CT, PET)" in done.stderr
     assert not (tmp_path / "labels.nii.gz").exists()
+
+
+@pytest.mark.live
+@linux
+@pytest.mark.parametrize(
+    ("entry", "request_", "status", "told"),
+    [
+        ("toy_scan", {"inputs": []}, 400, "expected one of the inputs voxels_int16 and voxels_fp32, found none"),
+        ("toy_scan", {"inputs": [], "parameters": {"spec_digest": "ff"}}, 501, "expected the spec ff"),
+        ("nobody_scan", {"inputs": []}, 404, "'nobody_scan' is not found"),
+        ("toy_scan", {}, 500, "inputs"),
+    ],
+)
+def test_errors_have_the_status_over_http_that_the_page_says(
+    served: Served, entry: str, request_: dict[str, Any], status: int, told: str
+) -> None:
+    url = f"{served.server.http_url}/v2/models/{entry}/infer"
+    with pytest.raises(urllib.error.HTTPError) as refusal:
+        urllib.request.urlopen(url, data=json.dumps(request_).encode(), timeout=60)
+    assert refusal.value.status == status
+    assert told in json.loads(refusal.value.read())["error"]
+
+
+def test_the_entries_of_the_demo_are_those_that_a_build_writes(tmp_path: Path) -> None:
+    for name in ("composition", "sarcoma"):
+        shutil.copytree(ROOT / "model_repository" / name, tmp_path / name)
+        publish_scan_entry(tmp_path, read_entry(tmp_path / name))
+        for path in (tmp_path / f"{name}_scan").rglob("*.*"):
+            committed = ROOT / "model_repository" / path.relative_to(tmp_path)
+            assert committed.read_text() == path.read_text(), f"{committed}: build it again"
 
 
 @pytest.mark.parametrize("case", ["whole", "turned"])

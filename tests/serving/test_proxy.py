@@ -1,11 +1,16 @@
 """The proxy of the documentation before Triton's HTTP: a real nginx, a real server, TLS."""
 
+import base64
+import contextlib
 import json
 import shutil
+import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -89,6 +94,21 @@ def test_a_model_answers_through_the_proxy_who_has_the_password(proxy: list[str]
     np.testing.assert_allclose(np.reshape(logits["data"], logits["shape"]), toy_logits(patches), rtol=1e-6, atol=1e-6)
     for path in ("", "/health/ready", "/models/toy", "/models/toy/versions/1/stats", "/models/toy/config"):
         assert answer_of(proxy, path, "-u", USER)[0] == 200
+
+
+def test_so_many_scans_at_once_and_no_more(proxy: list[str]) -> None:
+    host, port = urlsplit(proxy[-1]).hostname, urlsplit(proxy[-1]).port
+    trust = ssl.create_default_context(cafile=proxy[proxy.index("--cacert") + 1])
+    user = base64.b64encode(USER.encode()).decode()
+    head = f"POST /v2/models/toy/infer HTTP/1.1\r\nHost: {host}\r\nAuthorization: Basic {user}\r\n"
+    with contextlib.ExitStack() as stack:
+        for _ in range(4):
+            raw = stack.enter_context(socket.create_connection((host, port)))
+            stack.enter_context(trust.wrap_socket(raw, server_hostname=host)).sendall(
+                f"{head}Content-Length: 1000\r\n\r\nhalf of a scan".encode()
+            )
+        wait_for(lambda: answer_of(proxy, "/models/toy", "-u", USER)[0] == 429)
+    wait_for(lambda: answer_of(proxy, "/models/toy", "-u", USER)[0] == 200)
 
 
 @pytest.mark.parametrize(

@@ -426,13 +426,15 @@ def test_a_read_only_installation_without_run_bits_works(
 
 def test_serve_prints_its_address_and_stops_by_signal(root: Path, temporary: Path) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "ctseg", "serve", "--repository", str(root), "--grpc-port", "0"],
+        [sys.executable, "-m", "ctseg", "serve", "--repository", str(root), "--grpc-port", "0", "--http-port", "0"],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "TMPDIR": str(temporary)},
     )
     line = process.stdout.readline()
-    url = line.split(" on ")[1].split()[0]
+    url, _, http_url = line.split(" on ")[1].split()[:3]
+    with urllib.request.urlopen(f"{http_url}/v2/health/ready", timeout=60) as answer:
+        assert answer.status == 200
     patches = toy_patches(1)
     with connect([url], "toy") as predictor:
         assert predictor.identity.transport == "grpc"  # an open server lets nobody share memory with it
