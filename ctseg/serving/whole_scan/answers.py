@@ -39,7 +39,13 @@ class Answer:
     @property
     def is_wanted(self) -> bool:
         """Whether anybody waits for it still."""
-        return not self._is_sent and not self._sender.is_cancelled()
+        # Triton 2.51 ends by SIGSEGV where this is asked while the answer is sent, or after
+        if not self._lock.acquire(blocking=False):
+            return True
+        try:
+            return not self._is_sent and not self._sender.is_cancelled()
+        finally:
+            self._lock.release()
 
     def labels(self, labels: LabelMap, contract: ScanContract, report: ScanReport, *, deflated: bool) -> None:
         """Answer with a label map.
