@@ -18,8 +18,9 @@ from ctseg.deploy.runtimes import Measure, seconds_per_patch
 from ctseg.deploy.tensorrt_plan import Compiler
 from ctseg.errors import ParityError, SetupError, SpecError
 from ctseg.model_spec import ModelSpec
+from ctseg.predict.whole_scan import require_free_name
 from ctseg.serving.entries import CONFIG_NAME, Backend, Entry, read_entry
-from ctseg.serving.scan_entry import publish_scan_entry, require_free_name
+from ctseg.serving.scan_entry import publish_scan_entry
 
 __all__ = ["BuildOptions", "build_entry"]
 

@@ -183,7 +183,8 @@ def _server() -> Iterator[Finding]:
 
 
 def _repository(folder: Path) -> Iterator[Finding]:
-    from ctseg.serving.entries import is_recipe, list_models, read_entry
+    from ctseg.serving.entries import is_recipe, list_models, read_entry, takes_scans
+    from ctseg.serving.scan_entry import check_scan_entry
 
     try:
         names = list(list_models(folder))
@@ -202,6 +203,10 @@ def _repository(folder: Path) -> Iterator[Finding]:
             if is_recipe(folder / name):
                 kind, advice = "recipe", "write it again, with `ctseg recipe` or by building its bundle, or remove it"
                 yield from _recipe(folder, name)
+                continue
+            if takes_scans(folder / name):
+                kind, version = "whole scans", check_scan_entry(folder / name)
+                yield Finding(f"{kind} {name}", "ok", f"by version {version} of the model")
                 continue
             entry = read_entry(folder / name)
         except SpecError as error:
@@ -314,7 +319,7 @@ def _bundle(folder: Path) -> Iterator[Finding]:
 
 
 def _running_server(url: str, repository: Path | None) -> Iterator[Finding]:
-    from ctseg.serving.entries import is_recipe, list_models, read_entry
+    from ctseg.serving.entries import list_models, read_entry, takes_scans
     from ctseg.triton.client import is_ready
     from ctseg.triton.options import ClientOptions
     from ctseg.triton.predictor import connect
@@ -329,7 +334,7 @@ def _running_server(url: str, repository: Path | None) -> Iterator[Finding]:
         return
     yield Finding(subject, "ok", "ready")
     for name in list_models(repository) if repository is not None else ():
-        if is_recipe(Path(str(repository)) / name):
+        if takes_scans(Path(str(repository)) / name):
             continue
         try:
             with connect([url], name, options=ClientOptions(timeout_s=30, connect_timeout_s=5)) as predictor:

@@ -37,6 +37,7 @@ from ctseg.deploy.runtimes import describe_runtime, onnxruntime_network
 from ctseg.deploy.trained_model import LoadedModel
 from ctseg.errors import ParityError, SetupError
 from ctseg.model_spec import SPEC_NAME, ModelSpec, Precision
+from ctseg.predict.whole_scan import require_free_name
 
 if TYPE_CHECKING:
     from ctseg.deploy.precision import Attempt
@@ -113,14 +114,17 @@ def export_model(
     Raises:
         LeftOutError: A mixed network does not give PyTorch's labels; the bundle is written without it.
         ParityError: The FP32 network does not, or there is no scan to prove it with; nothing is written.
-        SpecError: The plans ask for something that ctseg does not reproduce, or torch cannot export the network.
+        SpecError: The plans ask for something that ctseg does not reproduce, torch cannot export the network, or its
+            name is that of an entry for whole scans.
         SetupError: ``output`` holds something else.
         OutputError: ``output`` cannot be written.
     """
     check_replaceable(output)
     mirroring = options.mirroring if model.mirror_axes else "none"
+    name = options.name or model.default_name
+    require_free_name(name)
     spec = model.spec(
-        name=options.name or model.default_name,
+        name=name,
         mirroring=mirroring,
         max_batch_size=options.max_batch_size,
         first_stage=first_stage,

@@ -109,6 +109,19 @@ def scan_entry(model: str) -> str:
     return f"{model}{SCAN_SUFFIX}"
 
 
+def require_free_name(name: str) -> None:
+    """Refuse a model's or recipe's name that the entries for whole scans have.
+
+    Raises:
+        SpecError: It ends as theirs do.
+    """
+    if name.endswith(SCAN_SUFFIX):
+        raise SpecError(
+            f"{name}: names that end in {SCAN_SUFFIX} are those of entries for whole scans: take another name",
+            settings=("name",),
+        )
+
+
 def memory_order_of(voxels: npt.NDArray[Any]) -> MemoryOrder:
     """Return how a scan (channels, z, y, x) lies in memory: the rounding of z-score means depends on it."""
     strides = voxels.strides[1:]

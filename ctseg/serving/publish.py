@@ -13,6 +13,7 @@ from typing import Any, Literal
 from ctseg.errors import SetupError, SpecError
 from ctseg.files.atomic import bring_to_disk
 from ctseg.model_spec import MAX_SPEC_BYTES, ModelSpec
+from ctseg.predict.whole_scan import require_free_name
 from ctseg.serving.entries import (
     BUILD_NAME,
     DATA_FILES_KEY,
@@ -24,7 +25,7 @@ from ctseg.serving.entries import (
     read_config,
     read_entry,
 )
-from ctseg.serving.scan_entry import require_free_name, require_room_for_scans, write_scan_entry
+from ctseg.serving.scan_entry import require_room_for_scans, write_scan_entry
 from ctseg.serving.writing import pretty_json, staging, write_head, writing
 from ctseg.triton.configuration import (
     REQUEST_OUTPUT,

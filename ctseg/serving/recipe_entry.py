@@ -8,6 +8,7 @@ from ctseg.files import atomic
 from ctseg.model_spec import MAX_SPEC_BYTES
 from ctseg.predict.contract import ScanContract
 from ctseg.predict.recipe_segmenter import contract_of_recipe
+from ctseg.predict.whole_scan import require_free_name
 from ctseg.recipe import RECIPE_NAME, Recipe
 from ctseg.serving.entries import (
     CONFIG_NAME,
@@ -17,13 +18,13 @@ from ctseg.serving.entries import (
     read_recipe,
     versions_on_disk,
 )
-from ctseg.serving.scan_entry import add_scan_tensors, require_free_name, write_scan_version
+from ctseg.serving.scan_entry import add_scan_tensors, write_scan_version
 from ctseg.serving.writing import pretty_json, staging, writing
 from ctseg.triton.configuration import ModelConfig, recipe_parameter, scan_parameter, text_from_config
 
 
 def publish_recipe(repository: Path, recipe: Recipe) -> int:
-    """Write a recipe into a Triton model repository, as its next version; the newest one that says the same stays.
+    """Write a recipe into a Triton model repository, as its next version; a newest one that says the same stays.
 
     Its entry takes whole scans itself.
 
@@ -52,7 +53,7 @@ def publish_recipe(repository: Path, recipe: Recipe) -> int:
         members = member_versions(repository, recipe)
         contract = contract_of_recipe(recipe, {name: item.spec for name, item in members.items()})
         known = _known(folder)
-        if known is not None and known[0] == recipe:
+        if known is not None and known[0] == recipe and scan_parameter(known[1]) in read_config(folder).parameters:
             return known[1]
         number = next_version(repository, recipe.name)
         config = _configuration(folder, recipe, number, contract)

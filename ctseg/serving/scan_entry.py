@@ -19,23 +19,11 @@ from ctseg.predict.whole_scan import (
     VOXELS_INT16,
     scan_entry,
 )
-from ctseg.serving.entries import BUILD_NAME, CONFIG_NAME, Entry, read_config, versions_on_disk
+from ctseg.serving.entries import BUILD_NAME, CONFIG_NAME, Entry, read_config, read_entry, versions_on_disk
 from ctseg.serving.writing import pretty_json, staging, writing
 from ctseg.triton.configuration import ModelConfig, scan_parameter, scan_parameters, text_from_config
 
 SCAN_MODEL = Path(__file__).parent / "python_backend" / "scan.py"
-
-
-def require_free_name(name: str) -> None:
-    """Refuse a model's or recipe's name that the entries for whole scans have.
-
-    Raises:
-        SpecError: It ends as theirs do.
-    """
-    if name.endswith(SCAN_SUFFIX):
-        raise SpecError(
-            f"{name}: names that end in {SCAN_SUFFIX} are those of the entries that take whole scans: take another name"
-        )
 
 
 def require_room_for_scans(repository: Path, model: str) -> None:
@@ -90,6 +78,28 @@ def write_scan_version(folder: Path, digest: str) -> None:
     shutil.copyfile(SCAN_MODEL, folder / "model.py")
     (folder / BUILD_NAME).write_text(pretty_json({"digest": digest, "protocol": PROTOCOL}), encoding="utf-8")
     bring_to_disk(folder)
+
+
+def check_scan_entry(folder: Path) -> int:
+    """Return the newest version of an entry for whole scans, which is the one that is served.
+
+    Args:
+        folder: ``<repository>/<name>_scan``.
+
+    Raises:
+        SpecError: The network that it calls is not beside it, or is another one.
+    """
+    version = max(versions_on_disk(folder), default=0)
+    key, parameters = scan_parameter(version), read_config(folder).parameters
+    found = parameters[key].string_value if key in parameters else ""
+    network = folder.with_name(folder.name.removesuffix(SCAN_SUFFIX))
+    digests = {item.version: item.spec.digest for item in read_entry(network).versions}
+    if digests.get(version) != found:
+        raise SpecError(
+            f"{folder.name}: version {version} was written for the spec {found[:12] or 'none'}, version {version} of "
+            f"{network.name} has {digests.get(version, 'none')[:12]}: build the model again"
+        )
+    return version
 
 
 def add_scan_tensors(config: ModelConfig, contract: ScanContract, version: int) -> None:

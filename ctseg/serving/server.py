@@ -21,7 +21,7 @@ from ctseg.serving.proof import random_patches
 from ctseg.serving.signals import signals_as_exit
 from ctseg.serving.threads import require_threads, threads_of_run
 from ctseg.triton import shared_memory
-from ctseg.triton.configuration import recipe_parameters, spec_parameters
+from ctseg.triton.configuration import recipe_parameters, scan_parameters, spec_parameters
 from ctseg.triton.predictor import connect
 
 _log = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ def _prove(server: RunningServer, repository: Path, options: ServerOptions) -> N
     """Run each model that carries a spec once."""
     for name in server.models:
         config = read_config(repository / name)
-        if recipe_parameters(config):
+        if recipe_parameters(config) or scan_parameters(config):
             continue
         if not spec_parameters(config):
             _log.warning("%s carries no spec: it is served, but was not tried", name)

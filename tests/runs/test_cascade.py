@@ -7,10 +7,14 @@ import numpy as np
 import pytest
 
 from ctseg.errors import SetupError
+from ctseg.files.volume import read_volume
 from ctseg.predict.options import BatchOptions
 from ctseg.runs.folder import segment_folder
 from ctseg.runs.model import ServedModel
+from ctseg.serving.process import ServerOptions
+from ctseg.serving.server import embedded_server
 from tests.support.toy_models import write_cascade
+from tests.support.whole_scans import ScanClient
 
 
 @pytest.fixture
@@ -49,13 +53,25 @@ def test_a_cascade_by_its_name_equals_its_stages_one_after_the_other(
     options = BatchOptions(prev_stage_predictions=tmp_path / "previous", save_probabilities=True)
     segment_folder(scans, tmp_path / "by hand", second, options)
     together, by_hand = labels_in(tmp_path / "both"), labels_in(tmp_path / "by hand")
-    assert together.keys() == by_hand.keys() == labels_in(tmp_path / "previous").keys()
+    previous = labels_in(tmp_path / "previous")
+    assert together.keys() == by_hand.keys() == previous.keys()
     for name, labels in together.items():
         assert len(np.unique(labels)) == 3
         np.testing.assert_array_equal(labels, by_hand[name])
     for file in ("case0.npz", "case3.npz"):
         with np.load(tmp_path / "both" / file) as one, np.load(tmp_path / "by hand" / file) as other:
             np.testing.assert_array_equal(one["probabilities"], other["probabilities"])
+
+    volume = read_volume([scans / f"case0_{channel:04d}.nii.gz" for channel in range(2)], "SimpleITKIO")
+    whole = np.ascontiguousarray(volume.voxels), volume.spacing_mm
+    expected, labels = together["case0.nii.gz"].transpose(), previous["case0.nii.gz"].transpose().astype(np.uint16)
+    with embedded_server(repository, options=ServerOptions(prove=False)) as server:
+        np.testing.assert_array_equal(ScanClient(server, "both").send(*whole).labels, expected)
+        second = ScanClient(server, "second_scan")
+        np.testing.assert_array_equal(second.send(*whole, previous=labels).labels, expected)
+        assert "second needs the label map of first on the grid of the scan" in second.send(*whole).failure
+        wrong = second.send(*whole, previous=labels[:-1]).failure
+        assert "previous_labels: expected uint16 (9, 10, 14), found uint16 (8, 10, 14)" in wrong
 
 
 @pytest.mark.live

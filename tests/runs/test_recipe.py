@@ -11,19 +11,23 @@ import numpy as np
 import pytest
 
 from ctseg.errors import SetupError, SpecError
+from ctseg.files.volume import read_volume
 from ctseg.model_spec import ModelSpec
 from ctseg.predict.options import BatchOptions
 from ctseg.predict.outcomes import Outcome
+from ctseg.predict.parts import Part
 from ctseg.predict.progress import Progress
 from ctseg.recipe import Recipe
 from ctseg.runs.folder import segment_folder
 from ctseg.runs.model import ServedModel
+from ctseg.serving.entries import read_entry
 from ctseg.serving.process import RunningServer, ServerOptions
 from ctseg.serving.recipe_entry import publish_recipe
 from ctseg.serving.server import embedded_server
 from ctseg.triton.predictor import connect
 from ctseg.triton.served_version import RecipeServedError
 from tests.support.toy_models import toy_spec, write_toy_entry
+from tests.support.whole_scans import ScanClient
 
 NAMES = ("organs", "bones")
 UNION = {
@@ -105,18 +109,37 @@ def test_a_recipe_is_run_by_its_name_on_a_server_of_its_own_and_on_running_ones(
     assert [case.status for case in again.cases] == ["skipped"] * 3
 
 
-@pytest.mark.live
-def test_a_recipes_entry_answers_requests_with_its_name(repository: Path) -> None:
-    from tritonclient.grpc import InferenceServerClient, InferInput
-    from tritonclient.utils import InferenceServerException
+ONE = [{"kind": "model", "model": name} for name in NAMES]
+KINDS = {
+    "union": UNION,
+    "ensemble": {"kind": "ensemble", "members": ONE},
+    "crop": {
+        "kind": "crop",
+        "finder": ONE[0],
+        "labels": [1],
+        "margin_mm": 1.0,
+        "inside": ONE[1],
+        "nothing_found": "empty",
+    },
+}
 
-    with embedded_server(repository, options=ServerOptions(is_private=False)) as server:
-        client = InferenceServerClient(server.url)
-        voxels = InferInput("voxels", [1, 2, 2, 2], "INT16")
-        voxels.set_data_from_numpy(np.zeros((1, 2, 2, 2), np.int16))
-        with pytest.raises(InferenceServerException, match="together is a recipe of several models: it takes no"):
-            client.infer("together", [voxels])
-        client.close()
+
+@pytest.mark.live
+def test_a_recipes_entry_takes_whole_scans(repository: Path, scans: Path, tmp_path: Path) -> None:
+    specs = {name: read_entry(repository / name).newest.spec for name in NAMES}
+    for kind, step in KINDS.items():
+        recipe = Recipe.model_validate({**recipe_of(specs, step).model_dump(mode="json"), "name": kind})
+        publish_recipe(repository, recipe)
+    volume = read_volume([scans / f"case0_{channel:04d}.nii.gz" for channel in range(2)], "SimpleITKIO")
+    with embedded_server(repository, options=ServerOptions(is_private=False, prove=False)) as server:
+        for kind in KINDS:
+            model = ServedModel(kind, urls=(server.url,))
+            segment_folder(scans, tmp_path / kind, model, BatchOptions(part=Part(0, 3)))
+            expected = labels_in(tmp_path / kind)["case0.nii.gz"].transpose()
+            found = ScanClient(server, kind).send(np.ascontiguousarray(volume.voxels), volume.spacing_mm).labels
+            assert found.any()
+            np.testing.assert_array_equal(found, expected)
+            assert found.dtype == (np.uint16 if kind == "union" else np.uint8)
 
 
 @pytest.mark.live
