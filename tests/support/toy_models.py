@@ -87,7 +87,7 @@ def write_cascade(repository: Path) -> tuple[ModelSpec, ModelSpec]:
     }
     second = toy_spec("second", previous_stage=previous, spacing_mm=(3.0, 0.8, 0.8))
     network = save_toy_network(repository.parent / "second.onnx", weights=SECOND_WEIGHTS)
-    publish(repository, EntryDraft(spec=second, backend="python", model_file=network), 1)
+    publish(repository, EntryDraft(spec=second, backend="python", model_file=network, whole_scans=True), 1)
     members = [{"model": spec.name, "digest": spec.digest} for spec in (first, second)]
     step = {"kind": "cascade", "previous": "first", "model": "second"}
     publish_recipe(repository, Recipe.model_validate({"name": "both", "members": members, "step": step}))

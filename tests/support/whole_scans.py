@@ -51,7 +51,7 @@ class TritonPythonModel:
     def answer(self, patches):
         marks = [round(float(patch[0].max()) * 64) for patch in patches]
         with CALLS.open("a") as file:
-            file.write("".join(f"{{mark}}\\n" for mark in marks))
+            file.write(f"{{marks[0]}}\\n")
         while self.count >= int(ALLOWED.read_text() or 0):
             time.sleep(0.002)
         self.count += 1
@@ -85,7 +85,7 @@ class Gate:
 
     @property
     def calls(self) -> list[int]:
-        """The marks of the windows that have come so far, in order."""
+        """The mark of each call that has come so far, in order."""
         return [int(line) for line in (self.folder / "calls").read_text().splitlines()]
 
 

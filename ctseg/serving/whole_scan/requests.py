@@ -70,6 +70,11 @@ class ScanRequest:
         grid = FileGrid(geometry, self.spacing_mm)
         return VolumeHeader(len(self.voxels), self.voxels.dtype, self.spacing_mm, geometry, grid, copied)
 
+    @property
+    def held_bytes(self) -> int:
+        """What it holds while it waits."""
+        return int(self.voxels.nbytes) + (0 if self.previous is None else int(self.previous.nbytes))
+
     def scan(self) -> Scan:
         """Return the scan as it lay in memory where it was read.
 

@@ -16,7 +16,7 @@ from ctseg.errors import InputError, ServerUnavailableError
 from ctseg.numerics import KERNEL_MODULES, RECIPE_KERNEL_MODULES
 from ctseg.numerics.volumes import volumes_ml
 from ctseg.predict.contract import ScanContract
-from ctseg.predict.inference_queue import InferenceQueue, InferenceThreads
+from ctseg.predict.inference_queue import FairShare, InferenceQueue, InferenceThreads
 from ctseg.predict.predictor import PatchPredictor, PredictorAround
 from ctseg.predict.progress import Progress, StageClock
 from ctseg.predict.segment import MOST_WINDOWS, CaseContext
@@ -119,17 +119,18 @@ class ScanService:
         self, backend: Any, read_entry: Callable[[Callable[[], bool]], ScanEntry], settings: ScanSettings
     ) -> None:
         self._backend = backend
+        self._entry = read_entry(lambda: self._admission.running <= 1)
+        gauges = Gauges(backend, self._entry.contract.name, self._entry.version)
         self._pool = ThreadPoolExecutor(settings.lanes + SMALL_LANES, thread_name_prefix="scan")
         self._admission = Admission(
-            self._pool.submit, settings.memory_bytes, lanes=settings.lanes, most_waiting=settings.most_waiting
-        )
-        self._entry = read_entry(lambda: self._admission.running <= 1)
-        self._threads = InferenceThreads()
+            self._pool.submit, settings.memory_bytes, lanes=settings.lanes, most_waiting=settings.most_waiting,
+            on_change=lambda waiting, running: gauges.show(waiting=waiting, running=running),
+        )  # fmt: skip
+        self._threads = InferenceThreads(FairShare())
         self._numbers = itertools.count()
         self._jobs: dict[int, _Job] = {}
         self._lock = threading.Lock()
         self._is_closing = threading.Event()
-        self._gauges = Gauges(backend, self._entry.contract.name, self._entry.version)
         load_kernels_ahead((*KERNEL_MODULES, *RECIPE_KERNEL_MODULES))
 
     def take(self, request: Any) -> None:
@@ -194,7 +195,7 @@ class ScanService:
             )
         loads = {name: window_load(queue, options) for name, queue in queues.items()}
         calls = sum(count * queues[name].requests_per_batch for name, count in windows.items())
-        return Demand(self._entry.estimate(header, loads), calls, job.request.voxels.nbytes)
+        return Demand(self._entry.estimate(header, loads), calls, job.request.held_bytes)
 
     def _settle(self, job: _Job, future: "Future[None]") -> None:
         """Answer a scan that was not answered with its labels."""
@@ -210,7 +211,6 @@ class ScanService:
         """Segment a scan and answer it."""
         job.has_begun = True
         job.waited_s = job.clock.seconds.total
-        self._show()
         job.require_wanted()
         request, contract = job.request, self._entry.contract
         with job.clock.stage("prepare"):
@@ -236,10 +236,6 @@ class ScanService:
     def _forget(self, job: _Job) -> None:
         with self._lock:
             self._jobs.pop(job.number, None)
-        self._show()
-
-    def _show(self) -> None:
-        self._gauges.show(waiting=self._admission.waiting, running=self._admission.running)
 
     def _known(self) -> list[_Job]:
         with self._lock:

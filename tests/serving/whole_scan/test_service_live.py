@@ -11,7 +11,15 @@ from ctseg.serving.process import RunningServer, ServerOptions
 from ctseg.serving.server import embedded_server
 from tests.support.live_triton import connected, wait_for
 from tests.support.toy_models import toy_spec
-from tests.support.whole_scans import SPACING, Gate, ScanClient, marked_scan, write_gated_entry, write_scannable_entry
+from tests.support.whole_scans import (
+    SPACING,
+    Gate,
+    Pending,
+    ScanClient,
+    marked_scan,
+    write_gated_entry,
+    write_scannable_entry,
+)
 
 pytestmark = pytest.mark.live
 
@@ -95,14 +103,22 @@ def test_what_cannot_be_segmented_is_refused_by_code_and_name(
     assert told in failure
 
 
+def accepted(client: ScanClient, mark: int, name: str) -> Pending:
+    """Send a long scan, and wait until the server knows it."""
+    pending = client.send(marked_scan(mark, LONG), id=name)
+    wait_for(lambda: client.ask_about(name)["state"] != "unknown")
+    return pending
+
+
 def test_each_request_gets_one_answer_whatever_becomes_of_it(server: RunningServer, gate: Gate) -> None:
     client = ScanClient(server, "gated_scan")
     came = len(gate.calls)
     long = client.send(marked_scan(1, LONG), id="long")
     wait_for(lambda: gate.calls[came:])
-    given_up = client.send(marked_scan(2, LONG), id="given up")
-    waiting = [client.send(marked_scan(3, LONG), id=f"waits {index}") for index in range(3)]
-    wait_for(lambda: client.ask_about("waits 2")["state"] == "waiting")
+    given_up = accepted(client, 2, "given up")
+    waiting = [accepted(client, 3, f"waits {index}") for index in range(3)]
+    assert client.ask_about("waits 2")["state"] == "waiting"
+    wait_for(lambda: client.ask_about("given up")["windows"])
     failing = client.send(marked_scan(63), id="fails")
     wrong = client.send(marked_scan(1)[:1], id="wrong")
     unknown = client.ask_about("nobody")
@@ -124,3 +140,32 @@ def test_each_request_gets_one_answer_whatever_becomes_of_it(server: RunningServ
     wait_for(lambda: client.ask_about("nobody")["running"] == 0)
     assert [len(pending.answers) for pending in everything] == [1] * len(everything)
     assert gate.calls[came:].count(2) < gate.calls[came:].count(1), "what nobody waits for is not computed"
+
+
+def test_a_small_scan_begins_soon_behind_long_ones_which_share_alike(server: RunningServer, gate: Gate) -> None:
+    client = ScanClient(server, "gated_scan")
+    done = len(gate.calls)
+    gate.let(done)
+    long = [accepted(client, mark, f"long {mark}") for mark in range(11, 16)]
+    assert client.ask_about("long 15")["state"] == "waiting"
+    wait_for(lambda: [client.ask_about(f"long {mark}")["windows"] for mark in (11, 12, 13)].count(0) == 0)
+    for step in range(done + 1, done + 31):
+        gate.let(step)
+        wait_for(lambda step=step: len(gate.calls) > step)
+    shares = [gate.calls[done:].count(mark) for mark in (11, 12, 13)]
+    assert min(shares) >= 30 // 3 // 2
+
+    small = client.send(marked_scan(9), id="small")
+    wait_for(lambda: client.ask_about("small")["windows"] == 1)
+    came, step = len(gate.calls), done + 30
+    while 9 not in gate.calls:
+        step += 1
+        gate.let(step)
+        wait_for(lambda step=step: len(gate.calls) > step)
+    running = 4
+    assert len(gate.calls) - came <= 2 * running
+    gate.let(10**9)
+    assert small.labels.shape == (6, 10, 14)
+    for pending in long[1:]:
+        client.ask_about(f"long {11 + long.index(pending)}", "cancel")
+    assert long[0].labels.shape == LONG
