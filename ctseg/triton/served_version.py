@@ -178,8 +178,9 @@ def choose_version(
 
     def choose() -> S:
         if wanted.version is not None:
-            return wanted.served(client, wanted.version, answer_s[0])
-        versions = sorted(ready_versions(client, wanted.entry, answer_s[0]), reverse=True)
+            versions = [wanted.version]
+        else:
+            versions = sorted(ready_versions(client, wanted.entry, answer_s[0]), reverse=True)
         if wanted.digest is None:
             return wanted.served(client, versions[0], answer_s[0])
         return _version_with_digest(client, wanted, versions, answer_s[0])
@@ -196,7 +197,7 @@ def _version_with_digest(client: TritonClient, wanted: Wanted[S], versions: Sequ
         found.append(f"{served.digest[:12]} in version {version}")
     raise SpecError(
         f"{wanted.name} at {client.address}: expected a version with the spec {str(wanted.digest)[:12]}, found "
-        f"{', '.join(found)}: serve the model that the recipe was written for, or write the recipe again"
+        f"{', '.join(found)}: serve the model that is asked for; where a recipe asks for it, or write the recipe again"
     )
 
 

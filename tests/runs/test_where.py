@@ -2,7 +2,10 @@
 
 import json
 import logging
+import os
+import signal
 from collections.abc import Iterator
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +15,11 @@ import numpy as np
 import pytest
 
 from ctseg.errors import InputError, SetupError, SpecError
-from ctseg.files.volume import read_volume
+from ctseg.files.volume import read_volume, volume_from_array
 from ctseg.predict.options import BatchOptions
+from ctseg.predict.outcomes import Outcome
 from ctseg.predict.parts import Part
+from ctseg.predict.progress import Progress
 from ctseg.predict.segment import CaseContext
 from ctseg.runs.folder import segment_folder
 from ctseg.runs.model import ServedModel
@@ -24,9 +29,17 @@ from ctseg.serving.process import RunningServer, ServerOptions
 from ctseg.serving.scan_entry import publish_scan_entry
 from ctseg.serving.server import embedded_server
 from ctseg.triton.options import ClientOptions
+from tests.support.live_triton import wait_for
 from tests.support.scan_files import READERS, TURNED_FAR
 from tests.support.toy_models import toy_spec, write_cascade
-from tests.support.whole_scans import write_scannable_entry
+from tests.support.whole_scans import (
+    SPACING,
+    Gate,
+    ScanClient,
+    marked_scan,
+    write_gated_entry,
+    write_scannable_entry,
+)
 
 pytestmark = pytest.mark.live
 
@@ -197,3 +210,72 @@ def test_a_server_of_the_runs_own_takes_whole_scans(repository: Path, tmp_path: 
     model = ServedModel(name, repository=repository, where="server")
     report = segment_folder(tmp_path / "in", tmp_path / "out", model, BatchOptions())
     assert [(case.status, case.made_by.transport) for case in report.cases] == [("ok", "whole scans")]
+
+
+def test_many_small_scans_at_once_are_all_segmented(server: RunningServer) -> None:
+    z, y, x = SPACING
+    voxels = np.random.default_rng(0).normal(0, 1, (2, 9, 10, 14)).astype(np.float32)
+    volume = volume_from_array(voxels, np.diag([x, y, z, 1.0]))
+    with opened_segmenter(model_at(server, "both", "server")) as segmenter, ThreadPoolExecutor(6) as pool:
+        results = [future.result() for future in [pool.submit(segmenter.segment, volume) for _ in range(60)]]
+        for result in results[1:]:
+            np.testing.assert_array_equal(result.labels, results[0].labels)
+
+
+def test_a_case_that_is_given_up_frees_the_server_for_the_others(tmp_path: Path) -> None:
+    (tmp_path / "gate").mkdir()
+    gate = Gate(tmp_path / "gate")
+    write_gated_entry(tmp_path / "models", gate.folder)
+    with embedded_server(tmp_path / "models", options=ServerOptions(prove=False)) as server:
+        model = model_at(server, "gated", "server")
+        with opened_segmenter(model) as segmenter, ThreadPoolExecutor(2) as pool:
+            z, y, x = SPACING
+            long = volume_from_array(marked_scan(1, (24, 40, 56)), np.diag([x, y, z, 1.0]))
+            answer = pool.submit(segmenter.segment, long)
+            wait_for(lambda: gate.calls)
+            segmenter.abort()
+            with pytest.raises(CancelledError):
+                answer.result(240)
+        gate.let(10_000)
+        with opened_segmenter(model) as segmenter:
+            small = volume_from_array(marked_scan(2), np.diag([x, y, z, 1.0]))
+            windows = segmenter.segment(small).windows
+        assert gate.calls.count(2) == windows
+        client = ScanClient(server, "gated_scan")
+        wait_for(lambda: client.ask_about("nobody")["running"] == 0)
+        assert gate.calls.count(1) < 100, "what nobody waits for is not computed"
+
+
+class KillsAfterTheFirstCase(Progress):
+    def __init__(self, server: RunningServer) -> None:
+        self.server = server
+        self.was_killed = False
+
+    def case_done(self, outcome: Outcome) -> None:
+        if not self.was_killed:
+            self.was_killed = True
+            os.kill(self.server.pid, signal.SIGKILL)
+
+
+def test_a_folder_of_whole_scans_is_done_by_the_other_server_when_one_is_killed(
+    server: RunningServer, repository: Path, tmp_path: Path
+) -> None:
+    for seed in range(12):
+        write_scan(tmp_path / "in", seed=seed)
+    segment_folder(tmp_path / "in", tmp_path / "windows", model_at(server, "norms", "client"), BatchOptions())
+    open_to_all = ServerOptions(is_private=False, prove=False)
+    with (
+        embedded_server(repository, ["norms", "norms_scan"], open_to_all) as stays,
+        embedded_server(repository, ["norms", "norms_scan"], open_to_all) as dies,
+    ):
+        progress = KillsAfterTheFirstCase(dies)
+        model = ServedModel("norms", (dies.url, stays.url))
+        report = segment_folder(
+            tmp_path / "in", tmp_path / "out", model, BatchOptions(), progress_for=lambda _: progress
+        )
+    assert progress.was_killed
+    assert [(case.status, case.made_by.transport) for case in report.cases] == [("ok", "whole scans")] * 12
+    expected, found = labels_in(tmp_path / "windows"), labels_in(tmp_path / "out")
+    assert len(found) == 12
+    for name, labels in found.items():
+        np.testing.assert_array_equal(labels, expected[name])
