@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from tritonclient.grpc import InferenceServerClient, InferInput, InferRequestedOutput, InferResult
+from tritonclient.utils import InferenceServerException
 
 from ctseg.model_spec import ModelSpec
 from ctseg.serving.entries import read_entry
@@ -127,6 +128,14 @@ class ScanClient:
     def ask_about(self, id: str, word: str = "progress_of") -> dict[str, Any]:  # noqa: A002 (Triton's word)
         """Return what the entry says of another request; ``cancel`` gives it up, too."""
         return self._ask({}, ("report",), "", {word: id}).report
+
+    @property
+    def versions(self) -> list[str]:
+        """Which versions of the entry are ready."""
+        try:
+            return list(self._client.get_model_metadata(self._model, headers=self._headers).versions)
+        except InferenceServerException:  # between two of them
+            return []
 
     def _ask(
         self, tensors: dict[str, np.ndarray], outputs: Sequence[str], name: str, parameters: dict[str, Any]
