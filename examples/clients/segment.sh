@@ -15,6 +15,7 @@ fail() {
 }
 
 ask() { # the answer becomes a file, and its headers another
+    : > "$work/answer"
     curl -sS --fail-with-body -D "$work/headers" -o "$work/answer" "$@" || fail "$(cat "$work/answer")"
 }
 
@@ -54,7 +55,8 @@ json='{"inputs": [{"name": "'$name'", "datatype": "'$type'", "shape": ['$#', '$z
        "outputs": [{"name": "labels", "parameters": {"binary_data": true}},
                    {"name": "report", "parameters": {"binary_data": true}}]}'
 { printf %s "$json"; cat "$work/voxels"; } > "$work/request"
-ask --data-binary "@$work/request" -H "Inference-Header-Content-Length: ${#json}" "$url/v2/models/$entry/infer"
+# -T, for with --data curl would call it a form, and Triton 2.51 dies of forms of 4 MB and more
+ask -X POST -T "$work/request" -H "Inference-Header-Content-Length: ${#json}" "$url/v2/models/$entry/infer"
 
 # the answer is JSON, labels, report; labels of one byte, or of two where one is above 255
 length=$(awk 'tolower($1) == "inference-header-content-length:" { print $2 + 0 }' "$work/headers")

@@ -96,6 +96,14 @@ def test_a_model_answers_through_the_proxy_who_has_the_password(proxy: list[str]
         assert answer_of(proxy, path, "-u", USER)[0] == 200
 
 
+def test_a_body_that_says_it_is_a_form_ends_no_server(proxy: list[str], tmp_path: Path) -> None:
+    (tmp_path / "body").write_bytes(bytes(5 << 20))
+    form = ("--data-binary", f"@{tmp_path / 'body'}", "-H", "Content-Type: application/x-www-form-urlencoded")
+    status, body = answer_of(proxy, "/models/toy/infer", "-u", USER, *form)
+    assert (status, json.loads(body)["error"][:35]) == (500, "failed to parse the request JSON bu")
+    assert answer_of(proxy, "/health/ready", "-u", USER)[0] == 200
+
+
 def test_so_many_scans_at_once_and_no_more(proxy: list[str]) -> None:
     host, port = urlsplit(proxy[-1]).hostname, urlsplit(proxy[-1]).port
     trust = ssl.create_default_context(cafile=proxy[proxy.index("--cacert") + 1])
