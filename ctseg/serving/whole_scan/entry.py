@@ -1,7 +1,7 @@
 """What an entry for whole scans runs: the network of its name, or all members of a recipe, beside it on the disk."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +42,18 @@ class ScanEntry:
     def estimate(self, header: VolumeHeader, loads: Mapping[str, WindowLoad]) -> MemoryEstimate:
         """Estimate the memory that a scan takes here.
 
+        Triton's stub makes a NumPy copy of each answer that it gets, beside the one in shared memory.
+
         Raises:
             InputError: It would have no voxel at a network's spacing.
         """
         if self.recipe is not None:
-            return estimate_recipe(header, self.recipe, self._specs, loads)
-        (name,) = self.predictors
-        return estimate_memory(header, self._specs[name], loads[name])
+            estimate = estimate_recipe(header, self.recipe, self._specs, loads)
+        else:
+            (name,) = self.predictors
+            estimate = estimate_memory(header, self._specs[name], loads[name])
+        second_copies = max(loads[name].waiting * spec.logits_bytes for name, spec in self._specs.items())
+        return replace(estimate, peak_bytes=estimate.peak_bytes + second_copies)
 
     def most_windows(self, header: VolumeHeader, options: WindowOptions) -> Mapping[str, int]:
         """Return how many windows a scan has for each network at most; what lies outside the crop counts.
