@@ -24,7 +24,7 @@ if [[ ${TLS:-off} != off ]]; then
 fi
 
 "$engine" run -d --name "$name" "${gpu[@]}" --user "${RUN_AS:-$(id -u):$(id -g)}" \
-  --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges --shm-size "${SHM_SIZE:-1g}" \
+  --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges --shm-size "${SHM_SIZE:-4g}" \
   -p "$bind:${GRPC_PORT:-8001}:8001" -p "$bind:${METRICS_PORT:-8002}:8002" -p "$bind:${READY_PORT:-8003}:8003" \
   "${mounts[@]}" "${settings[@]}" "${SERVE_IMAGE:-ctseg-serve}" "$@" >/dev/null
 

@@ -29,7 +29,8 @@ FOREIGN_FLAGS = {
     "allow-client-shm", "allow-gpu-metrics", "allow-http", "allow-metrics", "backend-config", "backend-directory",
     "cuda-memory-pool-byte-size", "disable-auto-complete-config", "exit-on-error", "exit-timeout-secs", "grpc-address",
     "grpc-port", "grpc-restricted-protocol", "grpc-root-cert", "grpc-server-cert", "grpc-server-key", "grpc-use-ssl",
-    "grpc-use-ssl-mutual", "help", "http-address", "http-max-input-size", "http-port", "http-restricted-api",
+    "grpc-use-ssl-mutual", "grpc-infer-allocation-pool-size", "help", "http-address", "http-max-input-size",
+    "http-port", "http-restricted-api",
     "load-model", "log-format", "metrics-address", "metrics-port", "model-control-mode", "model-repository",
     "pinned-memory-pool-byte-size", "repository-poll-secs", "strict-readiness",
     # docker and podman

@@ -31,7 +31,7 @@ from ctseg.container.builds import build_entries, find_bundles, members_of, repo
 from ctseg.container.children import end_by_signals, run_child
 from ctseg.container.log import log_to_standard_error
 from ctseg.container.settings import Settings, read_settings
-from ctseg.container.shared_memory import require_shared_memory
+from ctseg.container.shared_memory import networks_of_scans, require_shared_memory
 from ctseg.container.versions import mark_as_served, remove_superseded, served_versions
 from ctseg.container.view import names_in, served_view
 from ctseg.errors import CtsegError, SetupError
@@ -85,12 +85,12 @@ def serve(extra_flags: Sequence[str]) -> NoReturn:
         if bundles:
             remove_superseded(settings.models, entries)
             entries = entries_of(settings)
-    require_shared_memory(entries)
     isolated = isolated_environment()
     server = shutil.which("tritonserver", path=isolated["PATH"])
     if server is None:
         raise SetupError("tritonserver is not on the PATH: the base of this image is not NVIDIA's Triton image")
     repository = served_view(entries, VIEW, fitting, list_recipes(settings.models), grows=settings.explicit)
+    require_shared_memory(entries, networks_of_scans(repository, entries))
     names = names_in(repository)
     os.chdir(tempfile.mkdtemp(prefix="ctseg-work-", dir=temporary_parent(needed_bytes=0)))  # empty: see isolation.py
     known = subprocess.run([server, "--help"], env=isolated, capture_output=True, text=True, check=False, timeout=120)

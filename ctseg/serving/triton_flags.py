@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Literal
 
 LOOPBACK = "127.0.0.1"
+_MESSAGES_KEPT = 2
+"""So many of the largest messages that it has had keep their memory in Triton for good; 8 if nobody says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,8 @@ class TritonFlags:
 
     def _endpoints(self, known_flags: Collection[str]) -> list[str]:
         flags = [f"--grpc-address={self.address}", f"--grpc-port={self.grpc_port}"]
+        if "--grpc-infer-allocation-pool-size" in known_flags:
+            flags.append(f"--grpc-infer-allocation-pool-size={_MESSAGES_KEPT}")
         if self.http_port is None:
             flags.append("--allow-http=false")
         else:

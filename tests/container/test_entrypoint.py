@@ -74,10 +74,11 @@ def test_http_stays_on_the_loopback_interface_unless_asked_for() -> None:
 
 
 def test_flags_that_an_old_server_does_not_know_are_left_out() -> None:
-    assert not any("client-shm" in flag or "max-input-size" in flag for flag in flags_of({}))
-    new = flags_of({}, "--allow-client-shm <boolean>\n --http-max-input-size")
+    assert not any("client-shm" in flag or "-size" in flag for flag in flags_of({}))
+    new = flags_of({}, "--allow-client-shm <boolean>\n --http-max-input-size\n --grpc-infer-allocation-pool-size")
     assert "--allow-client-shm=false" in new
     assert "--http-max-input-size=2147483647" in new
+    assert "--grpc-infer-allocation-pool-size=2" in new, "Triton's own 8 keep up to 2 GB each"
 
 
 def test_pools_are_raised_for_tensorrt_only() -> None:

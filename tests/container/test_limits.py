@@ -27,3 +27,12 @@ def test_everything_that_waits_for_a_first_start_waits_as_long() -> None:
 
 def test_a_build_that_fails_by_itself_is_not_tried_for_ever() -> None:
     assert number("docs/examples/compose.yaml", r"restart: on-failure:(\d+)") == 3
+
+
+def test_the_examples_give_as_much_shared_memory() -> None:
+    sizes = [
+        number("scripts/serve.sh", r"SHM_SIZE:-(\d+)g}"),
+        number("docs/examples/compose.yaml", r"shm_size: (\d+)gb"),
+        number("docs/examples/kubernetes.yaml", r"medium: Memory.*\n *sizeLimit: (\d+)Gi"),
+    ]
+    assert sizes == [4] * 3

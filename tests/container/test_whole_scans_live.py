@@ -1,5 +1,7 @@
-"""Whole scans on a real server, as the container sees them: readiness, floods."""
+"""Whole scans on a real server, as the container sees them: readiness, gauges, floods."""
 
+import re
+import urllib.request
 from collections.abc import Iterator
 
 import pytest
@@ -9,7 +11,7 @@ from ctseg.recipe import Recipe
 from ctseg.serving.process import RunningServer, ServerOptions
 from ctseg.serving.recipe_entry import publish_recipe
 from ctseg.serving.server import embedded_server
-from tests.support.live_triton import wait_for
+from tests.support.live_triton import free_port, wait_for
 from tests.support.toy_models import toy_spec
 from tests.support.whole_scans import Gate, ScanClient, marked_scan, write_gated_entry, write_scannable_entry
 
@@ -37,12 +39,21 @@ def server(tmp_path_factory: pytest.TempPathFactory, gate: Gate) -> Iterator[Run
     publish_recipe(
         root, Recipe.model_validate({"name": "r", "members": [member], "step": {"kind": "model", "model": "toy"}})
     )
-    options = ServerOptions(prove=False, http_port=0)
+    options = ServerOptions(prove=False, http_port=0, metrics_port=free_port())
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CTSEG_SCAN_LANES", "1")
         patch.setenv("CTSEG_SCAN_MOST_WAITING", str(MOST_WAITING))
         with embedded_server(root, options=options) as running:
             yield running
+
+
+def metric(server: RunningServer, name: str, model: str) -> float:
+    assert server.metrics_url is not None
+    with urllib.request.urlopen(server.metrics_url, timeout=60) as answer:
+        text = answer.read().decode()
+    found = re.findall(rf'^{name}{{model="{model}",version="1"}} (\S+)$', text, re.MULTILINE)
+    assert len(found) == 1, text
+    return float(found[0])
 
 
 @pytest.mark.parametrize(("name", "of_scan"), [("toy", False), ("toy_scan", True), ("regions_scan", True), ("r", True)])
@@ -59,6 +70,8 @@ def test_a_flood_is_refused_with_figures_while_others_are_served(server: Running
     wait_for(lambda: gate.calls)
     scans += [client.send(marked_scan(2, long)) for _ in range(MOST_WAITING)]
     wait_for(lambda: client.ask_about("first")["waiting"] == MOST_WAITING)
+    assert metric(server, "ctseg_scans_waiting", "gated") == MOST_WAITING
+    assert metric(server, "ctseg_scans_running", "gated") == 1
     for _ in range(3):
         failure = client.send(marked_scan(3, long)).failure
         assert failure.startswith("[StatusCode.UNAVAILABLE]")
@@ -67,3 +80,6 @@ def test_a_flood_is_refused_with_figures_while_others_are_served(server: Running
     gate.let(10_000)
     assert [scan.labels.shape for scan in scans] == [long] * len(scans)
     wait_for(lambda: client.ask_about("first")["running"] == 0)
+    wait_for(lambda: metric(server, "ctseg_scans_running", "gated") == 0)
+    assert metric(server, "ctseg_scans_waiting", "gated") == 0
+    assert metric(server, "ctseg_scans_waiting", "toy") == 0

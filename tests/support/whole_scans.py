@@ -191,6 +191,13 @@ class Pending:
         return report
 
     @property
+    def outcome(self) -> str:
+        """Wait for what comes; return ``ok``, or the error as :attr:`failure` does."""
+        assert self._done.wait(240), "no answer"
+        error = self.answers[0][1]
+        return "ok" if error is None else str(error)
+
+    @property
     def failure(self) -> str:
         """Wait for the error; return gRPC's code and the message."""
         assert self._done.wait(240), "no answer"

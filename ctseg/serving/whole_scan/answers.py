@@ -58,11 +58,12 @@ class Answer:
         """
         plain: npt.NDArray[Any] = np.ascontiguousarray(labels, contract.label_dtype)
         if deflated:
-            packed = np.frombuffer(bytearray(zlib.compress(plain.data, _FASTEST)), np.uint8)
-            tensor = to_triton(self._backend, LABELS_DEFLATED, packed)
+            name, sent = LABELS_DEFLATED, np.frombuffer(bytearray(zlib.compress(plain.data, _FASTEST)), np.uint8)
         else:
-            tensor = to_triton(self._backend, LABELS, plain)
-        self._send([tensor, text_to_triton(self._backend, REPORT, report.model_dump_json())])
+            name, sent = LABELS, plain
+        self._send(
+            [to_triton(self._backend, name, sent), text_to_triton(self._backend, REPORT, report.model_dump_json())]
+        )
 
     def progress(self, progress: ScanProgress) -> None:
         """Answer with how far another request is."""

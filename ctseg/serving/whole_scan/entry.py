@@ -19,7 +19,8 @@ from ctseg.predict.segment import CaseContext, Scan, Segmentation, WindowOptions
 from ctseg.predict.whole_scan import SCAN_SUFFIX
 from ctseg.recipe import Recipe
 from ctseg.serving.entries import member_versions, read_config, read_entry, read_recipe
-from ctseg.serving.whole_scan.in_process import InProcessPredictor, SharedMemoryUse
+from ctseg.serving.whole_scan.in_process import InProcessPredictor
+from ctseg.serving.whole_scan.shared_memory import SharedMemoryUse
 from ctseg.triton.configuration import scan_parameter
 
 
@@ -102,7 +103,7 @@ def read_scan_entry(
         return InProcessPredictor(
             backend, spec, number, memory=memory, is_alone=is_alone,
             instances=max(1, sum(group.count or 1 for group in config.instance_group)),
-            copies=2 if config.backend == "python" else 1,
+            network_backend=config.backend,
         )  # fmt: skip
 
     found = read_recipe(folder, version)

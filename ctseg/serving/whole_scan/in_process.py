@@ -1,88 +1,23 @@
 """PatchPredictor over Triton's in-process calls: the network's entry beside the one for whole scans."""
 
-import shutil
-import threading
 import weakref
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ctseg.arrays import Logits, Patches
-from ctseg.errors import InferenceFailedError, ServerUnavailableError, SpecError
+from ctseg.errors import InferenceFailedError, ServerUnavailableError, SetupError, SpecError
 from ctseg.model_spec import ModelSpec
 from ctseg.numerics.finite import all_finite
 from ctseg.predict.predictor import Identity
+from ctseg.serving.whole_scan.shared_memory import SHARED_MEMORY, SharedMemoryUse, bytes_of_window
 from ctseg.serving.whole_scan.tensors import from_triton, to_triton
 
-SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (where Linux keeps POSIX shared memory)
 _MOST_IN_FLIGHT = 4
-_SHARE_OF_SHARED_MEMORY = 0.5
 _WORTHWHILE_BATCH_BYTES = 128 << 20
 """Windows that are larger than this together keep a GPU as busy one by one, in less memory."""
-
-
-class SharedMemoryUse:
-    """What in-process calls may take of ``/dev/shm``, through which their tensors pass.
-
-    Args:
-        most_bytes: Most of them together; None: half of what is free now.
-        free: Says what is free.
-    """
-
-    def __init__(
-        self, most_bytes: int | None = None, free: Callable[[], int] = lambda: shutil.disk_usage(SHARED_MEMORY).free
-    ) -> None:
-        self._free = free
-        self.most_bytes = int(free() * _SHARE_OF_SHARED_MEMORY) if most_bytes is None else most_bytes
-        self._used = 0
-        self._peak = 0
-        self._kept = 0
-        self._changed = threading.Condition()
-
-    def take(self, size: int, what: str) -> None:
-        """Wait until a call fits, and hold what it takes until it is given back.
-
-        Args:
-            size: In bytes.
-            what: For messages.
-
-        Raises:
-            InferenceFailedError: It never fits, or others have filled the memory; writing would end the process.
-        """
-        if size > self.most_bytes:
-            raise InferenceFailedError(
-                f"{what}: one call takes {_megabytes(size)} of shared memory, and all may take "
-                f"{_megabytes(self.most_bytes)} of {SHARED_MEMORY}: start the server with more of it (docker run "
-                "--shm-size, an emptyDir of medium Memory)"
-            )
-        with self._changed:
-            self._changed.wait_for(lambda: self._used + size <= self.most_bytes)
-            growth = self._used + size - self._peak  # what was taken before is kept by Triton, and used again
-            if growth > 0 and growth > (free := self._free()):
-                raise InferenceFailedError(
-                    f"{what}: one call takes {_megabytes(size)} of shared memory, and {SHARED_MEMORY} has "
-                    f"{_megabytes(free)} free: others have filled it, or the server needs more of it"
-                )
-            self._used += size
-            self._peak = max(self._peak, self._used)
-
-    def keep(self, size: int) -> bool:
-        """Whether an answer may stay where it lies until it is used: half of the memory is for calls."""
-        with self._changed:
-            if self._kept + size > self.most_bytes // 2:
-                return False
-            self._kept += size
-            return True
-
-    def give_back(self, size: int, *, kept: bool = False) -> None:
-        """Let others have what a call took, or a kept answer."""
-        with self._changed:
-            self._used -= size
-            self._kept -= size if kept else 0
-            self._changed.notify_all()
 
 
 class InProcessPredictor:
@@ -93,13 +28,14 @@ class InProcessPredictor:
         spec: The network's contract.
         version: Of the model; no other one is called.
         instances: How many of them run.
-        copies: How often a tensor lies in shared memory: once more where the network is a python backend itself.
+        network_backend: Triton's name of the backend that runs it.
         memory: What calls may take of it, shared by all networks of the entry.
         is_alone: Whether one scan has the network to itself: batches keep a GPU busier, and single windows of several
             scans are joined by Triton.
 
     Raises:
         SpecError: Its tensors cannot be handed over in the process.
+        SetupError: Shared memory has no room for one window now.
     """
 
     def __init__(
@@ -109,7 +45,7 @@ class InProcessPredictor:
         version: int,
         *,
         instances: int,
-        copies: int,
+        network_backend: str,
         memory: SharedMemoryUse,
         is_alone: Callable[[], bool],
     ) -> None:
@@ -120,7 +56,13 @@ class InProcessPredictor:
         self._version = version
         self._memory = memory
         self._is_alone = is_alone
-        window = copies * (spec.patch_bytes + spec.logits_bytes)
+        window = bytes_of_window(spec, network_backend)
+        if window > memory.most_bytes:
+            raise SetupError(
+                f"{spec.name}: a window takes {window / (1 << 20):,.0f} MB of shared memory, and calls may take "
+                f"{memory.most_bytes / (1 << 20):,.0f} MB of {SHARED_MEMORY}: start the server with more of it (docker "
+                "run --shm-size, an emptyDir of medium Memory), or find out who has filled it"
+            )
         self._window_bytes = window
         largest = max(spec.patch_bytes, spec.logits_bytes)
         fits = max(1, memory.most_bytes // window)
@@ -199,7 +141,3 @@ def _error_of(backend: Any, error: Any, what: str) -> InferenceFailedError | Ser
     is_away = error.code() in (kinds.UNAVAILABLE, kinds.NOT_FOUND, kinds.CANCELLED)
     kind = ServerUnavailableError if is_away else InferenceFailedError
     return kind(f"{what} gave no logits: {error.message()}")
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / (1 << 20):,.0f} MB"

@@ -5,7 +5,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,9 @@ from ctseg.serving.whole_scan.admission import SMALL_LANES, Admission, Demand
 from ctseg.serving.whole_scan.answers import Answer
 from ctseg.serving.whole_scan.entry import ScanEntry, read_scan_entry
 from ctseg.serving.whole_scan.gauges import Gauges
-from ctseg.serving.whole_scan.in_process import SharedMemoryUse
 from ctseg.serving.whole_scan.requests import Control, ScanRequest, control_of, parameters_of, read_request
 from ctseg.serving.whole_scan.settings import ScanSettings, read_scan_settings
+from ctseg.serving.whole_scan.shared_memory import SharedMemoryUse
 from ctseg.serving.whole_scan.tensors import from_triton
 
 log = logging.getLogger(__name__)
@@ -60,6 +60,7 @@ class _Job:
         request: What is asked for.
         answer: The one that it gets.
         held: Triton's request, whose tensors are looked at while it is there.
+        shared_bytes: What they take of shared memory, and then its label map at their place.
         clock: Of its stages.
         counts: Of its windows.
         given_up: Set when nobody waits for it any more.
@@ -73,6 +74,7 @@ class _Job:
     request: ScanRequest
     answer: Answer
     held: Any
+    shared_bytes: int
     counts: _Counts = field(default_factory=_Counts)
     given_up: threading.Event = field(default_factory=threading.Event)
     has_begun: bool = False
@@ -82,6 +84,11 @@ class _Job:
 
     def __post_init__(self) -> None:
         self.clock = StageClock(self.id, self.counts)
+
+    def let_go(self) -> None:
+        """Let go of the tensors: Triton has no room for an answer otherwise, where shared memory is full."""
+        self.held = None
+        self.request = replace(self.request, voxels=self.request.voxels[:0].copy(), previous=None)
 
     def require_wanted(self) -> None:
         """Go on only while somebody waits for it.
@@ -113,12 +120,18 @@ class ScanService:
         backend: The module ``triton_python_backend_utils``.
         read_entry: Returns what they are segmented by, given who says whether a scan is alone.
         settings: What they may take.
+        memory: What they may take of the shared memory.
     """
 
     def __init__(
-        self, backend: Any, read_entry: Callable[[Callable[[], bool]], ScanEntry], settings: ScanSettings
+        self,
+        backend: Any,
+        read_entry: Callable[[Callable[[], bool]], ScanEntry],
+        settings: ScanSettings,
+        memory: SharedMemoryUse,
     ) -> None:
         self._backend = backend
+        self._memory = memory
         self._entry = read_entry(lambda: self._admission.running <= 1)
         gauges = Gauges(backend, self._entry.contract.name, self._entry.version)
         self._pool = ThreadPoolExecutor(settings.lanes + SMALL_LANES, thread_name_prefix="scan")
@@ -162,13 +175,15 @@ class ScanService:
         Raises:
             InputError: It cannot be segmented here.
             SpecError: It is meant for another model.
-            ServerUnavailableError: Too many wait.
+            ServerUnavailableError: Too many wait, or take too much.
         """
         inputs = {tensor.name(): from_triton(tensor) for tensor in request.inputs()}
         outputs = list(request.requested_output_names())
         scan = read_request(inputs, parameters, outputs, self._entry.contract)
-        job = _Job(next(self._numbers), request.request_id(), scan, answer, held=request)
+        size = sum(array.nbytes for array in inputs.values())
+        job = _Job(next(self._numbers), request.request_id(), scan, answer, held=request, shared_bytes=size)
         demand = self._demand_of(job)
+        self._memory.hold(job.shared_bytes)
         with self._lock:
             self._jobs[job.number] = job
         try:
@@ -231,11 +246,15 @@ class ScanService:
             volumes_ml=volumes_ml(result.labels, contract.labels, scan.spacing_mm),
             warnings=(*result.warnings, *_warnings_of(contract)),
         )  # fmt: skip
-        job.answer.labels(result.labels, contract, report, deflated=request.deflated)
+        job.let_go()
+        del request, scan, context
+        job.answer.labels(result.labels, contract, report, deflated=job.request.deflated)
 
     def _forget(self, job: _Job) -> None:
         with self._lock:
-            self._jobs.pop(job.number, None)
+            known = self._jobs.pop(job.number, None)
+        if known is not None:
+            self._memory.let_go(job.shared_bytes)
 
     def _known(self) -> list[_Job]:
         with self._lock:
@@ -296,4 +315,6 @@ def open_service(backend: Any, folder: Path, version: int) -> ScanService:
     settings = read_scan_settings()
     set_num_threads(settings.threads)
     memory = SharedMemoryUse(settings.shared_memory_bytes)
-    return ScanService(backend, lambda is_alone: read_scan_entry(backend, folder, version, memory, is_alone), settings)
+    return ScanService(
+        backend, lambda is_alone: read_scan_entry(backend, folder, version, memory, is_alone), settings, memory
+    )
