@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import SimpleITK
 from google.protobuf.descriptor import Descriptor
-from tritonclient.grpc import model_config_pb2, service_pb2
+from tritonclient.grpc import InferenceServerClient, model_config_pb2, service_pb2
 
 from ctseg.cli.main import main as ctseg
 from ctseg.files.volume import read_volume
@@ -161,6 +161,16 @@ def test_what_the_server_refuses_is_told(served: Served, client: Callable, tmp_p
     assert done.returncode == 1
     assert "with 2 channels (CT, PET)" in done.stderr
     assert not (tmp_path / "labels.nii.gz").exists()
+
+
+@pytest.mark.live
+@linux
+def test_progress_is_asked_for_as_the_page_says(served: Served) -> None:
+    names: dict[str, Any] = {}
+    (code,) = (block for block in blocks_of(PAGE, "python") if "def progress_of" in block)
+    exec(code, names)
+    found = names["progress_of"](InferenceServerClient(served.server.url), "toy_scan", "7f0c52")
+    assert (found["request"], found["state"]) == ("7f0c52", "unknown")
 
 
 @pytest.mark.live

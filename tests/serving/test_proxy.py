@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import json
+import os
 import shutil
 import socket
 import ssl
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -19,9 +21,12 @@ from ctseg.serving.process import ServerOptions, free_port
 from ctseg.serving.server import embedded_server
 from tests.support.certificates import Authority, needs_openssl
 from tests.support.live_triton import wait_for
-from tests.support.toy_models import toy_logits, toy_patches, write_toy_entry
+from tests.support.toy_models import toy_logits, toy_patches
+from tests.support.whole_scans import write_scannable_entry
 
-CONFIGURATION = Path(__file__).parents[2] / "docs" / "examples" / "nginx.conf"
+ROOT = Path(__file__).parents[2]
+CONFIGURATION = ROOT / "docs" / "examples" / "nginx.conf"
+CLIENT = ROOT / "examples" / "clients" / "segment.sh"
 NGINX = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
 USER = "lucy:correct-horse"
 
@@ -42,7 +47,7 @@ def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
     name, _, password = USER.partition(":")
     hashed = subprocess.run(["openssl", "passwd", "-6", password], check=True, capture_output=True, text=True).stdout
     (folder / "users").write_text(f"{name}:{hashed}")
-    write_toy_entry(folder / "models")
+    write_scannable_entry(folder / "models")
     port = free_port()
     with embedded_server(folder / "models", options=ServerOptions(is_private=False, http_port=0)) as server:
         text = CONFIGURATION.read_text()
@@ -94,6 +99,19 @@ def test_a_model_answers_through_the_proxy_who_has_the_password(proxy: list[str]
     np.testing.assert_allclose(np.reshape(logits["data"], logits["shape"]), toy_logits(patches), rtol=1e-6, atol=1e-6)
     for path in ("", "/health/ready", "/models/toy", "/models/toy/versions/1/stats", "/models/toy/config"):
         assert answer_of(proxy, path, "-u", USER)[0] == 200
+
+
+def test_a_scan_is_segmented_through_the_proxy(proxy: list[str], tmp_path: Path) -> None:
+    certificate, url = proxy[proxy.index("--cacert") + 1], proxy[-1].removesuffix("/v2")
+    (tmp_path / ".curlrc").write_text(f'cacert = "{certificate}"\nuser = "{USER}"\n')
+    scans = [tmp_path / "ct.nii.gz", tmp_path / "pet.nii.gz"]
+    for scan in scans:
+        nib.save(nib.Nifti1Image(np.zeros((9, 8, 7), np.int16), np.eye(4)), scan)
+    words = ["bash", CLIENT, url, "toy_scan", tmp_path / "labels.nii.gz", *scans]
+    done = subprocess.run(words, env={**os.environ, "HOME": str(tmp_path)}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["model"] == "toy"
+    assert nib.load(tmp_path / "labels.nii.gz").shape == (9, 8, 7)
 
 
 def test_a_body_that_says_it_is_a_form_ends_no_server(proxy: list[str], tmp_path: Path) -> None:
