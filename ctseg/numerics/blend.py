@@ -112,7 +112,7 @@ class SlabBlender:
         self._busy = False
 
     def _finish_until(self, end: int) -> Iterator[Slab]:
-        """Divide, yield and clear the planes of the padded volume before ``end``."""
+        """Divide and yield the planes of the padded volume before ``end``, and clear them for those that follow."""
         slots = self._ring.shape[0]
         pad_z, pad_y, pad_x = self._plan.pad_before
         depth, rows, columns = self._plan.image_size
@@ -126,7 +126,8 @@ class SlabBlender:
                 slot = visible_begin % slots
                 planes = self._ring[slot : slot + visible_stop - visible_begin]
                 yield planes[:, :, pad_y : pad_y + rows, pad_x : pad_x + columns].swapaxes(0, 1)
-            self._ring[begin % slots : begin % slots + stop - begin] = 0
+            if self._next_window < len(self._plan):
+                self._ring[begin % slots : begin % slots + stop - begin] = 0
             self._next_plane = stop
 
     def _divide(self, begin: int, stop: int) -> None:
