@@ -2,11 +2,11 @@
 
 import argparse
 import importlib.util
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.printing import print_the_log
 from ctseg.cli.parser import Parser, worded
 from ctseg.errors import CtsegError, SetupError
 
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; return 0, 1 where a step failed, 2 where it cannot run."""
     parser = _parser()
     args = parser.parse_args(argv)
-    _print_the_log()
+    print_the_log()
     try:
         return _run(args)
     except CtsegError as error:
@@ -71,15 +71,6 @@ def _run(args: argparse.Namespace) -> int:
         f"{met} of {len(result.budgets)} budgets met, {len(result.problems)} steps missing: {args.output / PAGE_NAME}"
     )
     return 1 if any(problem.is_failure for problem in result.problems) else 0
-
-
-def _print_the_log() -> None:
-    """Let the lines that say how it goes stand on standard output."""
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    root = logging.getLogger("benchmarks")
-    root.handlers = [handler]
-    root.setLevel(logging.INFO)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Models to measure with: random weights in nnU-Net's own folders, and entries that only sleep."""
 
 import json
+import math
 import os
 import shutil
 import sys
@@ -9,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measured_process import run_measured
-from benchmarks.plans import make_dataset, make_plans
+from benchmarks.plans import CT_INTENSITY, make_dataset, make_plans
 from ctseg import train
-from ctseg.model_spec import ModelSpec
+from ctseg.model_spec import Channel, IntensityProperties, Label, ModelSpec, SplineResampling, Tensor
 from ctseg.train.architectures import swin_architecture, unet_architecture
 
 SPACING_MM = (3.27, 1.3, 1.3)
@@ -155,22 +156,53 @@ def write_sleeper(repository: Path, like: str, sleep_ms: float) -> str:
         The new model's name.
     """
     from ctseg.serving.entries import read_entry
-    from ctseg.serving.publish import EntryDraft, publish
 
     newest = read_entry(repository / like).newest
     name = sleeper_name(like, sleep_ms)
     raw = newest.spec.model_dump(mode="json")
-    spec = ModelSpec.validated({**raw, "name": name, "network_sha256": ""}, source=name)
+    publish_sleeper(repository, ModelSpec.validated({**raw, "name": name, "network_sha256": ""}, source=name), sleep_ms)
+    return name
+
+
+def publish_sleeper(repository: Path, spec: ModelSpec, sleep_ms: float) -> None:
+    """Write an entry that answers each window after a sleep, and the one for its whole scans."""
+    from ctseg.serving.publish import EntryDraft, publish
+    from ctseg.serving.scan_entry import publish_scan_entry
+
     draft = EntryDraft(
         spec=spec,
         backend="python",
-        model_file=newest.folder / "model.onnx",
+        model_file=_SLEEPER,  # stands where the network's file would
         parameters={"ctseg_sleep_ms": f"{sleep_ms:g}"},
         build_info={"benchmark": "sleeps"},
     )
     entry = publish(repository, draft, 1)
     (entry.newest.folder / "model.py").write_bytes(_SLEEPER.read_bytes())
-    return name
+    publish_scan_entry(repository, entry)
+
+
+def window_spec(name: str, classes: int, patch_size: tuple[int, int, int]) -> ModelSpec:
+    """Return the spec of a CT network of so many classes, at the spacing of all networks here."""
+    intensity = IntensityProperties(
+        **{key: CT_INTENSITY[key] for key in ("mean", "std", "percentile_00_5", "percentile_99_5")}
+    )
+    window_bytes = 4 * classes * math.prod(patch_size)
+    return ModelSpec(
+        name=name,
+        configuration="3d_fullres",
+        channels=(Channel(name="CT", normalization="CTNormalization", intensity=intensity),),
+        reader="SimpleITKIO",
+        file_ending=".nii.gz",
+        transpose_forward=(0, 1, 2),
+        spacing_mm=SPACING_MM,
+        patch_size=patch_size,
+        resampling_data=SplineResampling(order=3),
+        resampling_logits=SplineResampling(order=1),
+        labels=tuple(Label(name=f"label{i}" if i else "background", values=(i,)) for i in range(classes)),
+        mirroring="none",
+        output=Tensor(name="logits"),
+        max_batch_size=max(1, min(4, (128 << 20) // window_bytes)),
+    )
 
 
 def write_recorder(repository: Path, like: str, log: Path) -> str:

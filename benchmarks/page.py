@@ -55,7 +55,8 @@ def page_of(result: BenchmarkResult) -> str:
     return "\n".join(parts).rstrip() + "\n"
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Return the lines of a Markdown table, and an empty one."""
     return [
         f"| {' | '.join(head)} |",
         f"|{'|'.join('---' if index == 0 else '---:' for index in range(len(head)))}|",
@@ -161,7 +162,7 @@ def _commands(rows: Sequence[EndToEnd]) -> list[str]:
         ]
 
     head = ["model and scans", "program", "s", "of it start-up", "without start-up", "CPU s", "client CPU s/Mvoxel"]
-    return _table(
+    return table(
         [*head, "peak MiB", "MB sent + received", "runs + start-up runs"],
         [
             figures(row, name, program)
@@ -173,7 +174,7 @@ def _commands(rows: Sequence[EndToEnd]) -> list[str]:
 
 
 def _agreements(rows: Sequence[EndToEnd]) -> list[str]:
-    return _table(
+    return table(
         ["model and scans", "equal voxels", f"lowest Dice of a label of {LEAST_VOXELS_OF_A_DICE} voxels"],
         [
             [
@@ -188,7 +189,7 @@ def _agreements(rows: Sequence[EndToEnd]) -> list[str]:
 
 
 def _stages(rows: Sequence[EndToEnd]) -> list[str]:
-    return _table(
+    return table(
         ["model and scans", "server start", "folder", *StageSums.model_fields, "windows"],
         [
             [
@@ -214,7 +215,7 @@ def _floor(rows: Sequence[Floor]) -> list[str]:
         "",
     ]
     head = ["model", "scans", "windows", "asleep s", "replay s", "concurrency x batch", "folder s", "ratio", "runs"]
-    return lines + _table(
+    return lines + table(
         [*head, "client CPU s/Mvoxel"],
         [
             [
@@ -245,7 +246,7 @@ def _traces(traces: Sequence[Trace]) -> list[str]:
         f"![Stages of each case above the server's computing]({TRACE_NAME})",
         "",
     ]
-    return lines + _table(
+    return lines + table(
         ["model", "scans", "windows", "folder s", "server computes", "between first and last", "client CPU s"],
         [
             [
@@ -274,7 +275,7 @@ def _functions(rows: Sequence[Micro]) -> list[str]:
         "`convert_predicted_logits_to_segmentation_with_correct_shape` beside `LabelRestorer`. Memory is above "
         "what stood before the call.",
         "",
-        *_table(
+        *table(
             [*head, "equal", "runs", "note"],
             [
                 [
@@ -303,7 +304,7 @@ def _memory(rows: Sequence[Memory]) -> list[str]:
     return [
         "Peak memory of a whole case in the client, with a network that answers at once:",
         "",
-        *_table(
+        *table(
             ["classes", "scan", "patch", "peak MiB", "budget MiB", "runs"],
             [
                 [
@@ -340,7 +341,7 @@ def _budgets(result: BenchmarkResult) -> list[str]:
     return [
         "## Budgets",
         "",
-        *_table(
+        *table(
             ["what", "promised", "measured", "", "runs"],
             [
                 [budget.what, budget.budget, budget.figure, "met" if budget.met else "**missed**", str(budget.runs)]
@@ -354,7 +355,7 @@ def _scans(result: BenchmarkResult) -> list[str]:
     return [
         "## Scans",
         "",
-        *_table(
+        *table(
             ["scan", "voxels (z, y, x)", "mm (z, y, x)", "from"],
             [
                 [
