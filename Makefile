@@ -13,11 +13,11 @@ TEST_WORKERS ?= 2
 IN_PARALLEL := -n $(TEST_WORKERS) --dist loadfile
 PIP_INSTALL = $(1)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help install install-server demo test test-data test-full check faults images format benchmark gpu gpu-wheels \
+.PHONY: help install install-server demo test test-data test-full check faults images format benchmark benchmark-network gpu gpu-wheels \
 	imports compatibility clean
 
 help:  ## show this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
 
 install: $(CLIENT_VENV)/bin/python  ## the client alone, into the active environment or .venv-client
 	$(call PIP_INSTALL,$(CLIENT_VENV)) -c requirements/constraints.txt .
@@ -64,6 +64,9 @@ format: $(TEST_VENV)/.ready  ## format the code
 
 benchmark: $(TEST_VENV)/.ready  ## time ctseg beside nnU-Net on this machine, half an hour; writes benchmark_output/
 	$(TEST_VENV)/bin/python -m benchmarks --output benchmark_output $(addprefix --large ,$(BENCHMARK_LARGE))
+
+benchmark-network: $(TEST_VENV)/.ready  ## time whole scans over links of 1 and 10 Gbit/s, a quarter of an hour (root for links)
+	$(TEST_VENV)/bin/python -m benchmarks.network --output benchmark_output $(addprefix --large ,$(BENCHMARK_LARGE))
 
 # a folder of `make gpu-wheels`: for a bare GPU machine, whose own Python has torch
 WHEELS ?=

@@ -10,6 +10,7 @@ from benchmarks.network.sizes import TINY, WHOLE
 from benchmarks.printing import print_the_log
 from ctseg.cli.parser import Parser, worded
 from ctseg.errors import CtsegError
+from ctseg.serving.signals import signals_as_exit
 
 _DEMO_SCANS = Path("examples/demo_data/images")
 
@@ -36,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     print_the_log()
     try:
-        result = run_network_benchmark(args.input, args.output, TINY if args.tiny else WHOLE, args.large)
+        with signals_as_exit():  # a server and a link are not left behind
+            result = run_network_benchmark(args.input, args.output, TINY if args.tiny else WHOLE, args.large)
     except CtsegError as error:
         print(worded(error, parser), file=sys.stderr)
         return 2

@@ -60,10 +60,17 @@ def _accept(listener: socket.socket, port: int, up: Pace, down: Pace) -> None:
             client, _ = listener.accept()
         except OSError:  # the relay has ended
             return
-        server = socket.create_connection(("127.0.0.1", port))
-        for source, target, pace in ((client, server, up), (server, client, down)):
-            source.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            threading.Thread(target=_pass_on, args=(source, target, pace), daemon=True).start()
+        threading.Thread(target=_serve, args=(client, port, up, down), daemon=True).start()
+
+
+def _serve(client: socket.socket, port: int, up: Pace, down: Pace) -> None:
+    with client, contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)) as server:
+        for end in (client, server):
+            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        upwards = threading.Thread(target=_pass_on, args=(client, server, up), daemon=True)
+        upwards.start()
+        _pass_on(server, client, down)
+        upwards.join()
 
 
 def _pass_on(source: socket.socket, target: socket.socket, pace: Pace) -> None:
