@@ -96,15 +96,17 @@ def serving(machine: Machine, data: Path, name: str, **settings: str) -> Iterato
 
 
 def compare_labels(machine: Machine, server: Serving, data: Path, expected: np.ndarray, *words: str) -> None:
-    """Segment the scan through the server, from the host."""
-    output = data / server.name
-    machine.run(
-        "scripts/predict.sh", MODEL, data / "scans", output, "--disable_tta", *words,
-        URL=f"localhost:{server.grpc}", CTSEG=str(Path(sys.executable).with_name("ctseg")),
-    )  # fmt: skip
-    labels = np.asarray(nibabel.load(output / "chest.nii.gz").dataobj)
-    differing = int(np.count_nonzero(labels != expected))
-    claim(f"labels through {server.name} equal the embedded run's ({labels.size} voxels)", differing == 0, differing)
+    """Segment the scan through the server, from the host: as a whole, and in windows."""
+    for where, sent in (("server", "a whole scan"), ("client", "windows")):
+        output = data / f"{server.name}_{where}"
+        machine.run(
+            "scripts/predict.sh", MODEL, data / "scans", output, "--disable_tta", "--where", where, *words,
+            URL=f"localhost:{server.grpc}", CTSEG=str(Path(sys.executable).with_name("ctseg")),
+        )  # fmt: skip
+        labels = np.asarray(nibabel.load(output / "chest.nii.gz").dataobj)
+        differing = int(np.count_nonzero(labels != expected))
+        told = f"labels of {sent} through {server.name} equal the embedded run's ({labels.size} voxels)"
+        claim(told, differing == 0, differing)
 
 
 def is_refused(call: Callable[[], object]) -> bool:
@@ -143,7 +145,12 @@ def check_lock_down(server: Serving, machine: Machine) -> None:
     claim("the configuration is readable", client.get_model_config(MODEL).config.name == MODEL)
     claim("statistics are readable", bool(client.get_inference_statistics(MODEL).model_stats))
     with urllib.request.urlopen(f"http://127.0.0.1:{server.metrics}/metrics", timeout=10) as answer:
-        claim("metrics have a port of their own", b"nv_inference_request_success" in answer.read())
+        metrics = answer.read().decode()
+    claim("metrics have a port of their own", "nv_inference_request_success" in metrics)
+    gauge = f'ctseg_scans_waiting{{model="{MODEL}",version="1"}} 0'
+    claim("waiting scans are among them, since readiness has sent the first one", gauge in metrics, metrics)
+    ready = server.readiness()[1]
+    claim("readiness speaks of whole scans, too", ready["models"].get(f"{MODEL}_scan") == "ready", ready)
     address = machine.podman("inspect", "-f", "{{.NetworkSettings.IPAddress}}", server.name)
     with socket.socket() as probe:
         probe.settimeout(3)

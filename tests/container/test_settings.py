@@ -47,6 +47,7 @@ def test_the_key_of_a_file_is_taken_and_not_shown(tmp_path: Path) -> None:
         ("CTSEG_SCAN_SHARED_MEMORY_MB", "much"),
         ("CTSEG_SCAN_LANES", "65"),
         ("CTSEG_SCAN_MOST_WAITING", "0"),
+        ("CTSEG_SCAN_MOST_WINDOWS", "2000000"),
     ],
 )
 def test_a_wrong_setting_is_refused_by_name(variable: str, value: str) -> None:

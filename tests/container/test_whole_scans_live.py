@@ -1,5 +1,6 @@
-"""Whole scans on a real server, as the container sees them: readiness, gauges, floods."""
+"""Whole scans on a real server that others may ask: readiness, gauges, floods, bombs, foreign ids."""
 
+import json
 import re
 import urllib.request
 from collections.abc import Iterator
@@ -42,7 +43,9 @@ def server(tmp_path_factory: pytest.TempPathFactory, gate: Gate) -> Iterator[Run
     options = ServerOptions(prove=False, http_port=0, metrics_port=free_port())
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CTSEG_SCAN_LANES", "1")
+        patch.setenv("CTSEG_SCAN_MEMORY_GB", "0.05")
         patch.setenv("CTSEG_SCAN_MOST_WAITING", str(MOST_WAITING))
+        patch.setenv("CTSEG_SCAN_MOST_WINDOWS", "600_000")
         with embedded_server(root, options=options) as running:
             yield running
 
@@ -83,3 +86,45 @@ def test_a_flood_is_refused_with_figures_while_others_are_served(server: Running
     wait_for(lambda: metric(server, "ctseg_scans_running", "gated") == 0)
     assert metric(server, "ctseg_scans_waiting", "gated") == 0
     assert metric(server, "ctseg_scans_waiting", "toy") == 0
+
+
+def test_an_id_that_nobody_told_finds_nothing(server: RunningServer, gate: Gate) -> None:
+    gate.let(0)
+    client, came = ScanClient(server, "gated_scan"), len(gate.calls)
+    scan = client.send(marked_scan(5), id="5f0c")
+    nameless = client.send(marked_scan(6))
+    wait_for(lambda: len(gate.calls) > came)
+    for foreign in ("", "5f0", "5F0C", "*"):
+        assert client.ask_about(foreign, "cancel")["state"] == "unknown"
+        assert client.ask_about(foreign)["windows"] == 0
+    gate.let(10_000)
+    assert scan.labels.shape == nameless.labels.shape == (6, 10, 14)
+
+
+def test_a_spacing_that_asks_for_too_much_memory_is_refused_with_the_figures(server: RunningServer) -> None:
+    failure = ScanClient(server).send(marked_scan(1), (120.0, 40.0, 40.0)).failure
+    assert failure.startswith("[StatusCode.INVALID_ARGUMENT]")
+    assert "in 0.05 GB (allowed), found one that would take 0.4" in failure
+
+
+def test_a_spacing_that_asks_for_too_many_windows_is_refused_with_the_figures(server: RunningServer) -> None:
+    failure = ScanClient(server).send(marked_scan(1), (150.0, 50.0, 50.0)).failure
+    assert failure.startswith(
+        "[StatusCode.INVALID_ARGUMENT] up to 970,299 windows, expected at most 600,000: is the sp"
+    )
+
+
+def test_a_shape_without_its_bytes_is_refused(server: RunningServer) -> None:
+    (key,) = server.headers.values()
+    assert server.http_url is not None
+    asking = readiness.Server(server.http_url, {"ctseg": key})
+    for shape in ([2, 100_000, 100_000, 100_000], [2, -1, 1, 1], [2, 2**62, 2, 2]):
+        sent = [
+            {"name": "voxels_int16", "datatype": "INT16", "shape": shape, "parameters": {"binary_data_size": 8}},
+            {"name": "spacing_mm", "datatype": "FP64", "shape": [3], "data": [3.0, 1.0, 1.0]},
+        ]
+        head = json.dumps({"inputs": sent}).encode()
+        length = {"Inference_Header_Content_Length": str(len(head))}
+        with pytest.raises(readiness.NoAnswerError, match=r"status [45]00"):
+            asking.ask("POST", "/v2/models/toy_scan/infer", head + bytes(8), **length)
+    assert ScanClient(server).send(marked_scan(1)).labels.shape == (6, 10, 14)

@@ -78,3 +78,10 @@ def test_one_that_was_written_for_another_network_is_told(root: Path) -> None:
         SpecError, match="toy_scan: version 1 was written for the spec ffffffffffff, version 1 of toy has"
     ):
         check_scan_entry(root / "toy_scan")
+
+
+def test_nothing_packed_goes_in(root: Path) -> None:
+    write_toy_entry(root, whole_scans=True)
+    tensors = {tensor.name: tensor for tensor in read_config(root / "toy_scan").input}
+    assert sorted(tensors) == ["previous_labels", "spacing_mm", "voxels_fp32", "voxels_int16"]
+    assert all(len(tensor.dims) > 2 for name, tensor in tensors.items() if name != "spacing_mm"), "no stream of bytes"

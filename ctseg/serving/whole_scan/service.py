@@ -19,7 +19,7 @@ from ctseg.predict.contract import ScanContract
 from ctseg.predict.inference_queue import FairShare, InferenceQueue, InferenceThreads
 from ctseg.predict.predictor import PatchPredictor, PredictorAround
 from ctseg.predict.progress import Progress, StageClock
-from ctseg.predict.segment import MOST_WINDOWS, CaseContext
+from ctseg.predict.segment import CaseContext
 from ctseg.predict.segmenter import window_load
 from ctseg.predict.whole_scan import ScanProgress, ScanReport
 from ctseg.serving.whole_scan.admission import SMALL_LANES, Admission, Demand
@@ -131,7 +131,7 @@ class ScanService:
         memory: SharedMemoryUse,
     ) -> None:
         self._backend = backend
-        self._memory = memory
+        self._memory, self._most_windows = memory, settings.most_windows
         self._entry = read_entry(lambda: self._admission.running <= 1)
         gauges = Gauges(backend, self._entry.contract.name, self._entry.version)
         self._pool = ThreadPoolExecutor(settings.lanes + SMALL_LANES, thread_name_prefix="scan")
@@ -202,10 +202,10 @@ class ScanService:
         header, options = job.request.header, job.request.options
         queues = self._queues(job)
         windows = self._entry.most_windows(header, options)
-        if max(windows.values()) > MOST_WINDOWS:
+        if max(windows.values()) > self._most_windows:
             raise InputError(
-                f"up to {max(windows.values()):,} windows, expected at most {MOST_WINDOWS:,}: is the spacing right? A "
-                "larger step between windows gives fewer",
+                f"up to {max(windows.values()):,} windows, expected at most {self._most_windows:,}: is the spacing "
+                "right? A larger step between windows gives fewer",
                 settings=("tile_step_size",),
             )
         loads = {name: window_load(queue, options) for name, queue in queues.items()}

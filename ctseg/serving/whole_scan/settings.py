@@ -21,6 +21,8 @@ class ScanSettings(Document):
         threads: CPU threads of a compiled kernel; None: all processors.
         lanes: Scans at once, beside small ones.
         most_waiting: Scans that may wait; more are refused.
+        most_windows: Windows that a network may have to compute for a scan, mirrored ones not counted; scans with more
+            are refused.
     """
 
     memory_gb: float | None = Field(default=None, gt=0, le=1 << 20)
@@ -28,6 +30,7 @@ class ScanSettings(Document):
     threads: int | None = Field(default=None, ge=1)
     lanes: int = Field(default=3, ge=1, le=64)
     most_waiting: int = Field(default=64, ge=1, le=10_000)
+    most_windows: int = Field(default=1_000_000, ge=1, le=1_000_000)
 
     @property
     def memory_bytes(self) -> int | None:
