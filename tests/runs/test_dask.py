@@ -230,10 +230,14 @@ def test_workers_take_the_label_maps_of_a_first_stage(scans, tmp_path, server, s
 
 
 @pytest.mark.live
-def test_workers_run_all_members_of_a_recipe(scans, tmp_path, server, scheduler, undisturbed):
-    report = segment(scans, tmp_path / "out", model_on(server, "cascade"), scheduler, server)
+@pytest.mark.parametrize(("where", "transport"), [("client", "shared memory"), ("server", "whole scans")])
+def test_workers_run_all_members_of_a_recipe(scans, tmp_path, server, scheduler, undisturbed, where, transport):
+    model = dataclasses.replace(model_on(server, "cascade"), where=where)
+    report = segment(scans, tmp_path / "out", model, scheduler, server)
     assert statuses(report) == dict.fromkeys(CASES, "ok")
-    assert [member.model for member in report.cases[0].made_by.members] == ["toy", "second"]
+    made_by = report.cases[0].made_by
+    assert made_by.transport == transport
+    assert [(member.model, member.model_version) for member in made_by.members] == [("toy", "1"), ("second", "1")]
     assert labels_in(tmp_path / "out") == undisturbed  # the second stage gives what the first one gave
 
 
