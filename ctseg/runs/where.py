@@ -1,6 +1,7 @@
 """Where windows are cut: here, or in the servers, which then get whole scans."""
 
 import logging
+import threading
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from contextlib import ExitStack, contextmanager
@@ -114,8 +115,7 @@ def _windows_or_scans(
 ) -> Iterator[CaseSegmenter]:
     """Cut windows here where all servers share memory with this process, or must be; else send whole scans."""
     with ExitStack() as stack:
-        opened_here = stack.enter_context(ExitStack())
-        windows = opened_here.enter_context(_windows(model, options))
+        windows = stack.enter_context(_windows(model, options))
         segmenter = windows.segmenter
         if model.where == "auto" and model.repository is None and segmenter.identity.transport != "shared memory":
             if saves_probabilities:
@@ -127,9 +127,8 @@ def _windows_or_scans(
                     log.info("%s: windows are cut here, the servers take no whole scans: %s", model.name, error)
                 else:
                     stack.callback(scans.close)
-                    opened_here.close()
                     log.info("%s: whole scans are sent, the servers cut the windows", model.name)
-                    segmenter = scans
+                    segmenter = ScansElseWindows(scans, segmenter)
         yield segmenter
 
 
@@ -181,6 +180,72 @@ def _own_server(model: ServedModel) -> Iterator[tuple[RunningServer, ServedModel
     names = list(dict.fromkeys((model.name, entry, *versions)))
     with embedded_server(repository, names, KEPT_RUNNING, versions=versions) as server:
         yield server, replace(model, repository=None, urls=(server.url,), client=server.client_options(model.client))
+
+
+class ScansElseWindows:
+    """Sends whole scans; where no server takes them any more, windows are cut here from then on.
+
+    So a run ends with the version that it began with: of networks servers keep the one before the newest, too.
+
+    Args:
+        scans: Sends whole scans.
+        windows: Cuts windows here, for the same model.
+    """
+
+    def __init__(self, scans: CaseSegmenter, windows: CaseSegmenter) -> None:
+        self._scans = scans
+        self._windows = windows
+        self._refusal = ""
+        self._lock = threading.Lock()
+
+    @property
+    def identity(self) -> Identity:
+        """That of what is used now."""
+        return self._now.identity
+
+    @property
+    def contract(self) -> ScanContract:
+        """That of both."""
+        return self._scans.contract
+
+    @property
+    def cases_in_flight(self) -> int | None:
+        """As many as keep servers busy that get whole scans."""
+        return self._scans.cases_in_flight
+
+    def estimate(self, header: VolumeHeader, *, saves_probabilities: bool) -> MemoryEstimate:
+        """See :meth:`CaseSegmenter.estimate`."""
+        return self._now.estimate(header, saves_probabilities=saves_probabilities)
+
+    def segment(self, volume: Volume, context: CaseContext | None = None) -> Segmentation:
+        """See :meth:`CaseSegmenter.segment`; what was not sent as a whole scan has a warning that says so."""
+        if not self._refusal:
+            try:
+                return self._scans.segment(volume, context)
+            except (SpecError, ModelNotFoundError) as error:
+                self._go_on_by_windows(error)
+        result = self._windows.segment(volume, context)
+        return replace(result, warnings=(*result.warnings, f"windows were cut here: {self._refusal}"))
+
+    def abort(self) -> None:
+        """See :meth:`CaseSegmenter.abort`."""
+        self._scans.abort()
+        self._windows.abort()
+
+    def close(self) -> None:
+        """See :meth:`CaseSegmenter.close`."""
+        self._scans.close()
+        self._windows.close()
+
+    @property
+    def _now(self) -> CaseSegmenter:
+        return self._windows if self._refusal else self._scans
+
+    def _go_on_by_windows(self, error: CtsegError) -> None:
+        with self._lock:
+            if not self._refusal:
+                self._refusal = str(error)
+                log.warning("%s: windows are cut here from now on: %s", self.contract.name, error)
 
 
 class _SegmenterOfServer:

@@ -36,6 +36,8 @@ from ctseg.triton.server import Server, connect_to
 log = logging.getLogger(__name__)
 
 _CONTROL_TIMEOUT_S = 5.0
+_LOADING_S = 60.0
+"""How long the first request may take, which loads the entry's service."""
 _NOBODY = "0"
 """Id of no request: asking after it shows that the entry's service runs."""
 _INPUTS = {VOXELS_INT16, VOXELS_FP32, SPACING, PREVIOUS_LABELS}
@@ -104,7 +106,7 @@ class WantedScans:
                 for name, spec in self.networks.items()
             ]
         try:
-            client.tell(self.entry, version, {PROGRESS_OF: _NOBODY}, timeout_s=timeout_s)
+            client.tell(self.entry, version, {PROGRESS_OF: _NOBODY}, timeout_s=max(timeout_s, _LOADING_S))
         except CallError as error:
             if error.status == UNIMPLEMENTED:
                 raise SpecError(f"{source}: takes no whole scans: {error.text}") from error

@@ -4,7 +4,8 @@ import json
 import logging
 import os
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -13,17 +14,20 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from tritonclient.grpc import InferenceServerClient
 
-from ctseg.errors import InputError, SetupError, SpecError
+from ctseg.errors import InputError, ModelNotFoundError, SetupError, SpecError
 from ctseg.files.volume import read_volume, volume_from_array
+from ctseg.predict.contract import contract_of
 from ctseg.predict.options import BatchOptions
 from ctseg.predict.outcomes import Outcome
 from ctseg.predict.parts import Part
+from ctseg.predict.predictor import Identity
 from ctseg.predict.progress import Progress
-from ctseg.predict.segment import CaseContext
+from ctseg.predict.segment import CaseContext, Segmentation
 from ctseg.runs.folder import segment_folder
 from ctseg.runs.model import ServedModel
-from ctseg.runs.where import opened_segmenter
+from ctseg.runs.where import ScansElseWindows, opened_segmenter
 from ctseg.serving.entries import read_entry
 from ctseg.serving.process import RunningServer, ServerOptions
 from ctseg.serving.scan_entry import publish_scan_entry
@@ -246,15 +250,84 @@ def test_a_case_that_is_given_up_frees_the_server_for_the_others(tmp_path: Path)
         assert gate.calls.count(1) < 100, "what nobody waits for is not computed"
 
 
-class KillsAfterTheFirstCase(Progress):
-    def __init__(self, server: RunningServer) -> None:
-        self.server = server
-        self.was_killed = False
+class Stub:
+    """A segmenter that says who it is, until it takes nothing any more."""
+
+    contract = contract_of(toy_spec())
+    cases_in_flight = 3
+
+    def __init__(self, transport: str) -> None:
+        self.identity = Identity("toy", 1, "digest", (), transport)
+        self.refuses = False
+
+    def segment(self, volume: Any, context: Any = None) -> Segmentation:
+        if self.refuses:
+            raise ModelNotFoundError("toy version 1 is gone from gpu1:8001")
+        return Segmentation(np.zeros((1, 1, 1), np.uint8), 1, 0, 0)
+
+
+def test_a_run_goes_on_by_windows_when_its_version_takes_no_whole_scans_any_more(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    scans: Any = Stub("whole scans")
+    windows: Any = Stub("grpc")
+    segmenter = ScansElseWindows(scans, windows)
+    volume: Any = None
+    assert segmenter.segment(volume).warnings == ()
+    assert segmenter.identity.transport == "whole scans"
+    scans.refuses = True
+    for _ in range(2):
+        (warning,) = segmenter.segment(volume).warnings
+        assert warning == "windows were cut here: toy version 1 is gone from gpu1:8001"
+    assert segmenter.identity.transport == "grpc"
+    assert caplog.text.count("toy: windows are cut here from now on: toy version 1 is gone") == 1
+
+
+class AfterTheFirstCase(Progress):
+    """Lets something happen once a case has ended; no other goes on meanwhile."""
+
+    def __init__(self, event: Callable[[], None]) -> None:
+        self.event = event
+        self.has_happened = False
+        self._lock = threading.Lock()
+
+    def stage_began(self, case: str, stage: str) -> None:
+        with self._lock:
+            pass
 
     def case_done(self, outcome: Outcome) -> None:
-        if not self.was_killed:
-            self.was_killed = True
-            os.kill(self.server.pid, signal.SIGKILL)
+        with self._lock:
+            if not self.has_happened:
+                self.has_happened = True
+                self.event()
+
+
+def test_a_folder_finishes_on_the_version_that_it_began_with_though_that_takes_no_whole_scans_any_more(
+    tmp_path: Path,
+) -> None:
+    root = tmp_path / "models"
+    write_scannable_entry(root)
+    for seed in range(8):
+        write_scan(tmp_path / "in", seed=seed)
+    with embedded_server(root, options=ServerOptions(is_private=False, prove=False, watch=True)) as server:
+        client = InferenceServerClient(server.url)
+
+        def replace_it() -> None:
+            write_scannable_entry(root, toy_spec(postprocessing=[{"labels": [1]}], spacing_mm=(2.0, 1.0, 1.0)), 2)
+            wait_for(lambda: client.is_model_ready("toy_scan", "2") and not client.is_model_ready("toy_scan", "1"))
+
+        model = ServedModel("toy", (server.url,))
+        segment_folder(tmp_path / "in", tmp_path / "undisturbed", model, BatchOptions())
+        progress = AfterTheFirstCase(replace_it)
+        report = segment_folder(
+            tmp_path / "in", tmp_path / "out", model, BatchOptions(), progress_for=lambda _: progress
+        )
+        client.close()
+    assert [(case.status, case.made_by.model_version) for case in report.cases] == [("ok", "1")] * 8
+    assert "windows were cut here: " in report.cases[-1].warnings[-1]
+    expected, found = labels_in(tmp_path / "undisturbed"), labels_in(tmp_path / "out")
+    for name, labels in found.items():
+        np.testing.assert_array_equal(labels, expected[name])
 
 
 def test_a_folder_of_whole_scans_is_done_by_the_other_server_when_one_is_killed(
@@ -268,12 +341,12 @@ def test_a_folder_of_whole_scans_is_done_by_the_other_server_when_one_is_killed(
         embedded_server(repository, ["norms", "norms_scan"], open_to_all) as stays,
         embedded_server(repository, ["norms", "norms_scan"], open_to_all) as dies,
     ):
-        progress = KillsAfterTheFirstCase(dies)
+        progress = AfterTheFirstCase(lambda: os.kill(dies.pid, signal.SIGKILL))
         model = ServedModel("norms", (dies.url, stays.url))
         report = segment_folder(
             tmp_path / "in", tmp_path / "out", model, BatchOptions(), progress_for=lambda _: progress
         )
-    assert progress.was_killed
+    assert progress.has_happened
     assert [(case.status, case.made_by.transport) for case in report.cases] == [("ok", "whole scans")] * 12
     expected, found = labels_in(tmp_path / "windows"), labels_in(tmp_path / "out")
     assert len(found) == 12
