@@ -38,6 +38,13 @@ class ScanContract:
     previous_stage: str = ""
 
     @property
+    def doubt(self) -> str:
+        """What a person is to know of its parity; empty where it is proven."""
+        if self.parity == "proven":
+            return ""
+        return f"{self.name} is {self.parity}: nobody has shown that it gives the labels of its checkpoint"
+
+    @property
     def highest_label(self) -> int:
         """The highest value that a label map has."""
         return max((value for values in self.labels.values() for value in values), default=0)

@@ -26,10 +26,11 @@ class ClientOptions:
 
     Attributes:
         timeout_s: Longest time without any answer before a request is given up, in seconds. A server that is
-            silent for so long is left aside until it answers something; its requests go to the others.
+            silent for so long is left aside until it answers something; its requests go to the others. A whole scan
+            is asked after meanwhile: that its windows come back is an answer.
         connect_timeout_s: How long :func:`ctseg.connect` waits for a server that is not ready yet, in seconds.
         max_in_flight: Requests at once, all servers together; None takes one more than each server has
-            instances, at least two and at most four for each server.
+            instances, at least two and at most four for each server; of whole scans three for each server.
         max_message_bytes: Longest request and answer; limits the batch.
         tls: Encrypt; implied by any of the three files, and for one server by ``grpcs://`` in its address.
         root_certificates: PEM file of the authorities that vouch for the server; None takes gRPC's own.

@@ -289,7 +289,8 @@ class ScanSegmenter:
         report = answer.report
         case.told.tell(report.windows, report.windows)
         return Segmentation(
-            answer.labels, report.windows, sent, answer.bytes_received, report.warnings,
+            answer.labels, report.windows, sent, answer.bytes_received,
+            tuple(warning for warning in report.warnings if warning != self._contract.doubt),  # told once for a run
             server_seconds={stage: round(seconds, 3) for stage, seconds in report.seconds.items()},
         )  # fmt: skip
 

@@ -16,11 +16,12 @@ from ctseg.errors import (
     SpecError,
 )
 from ctseg.files.volume import Volume, volume_from_array
+from ctseg.predict.contract import contract_of
 from ctseg.predict.progress import Progress, StageClock
 from ctseg.predict.segment import CaseContext, WindowOptions
 from ctseg.predict.whole_scan import ScanProgress
 from ctseg.triton.errors import INTERNAL, INVALID_ARGUMENT, UNAVAILABLE, UNIMPLEMENTED, CallError
-from tests.support.fake_scans import FakeScanClient, SentScan, scans_to
+from tests.support.fake_scans import SPEC, FakeScanClient, SentScan, scans_to
 from tests.support.live_triton import wait_for
 
 REFUSED = CallError(INVALID_ARGUMENT, "channel CT: expected intensities from 0 to 255")
@@ -68,7 +69,7 @@ class Told(Progress):
 
 def test_a_request_says_all_that_labels_depend_on_and_the_answer_says_what_became_of_it() -> None:
     client = FakeScanClient()
-    client.answer_with = lambda scan: scan.answer(warnings=("look at it",))
+    client.answer_with = lambda scan: scan.answer(warnings=("look at it", contract_of(SPEC).doubt))
     scan = volume_from_array(volume().voxels, np.diag([-1.0, -1.0, 3.0, 1.0]), "NibabelIOWithReorient")
     with scans_to(client, windows=WindowOptions(0.75, mirroring=False)) as segmenter:
         result = segmenter.segment(scan)

@@ -3,7 +3,7 @@
 import itertools
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +15,6 @@ from ctseg.compiled.parallel import set_num_threads
 from ctseg.errors import InputError, ServerUnavailableError
 from ctseg.numerics import KERNEL_MODULES, RECIPE_KERNEL_MODULES
 from ctseg.numerics.volumes import volumes_ml
-from ctseg.predict.contract import ScanContract
 from ctseg.predict.inference_queue import FairShare, InferenceQueue, InferenceThreads
 from ctseg.predict.predictor import PatchPredictor, PredictorAround
 from ctseg.predict.progress import Progress, StageClock
@@ -244,7 +243,7 @@ class ScanService:
             },
             windows=result.windows,
             volumes_ml=volumes_ml(result.labels, contract.labels, scan.spacing_mm),
-            warnings=(*result.warnings, *_warnings_of(contract)),
+            warnings=(*result.warnings, *filter(None, [contract.doubt])),
         )  # fmt: skip
         job.let_go()
         del request, scan, context
@@ -293,11 +292,6 @@ class ScanService:
         job.given_up.set()
         if job.future is not None:
             job.future.cancel()
-
-
-def _warnings_of(contract: ScanContract) -> Iterator[str]:
-    if contract.parity != "proven":
-        yield f"{contract.name} is {contract.parity}: nobody has shown that it gives the labels of its checkpoint"
 
 
 def open_service(backend: Any, folder: Path, version: int) -> ScanService:
