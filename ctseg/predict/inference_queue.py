@@ -247,3 +247,4 @@ class InferenceThreads:
             future.set_exception(failure)
         elif logits is not None:
             future.set_result(logits)
+        del batch, future, failure  # an error knows this frame: together they would hold the scan until Python looks

@@ -325,15 +325,18 @@ class NetworkRun:
                 future.cancel()
 
     def _result_of(self, future: "Future[Logits]", model: str) -> Logits:
-        while True:
-            try:
-                return future.result(self._timeout.wait_s())
-            except FutureTimeoutError as error:
-                if future.done():
-                    raise  # the predictor itself raised it
-                if self._timeout.is_over():
-                    raise ServerTimeoutError(
-                        f"{model}: the windows of the case were not all back within {self._timeout.timeout_s} s: "
-                        "allow the case more time, or look at the server's load",
-                        settings=("case_timeout_s",),
-                    ) from error
+        try:
+            while True:
+                try:
+                    return future.result(self._timeout.wait_s())
+                except FutureTimeoutError as error:
+                    if future.done():
+                        raise  # the predictor itself raised it
+                    if self._timeout.is_over():
+                        raise ServerTimeoutError(
+                            f"{model}: the windows of the case were not all back within {self._timeout.timeout_s} s: "
+                            "allow the case more time, or look at the server's load",
+                            settings=("case_timeout_s",),
+                        ) from error
+        finally:
+            del future  # its error knows this frame: together they would hold the scan until Python looks for cycles

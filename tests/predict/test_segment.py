@@ -5,14 +5,17 @@ preparing, windows, blending, mirroring, restoring, post-processing. Labels may 
 heads tie within float32 rounding; the bound below is a tenth of what is promised (99.99 %).
 """
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 from nnunetv2.postprocessing.remove_connected_components import remove_all_but_largest_component_from_segmentation
 
-from ctseg.errors import InputError
+from ctseg.errors import InferenceFailedError, InputError
 from ctseg.files.volume import read_volume, volume_from_array
 from ctseg.model_spec import KeepLargest
-from ctseg.predict.segmenter import segment_volume
+from ctseg.predict.segmenter import WindowSegmenter, segment_volume
 from tests.support.nnunet_plans import make_dataset, make_plans, swin_architecture, unet_architecture
 from tests.support.nnunet_reference import make_trained_folder, reference_predictor, reference_segmentation
 from tests.support.threshold import ThresholdPredictor
@@ -97,3 +100,24 @@ def test_a_scan_of_more_than_a_million_windows_is_refused_with_their_number():
         segment_volume(volume, predictor, tile_step_size=0.01)
     assert caught.value.settings == ("tile_step_size",)
     assert predictor.calls == 0
+
+
+class FailingPredictor(ThresholdPredictor):
+    def predict(self, patches):
+        raise InferenceFailedError(f"out of luck with {len(patches)}")
+
+
+def test_a_scan_that_failed_is_forgotten_at_once():
+    segmenter = WindowSegmenter(FailingPredictor())
+    volume = volume_from_array(np.ones((16, 32, 32), np.int16), np.diag([1.0, 2.0, 3.0, 1.0]))
+    known = weakref.ref(volume)
+    gc.collect()
+    gc.disable()  # which looks for cycles too seldom for scans of a gigabyte
+    try:
+        with pytest.raises(InferenceFailedError, match="out of luck") as caught:
+            segmenter.segment(volume)
+        del volume, caught
+        segmenter.close()
+        assert known() is None
+    finally:
+        gc.enable()

@@ -67,6 +67,7 @@ class InProcessPredictor:
         largest = max(spec.patch_bytes, spec.logits_bytes)
         fits = max(1, memory.most_bytes // window)
         self._batch = min(spec.max_batch_size, max(1, _WORTHWHILE_BATCH_BYTES // largest), fits)
+        memory.expect(window * self._batch)
         self._in_flight = max(1, min(_MOST_IN_FLIGHT, max(2, instances + 1), fits // self._batch))
 
     @property

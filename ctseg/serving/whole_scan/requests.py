@@ -37,6 +37,8 @@ from ctseg.predict.whole_scan import (
 )
 
 _VOXEL_TYPES: Mapping[str, type[np.generic]] = {VOXELS_INT16: np.int16, VOXELS_FP32: np.float32}
+_LEAST_MM, _MOST_MM = 1e-100, 1e100
+"""Of a spacing whose square is a number still."""
 _TRUE_OR_FALSE = {"true": True, "false": False}
 
 
@@ -173,7 +175,7 @@ def _spacing_of(inputs: Mapping[str, npt.NDArray[Any]]) -> Spacing:
         told = "nothing" if found is None else f"{found.dtype} {found.shape}"
         raise InputError(f"{SPACING}: expected three float64 along (z, y, x), in millimetres, found {told}")
     z, y, x = (float(value) for value in found)
-    if not all(math.isfinite(value) and value > 0 for value in (z, y, x)):
+    if not all(_LEAST_MM <= value <= _MOST_MM for value in (z, y, x)):
         raise InputError(f"{SPACING}: expected positive millimetres along (z, y, x), found {[z, y, x]}")
     return (z, y, x)
 

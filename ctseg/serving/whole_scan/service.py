@@ -141,7 +141,7 @@ class ScanService:
         self._threads = InferenceThreads(FairShare())
         self._numbers = itertools.count()
         self._jobs: dict[int, _Job] = {}
-        self._lock = threading.Lock()
+        self._lock, self._dropping = threading.Lock(), threading.Lock()
         self._is_closing = threading.Event()
         load_kernels_ahead((*KERNEL_MODULES, *RECIPE_KERNEL_MODULES))
 
@@ -214,11 +214,15 @@ class ScanService:
     def _settle(self, job: _Job, future: "Future[None]") -> None:
         """Answer a scan that was not answered with its labels."""
         problem = CancelledError() if future.cancelled() else future.exception()
-        if problem is not None:
-            if isinstance(problem, CancelledError) and self._is_closing.is_set():
-                problem = ServerUnavailableError("the server stops serving this version: ask again")
+        if isinstance(problem, CancelledError) and self._is_closing.is_set():
+            job.answer.error(ServerUnavailableError("the server stops serving this version: ask again"))
+        elif problem is not None:
             job.answer.error(problem)
         self._forget(job)
+        # what follows knows the job: together they would hold the scan until Python looks for cycles
+        job.future = None
+        while problem is not None:
+            problem.__traceback__, problem = None, problem.__cause__ or problem.__context__
         self._drop_unwanted()
 
     def _segment(self, job: _Job) -> None:
@@ -270,12 +274,13 @@ class ScanService:
 
     def _control(self, control: Control) -> ScanProgress:
         """Say how far another request is, or give it up."""
-        found = next((job for job in self._known() if job.id == control.about), None) if control.about else None
+        meant = [job for job in self._known() if control.about and job.id == control.about]
         counts = {"waiting": self._admission.waiting, "running": self._admission.running}
-        if found is None:
+        if not meant:
             return ScanProgress(request=control.about, state="unknown", **counts)
-        if control.cancels:
-            self._give_up(found)
+        found = meant[0]
+        for job in meant if control.cancels else ():
+            self._give_up(job)
         return ScanProgress(
             request=control.about, state="running" if found.has_begun else "waiting",
             windows_done=found.counts.done, windows=found.counts.planned, **counts,
@@ -283,15 +288,20 @@ class ScanService:
 
     def _drop_unwanted(self) -> None:
         """Give up scans that wait for their turn, and for which nobody waits any more."""
-        for job in self._known():
-            if not job.answer.is_wanted:
-                self._give_up(job)
+        if not self._dropping.acquire(blocking=False):
+            return  # somebody does: this thread perhaps, for each that it gives up is settled by it
+        try:
+            for job in self._known():
+                if not job.answer.is_wanted:
+                    self._give_up(job)
+        finally:
+            self._dropping.release()
 
     def _give_up(self, job: _Job) -> None:
         """Let a scan end: at once where it has not begun, else at its next windows."""
         job.given_up.set()
-        if job.future is not None:
-            job.future.cancel()
+        if (future := job.future) is not None:
+            future.cancel()
 
 
 def open_service(backend: Any, folder: Path, version: int) -> ScanService:

@@ -36,6 +36,7 @@ class SharedMemoryUse:
         self._used = 0
         self._peak = 0
         self._kept = 0
+        self._largest = 0
         self._held = 0
         self._changed = threading.Condition()
 
@@ -67,10 +68,14 @@ class SharedMemoryUse:
             self._used += size
             self._peak = max(self._peak, self._used)
 
+    def expect(self, size: int) -> None:
+        """Leave room for a call of so many bytes, whatever is kept: who keeps it may wait for the call."""
+        self._largest = max(self._largest, size)
+
     def keep(self, size: int) -> bool:
-        """Whether an answer may stay where it lies until it is used: half of the memory is for calls."""
+        """Whether an answer may stay where it lies until it is used: half of the memory is for calls, or more."""
         with self._changed:
-            if self._kept + size > self.most_bytes // 2:
+            if self._kept + size > min(self.most_bytes // 2, self.most_bytes - self._largest):
                 return False
             self._kept += size
             return True

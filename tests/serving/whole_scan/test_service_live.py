@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import numpy as np
+import psutil
 import pytest
 
 from ctseg.files.volume import volume_from_array
@@ -46,8 +47,10 @@ def server(tmp_path_factory: pytest.TempPathFactory, gate: Gate) -> Iterator[Run
     write_scannable_entry(root)
     write_scannable_entry(root, toy_spec("regions", **REGIONS))
     write_gated_entry(root, gate.folder)
-    with embedded_server(root, options=ServerOptions(prove=False)) as running:
-        yield running
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("CTSEG_SCAN_MOST_WAITING", "1000")
+        with embedded_server(root, options=ServerOptions(prove=False)) as running:
+            yield running
 
 
 def test_labels_are_those_of_windows_that_the_client_cuts(server: RunningServer) -> None:
@@ -81,6 +84,7 @@ def test_values_above_255_come_as_uint16(server: RunningServer) -> None:
         ({"voxels": np.zeros((2, 6, 0, 14), np.int16)}, "INVALID_ARGUMENT", "found int16 (2, 6, 0, 14)"),
         ({"voxels": marked_scan(1) * np.nan}, "INVALID_ARGUMENT", "channel 0: expected a finite number in every voxel"),
         ({"spacing_mm": (3, 0, 1)}, "INVALID_ARGUMENT", "expected positive millimetres along (z, y, x)"),
+        ({"spacing_mm": (5e-324, 1, 1)}, "INVALID_ARGUMENT", "expected positive millimetres along (z, y, x)"),
         ({"spacing_mm": (3, np.inf, 1)}, "INVALID_ARGUMENT", "expected positive millimetres along (z, y, x)"),
         ({"spacing_mm": (1e-9, 1, 1)}, "INVALID_ARGUMENT", "expected at least one voxel along each axis"),
         (
@@ -169,3 +173,38 @@ def test_a_small_scan_begins_soon_behind_long_ones_which_share_alike(server: Run
     for pending in long[1:]:
         client.ask_about(f"long {11 + long.index(pending)}", "cancel")
     assert long[0].labels.shape == LONG
+
+
+def test_hundreds_that_are_given_up_at_once_each_get_an_answer_and_are_forgotten(
+    server: RunningServer, gate: Gate
+) -> None:
+    client = ScanClient(server, "gated_scan")
+    gate.let(0)
+    held = [client.send(marked_scan(1, LONG), id="twins") for _ in range(2)]
+    many = [client.send(marked_scan(1, LONG), id=f"many {index}") for index in range(300)]
+    wait_for(lambda: sum(client.ask_about("nobody")[count] for count in ("waiting", "running")) == len(held + many))
+    for pending in many:
+        pending.call.cancel()
+    client.ask_about("twins", "cancel")
+    gate.let(10**9)
+    assert all("CANCELLED" in pending.failure for pending in held + many)
+    wait_for(lambda: client.ask_about("nobody")["running"] == 0)
+    assert {client.ask_about(f"many {index}")["state"] for index in range(0, 300, 10)} == {"unknown"}
+
+
+def test_scans_that_failed_leave_nothing_in_shared_memory(server: RunningServer, gate: Gate) -> None:
+    client = ScanClient(server, "gated_scan")
+    gate.let(10**9)
+    scan = marked_scan(63, (40, 100, 130))
+
+    def held_bytes() -> int:
+        assert "out of luck" in client.send(scan).failure
+        wait_for(lambda: client.ask_about("nobody")["running"] == 0)
+        return sum(stub.memory_info().shared for stub in stubs_of(server) if "gated_scan" in " ".join(stub.cmdline()))
+
+    first = held_bytes()
+    assert [held_bytes() for _ in range(6)][-1] < first + 3 * scan.nbytes
+
+
+def stubs_of(server: RunningServer) -> list[psutil.Process]:
+    return [child for child in psutil.Process(server.pid).children() if "python_backend_stub" in child.name()]

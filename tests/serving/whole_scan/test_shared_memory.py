@@ -43,6 +43,16 @@ def test_a_call_that_others_leave_no_room_for_is_told_with_the_figures() -> None
     memory.take(20 * MB, "toy")  # Triton has kept what it took
 
 
+def test_kept_answers_leave_room_for_the_largest_call_of_any_network() -> None:
+    memory = SharedMemoryUse(100 * MB, free=lambda: 200 * MB)
+    memory.expect(70 * MB)
+    for size, is_kept in ((20 * MB, True), (20 * MB, False)):
+        memory.take(size, "small")
+        assert memory.keep(size) is is_kept
+    memory.give_back(20 * MB)
+    memory.take(70 * MB, "large")  # waits for nobody: an ensemble holds what one network answered until the other has
+
+
 def test_tensors_of_a_python_backend_lie_there_twice() -> None:
     spec = toy_spec()
     window = PATCH[0] * PATCH[1] * PATCH[2] * (2 + 3) * 4
