@@ -35,7 +35,7 @@ from ctseg.container.shared_memory import networks_of_scans, require_shared_memo
 from ctseg.container.versions import mark_as_served, remove_superseded, served_versions
 from ctseg.container.view import names_in, served_view
 from ctseg.errors import CtsegError, SetupError
-from ctseg.serving.entries import Entry, list_entries, list_recipes, takes_scans
+from ctseg.serving.entries import Entry, list_entries, list_models, list_recipes, takes_scans
 from ctseg.serving.isolation import isolated_environment, python_command, temporary_parent
 from ctseg.serving.triton_flags import LOOPBACK, Restriction, TritonFlags, flags_in_help
 
@@ -104,7 +104,7 @@ def serve(extra_flags: Sequence[str]) -> NoReturn:
     sys.stderr.flush()
     # Nothing of what was done here stays in the server: exec replaces memory and threads, files close but for the
     # marks of what is served, and builds ran in processes of their own (see build_process.py).
-    os.execve(server, [server, *flags, *extra_flags], _server_environment(entries, repository))  # noqa: S606 (no shell)
+    os.execve(server, [server, *flags, *extra_flags], server_environment(entries, repository))  # noqa: S606 (no shell)
 
 
 def server_flags(settings: Settings, repository: Path, entries: Sequence[Entry], names: Sequence[str]) -> TritonFlags:
@@ -158,9 +158,17 @@ def entries_of(settings: Settings) -> list[Entry]:
         ) from error
 
 
-def _server_environment(entries: Sequence[Entry], view: Path) -> dict[str, str]:
+def server_environment(entries: Sequence[Entry], view: Path) -> dict[str, str]:
+    """Return the environment of tritonserver: where python backends run, they find this Python and its packages.
+
+    Args:
+        entries: The models in it.
+        view: The repository that is served.
+    """
     environment = {**isolated_environment(), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONNOUSERSITE": "1"}
-    if any(entry.backend == "python" for entry in entries) or any(takes_scans(view / name) for name in names_in(view)):
+    if any(entry.backend == "python" for entry in entries) or any(
+        takes_scans(view / name) for name in list_models(view)
+    ):
         # the backend's Python is the base's, of the same version; it looks for its packages where the first python3
         # of the PATH has them, and, in some releases, in PYTHONPATH
         environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"

@@ -4,14 +4,17 @@ import os
 import signal
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
-from ctseg.container.entrypoint import server_flags
+from ctseg.container.entrypoint import server_environment, server_flags
 from ctseg.serving.triton_flags import flags_in_help
 from tests.support.container_entries import entry, settings_of
+from tests.support.toy_models import write_toy_entry
+from tests.support.whole_scans import write_scannable_entry
 
 
 def flags_of(changes: dict[str, str], help_text: str = "", backend: str = "python") -> list[str]:
@@ -95,6 +98,18 @@ def test_tls_passes_its_files_on(tmp_path: Path) -> None:
     mutual = flags_of({"CTSEG_TLS": "mutual", "CTSEG_TLS_FOLDER": str(tmp_path)})
     assert "--grpc-use-ssl-mutual=true" in mutual
     assert f"--grpc-root-cert={tmp_path}/ca.crt" in mutual
+
+
+@pytest.mark.parametrize(
+    ("backend", "scans", "found"), [("python", False, True), ("tensorrt", True, True), ("tensorrt", False, False)]
+)
+def test_python_backends_find_this_python_and_its_packages(
+    tmp_path: Path, backend: str, scans: bool, found: bool
+) -> None:
+    (write_scannable_entry if scans else write_toy_entry)(tmp_path / "models")
+    environment = server_environment([entry(backend)], tmp_path / "models")
+    assert (environment["PATH"].split(":")[0] == str(Path(sys.executable).parent)) == found
+    assert (environment.get("PYTHONPATH") == sysconfig.get_path("purelib")) == found
 
 
 def started(**environment: str) -> "subprocess.Popen[str]":

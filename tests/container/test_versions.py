@@ -10,10 +10,11 @@ import pytest
 
 from ctseg.container.versions import remove_superseded, served_versions, superseded
 from ctseg.recipe import Recipe
-from ctseg.serving.entries import read_entry
+from ctseg.serving.entries import read_entry, scan_versions
 from ctseg.serving.recipe_entry import publish_recipe
 from tests.support.container_entries import L4, OLD, RTX, built
 from tests.support.toy_models import toy_spec, write_toy_entry
+from tests.support.whole_scans import write_scannable_entry
 
 
 def test_plans_for_all_gpus_of_the_newest_version_are_asked_of_the_one_before(tmp_path: Path) -> None:
@@ -49,11 +50,19 @@ def test_an_old_version_that_a_recipe_names_stays(tmp_path: Path, caplog: pytest
     assert "toy: version 1 is old, but recipe named names it: it stays" in caplog.text
 
 
+def test_superseded_versions_go_with_those_that_take_whole_scans(tmp_path: Path) -> None:
+    root = tmp_path / "models"
+    for number in (1, 2, 3, 4):
+        write_scannable_entry(root, version=number, build_info={"machine": "same"})
+    remove_superseded(root, [read_entry(root / "toy")])
+    assert scan_versions(root, "toy") == [item.version for item in read_entry(root / "toy").versions] == [3, 4]
+
+
 HOLDER = """
 import os, sys
 from pathlib import Path
 from ctseg.container.versions import mark_as_served
-from ctseg.serving.entries import read_entry
+from ctseg.serving.entries import read_entry, scan_versions
 entry = read_entry(Path(sys.argv[1]))
 mark_as_served([entry.versions[int(sys.argv[2])]])
 os.execvp("sh", ["sh", "-c", "echo held; exec sleep 600"])
