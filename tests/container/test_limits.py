@@ -36,3 +36,10 @@ def test_the_examples_give_as_much_shared_memory() -> None:
         number("docs/examples/kubernetes.yaml", r"medium: Memory.*\n *sizeLimit: (\d+)Gi"),
     ]
     assert sizes == [4] * 3
+
+
+def test_kubernetes_gives_time_for_scans_to_finish_and_then_for_a_stop() -> None:
+    kubernetes = "docs/examples/kubernetes.yaml"
+    finishing = number(kubernetes, r'"ctseg.container.drain", "(\d+)"')
+    stopping = number(kubernetes, r'CTSEG_EXIT_TIMEOUT_S\n *value: "(\d+)"')
+    assert number(kubernetes, r"terminationGracePeriodSeconds: (\d+)") > finishing + stopping

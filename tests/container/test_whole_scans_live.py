@@ -8,10 +8,12 @@ from collections.abc import Iterator
 import pytest
 
 from ctseg.container import readiness
+from ctseg.container.drain import drain, unfinished_scans
 from ctseg.recipe import Recipe
 from ctseg.serving.process import RunningServer, ServerOptions
 from ctseg.serving.recipe_entry import publish_recipe
 from ctseg.serving.server import embedded_server
+from ctseg.serving.whole_scan.stopping import stopping_file
 from tests.support.live_triton import free_port, wait_for
 from tests.support.toy_models import toy_spec
 from tests.support.whole_scans import Gate, ScanClient, marked_scan, write_gated_entry, write_scannable_entry
@@ -128,3 +130,24 @@ def test_a_shape_without_its_bytes_is_refused(server: RunningServer) -> None:
         with pytest.raises(readiness.NoAnswerError, match=r"status [45]00"):
             asking.ask("POST", "/v2/models/toy_scan/infer", head + bytes(8), **length)
     assert ScanClient(server).send(marked_scan(1)).labels.shape == (6, 10, 14)
+
+
+def test_a_server_that_is_to_stop_takes_no_more_scans_and_finishes_those_that_it_has(
+    server: RunningServer, gate: Gate
+) -> None:
+    gate.let(0)
+    client, came = ScanClient(server, "gated_scan"), len(gate.calls)
+    scan = client.send(marked_scan(7), id="stays")
+    wait_for(lambda: len(gate.calls) > came)
+    (served,) = server.log.parent.glob("models")
+    assert server.metrics_url is not None
+    port = int(server.metrics_url.split(":")[2].partition("/")[0])
+    try:
+        assert drain(served, 0, lambda: unfinished_scans(port)) == 1
+        failure = client.send(marked_scan(8)).failure
+        assert failure.startswith("[StatusCode.UNAVAILABLE] this server is stopping")
+        gate.let(10_000)
+        assert drain(served, 600, lambda: unfinished_scans(port)) == 0
+        assert scan.labels.shape == (6, 10, 14)
+    finally:
+        stopping_file(served).unlink()

@@ -28,6 +28,7 @@ from ctseg.serving.whole_scan.gauges import Gauges
 from ctseg.serving.whole_scan.requests import Control, ScanRequest, control_of, parameters_of, read_request
 from ctseg.serving.whole_scan.settings import ScanSettings, read_scan_settings
 from ctseg.serving.whole_scan.shared_memory import SharedMemoryUse
+from ctseg.serving.whole_scan.stopping import stopping_file
 from ctseg.serving.whole_scan.tensors import from_triton
 
 log = logging.getLogger(__name__)
@@ -120,6 +121,7 @@ class ScanService:
         read_entry: Returns what they are segmented by, given who says whether a scan is alone.
         settings: What they may take.
         memory: What they may take of the shared memory.
+        stopping: A file that is there when no more are to begin.
     """
 
     def __init__(
@@ -128,9 +130,10 @@ class ScanService:
         read_entry: Callable[[Callable[[], bool]], ScanEntry],
         settings: ScanSettings,
         memory: SharedMemoryUse,
+        stopping: Path,
     ) -> None:
         self._backend = backend
-        self._memory, self._most_windows = memory, settings.most_windows
+        self._memory, self._most_windows, self._stopping = memory, settings.most_windows, stopping
         self._entry = read_entry(lambda: self._admission.running <= 1)
         gauges = Gauges(backend, self._entry.contract.name, self._entry.version)
         self._pool = ThreadPoolExecutor(settings.lanes + SMALL_LANES, thread_name_prefix="scan")
@@ -174,8 +177,10 @@ class ScanService:
         Raises:
             InputError: It cannot be segmented here.
             SpecError: It is meant for another model.
-            ServerUnavailableError: Too many wait, or take too much.
+            ServerUnavailableError: Too many wait, or take too much, or the server is stopping.
         """
+        if self._stopping.exists():
+            raise ServerUnavailableError("this server is stopping, and takes no more scans: ask another one, or later")
         inputs = {tensor.name(): from_triton(tensor) for tensor in request.inputs()}
         outputs = list(request.requested_output_names())
         scan = read_request(inputs, parameters, outputs, self._entry.contract)
@@ -320,5 +325,6 @@ def open_service(backend: Any, folder: Path, version: int) -> ScanService:
     set_num_threads(settings.threads)
     memory = SharedMemoryUse(settings.shared_memory_bytes)
     return ScanService(
-        backend, lambda is_alone: read_scan_entry(backend, folder, version, memory, is_alone), settings, memory
-    )
+        backend, lambda is_alone: read_scan_entry(backend, folder, version, memory, is_alone), settings, memory,
+        stopping_file(folder.parent),
+    )  # fmt: skip
