@@ -56,7 +56,11 @@ class NoAnswerError(Exception):
 
 
 class BusyError(NoAnswerError):
-    """The server is there, and gave no answer in time, or had too much to do for one."""
+    """The server is there, and had too much to do for an answer."""
+
+
+class TooSlowError(BusyError):
+    """It gave none in time."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +144,7 @@ class Server:
             answer = connection.getresponse()
             content = answer.read()
         except TimeoutError as error:
-            raise BusyError(f"{path}: no answer within {timeout_s:.0f} s") from error
+            raise TooSlowError(f"{path}: no answer within {timeout_s:.0f} s") from error
         except (OSError, http.client.HTTPException) as error:
             raise NoAnswerError(f"{type(error).__name__}: {error}") from error
         finally:
@@ -346,14 +350,18 @@ class Watch:
             if counted.success > proof.counters.success and not proof.of_scan:  # others get answers: as good as asking
                 self._proofs[key] = Proof("", counted, self._now_s())
             return ""
-        problem, busy, of_scan = "", False, proof is not None and proof.of_scan
+        failure: NoAnswerError | None = None
+        of_scan = proof is not None and proof.of_scan
         try:
             of_scan = self._server.infer(name, version)
         except NoAnswerError as error:
-            problem, busy = f"version {version}: {error}", isinstance(error, BusyError)
+            failure = error
         after = self._server.counters().get(key, Counters())
-        if busy and proof is not None and not proof.problem and after.success > counted.success:
-            problem = ""  # it answers others: busy, not broken
+        problem = "" if failure is None else f"version {version}: {failure}"
+        if isinstance(failure, BusyError) and proof is not None and not proof.problem:
+            before = counted if isinstance(failure, TooSlowError) else proof.counters
+            if after.success > before.success:
+                problem = ""  # it answers others: busy, not broken
         self._proofs[key] = Proof(problem, after, self._now_s(), of_scan)
         return problem
 

@@ -57,7 +57,7 @@ class FakeTriton:
                 self._reply(reply + fake.answer.tobytes(), **{"Inference-Header-Content-Length": str(len(reply))})
 
             def _reply(self, body: bytes | None, **headers: str) -> None:
-                self.send_response(200 if body is not None else 500)
+                self.send_response(200 if body is not None else 500 if fake.status == 200 else fake.status)
                 for name, value in headers.items():
                     self.send_header(name, value)
                 self.end_headers()
@@ -145,6 +145,17 @@ def test_failed_requests_of_others_make_it_ask_again(triton: FakeTriton) -> None
     assert not watch.look().ready
     triton.status = 200
     assert watch.look().ready
+
+
+def test_a_model_that_has_too_much_to_do_stays_ready_while_it_answers_others(triton: FakeTriton) -> None:
+    watch = watch_of(triton)
+    assert watch.look().ready
+    triton.failure += 1  # others are refused
+    triton.success += 5
+    triton.status = 503
+    assert watch.look().ready
+    triton.failure += 1
+    assert not watch.look().ready, "nobody was answered since"
 
 
 def test_a_model_that_was_loaded_anew_is_asked_again(triton: FakeTriton) -> None:

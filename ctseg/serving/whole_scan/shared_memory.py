@@ -16,6 +16,7 @@ from ctseg.model_spec import ModelSpec
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (where Linux keeps POSIX shared memory)
 SHARE_OF_CALLS = 0.5
 """Of what is free: for calls to networks. The rest is for the tensors of requests and answers."""
+_SMALL_BYTES = 64 << 10
 
 
 class SharedMemoryUse:
@@ -90,7 +91,8 @@ class SharedMemoryUse:
     def hold(self, size: int) -> None:
         """Count the tensors of a scan, which lie there until it is answered, and then its label map.
 
-        One scan by itself may be larger than what all may take: it lies there already.
+        One scan by itself may be larger than what all may take: it lies there already. Small ones, such as readiness
+        sends, leave enough to others.
 
         Args:
             size: Of all of them, in bytes.
@@ -99,7 +101,7 @@ class SharedMemoryUse:
             ServerUnavailableError: With those of others they would leave too little for calls.
         """
         with self._changed:
-            if self._held and self._held + size > self._most_held:
+            if self._held and size > _SMALL_BYTES and self._held + size > self._most_held:
                 raise ServerUnavailableError(
                     f"expected scans that take at most {_megabytes(self._most_held)} of {SHARED_MEMORY} together until "
                     f"they are answered, found {_megabytes(self._held + size)} with this one: ask again later, or "

@@ -27,6 +27,7 @@ def test_half_of_what_is_free_is_for_calls_and_half_for_scans() -> None:
     memory.hold(90 * MB)  # one by itself lies there already
     with pytest.raises(ServerUnavailableError, match="found 91 MB"):
         memory.hold(MB)
+    memory.hold(8**3 * 2)  # what readiness sends
 
 
 def test_a_call_that_others_leave_no_room_for_is_told_with_the_figures() -> None:
