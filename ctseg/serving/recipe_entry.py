@@ -18,7 +18,7 @@ from ctseg.serving.entries import (
     read_recipe,
     versions_on_disk,
 )
-from ctseg.serving.scan_entry import add_scan_tensors, write_scan_version
+from ctseg.serving.scan_entry import add_scan_tensors, renew_scan_version, write_scan_version
 from ctseg.serving.writing import pretty_json, staging, writing
 from ctseg.triton.configuration import ModelConfig, recipe_parameter, scan_parameter, text_from_config
 
@@ -54,6 +54,7 @@ def publish_recipe(repository: Path, recipe: Recipe) -> int:
         contract = contract_of_recipe(recipe, {name: item.spec for name, item in members.items()})
         known = _known(folder)
         if known is not None and known[0] == recipe and scan_parameter(known[1]) in read_config(folder).parameters:
+            renew_scan_version(folder / str(known[1]), recipe.digest)
             return known[1]
         number = next_version(repository, recipe.name)
         config = _configuration(folder, recipe, number, contract)

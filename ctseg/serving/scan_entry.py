@@ -1,6 +1,5 @@
 """The entry for whole scans beside a model's own: written after the network, removed before it."""
 
-import shutil
 from pathlib import Path
 
 from ctseg.errors import SpecError
@@ -59,6 +58,7 @@ def write_scan_entry(repository: Path, entry: Entry) -> None:
     folder, version, spec = repository / scan_entry(entry.name), entry.newest.version, entry.newest.spec
     config = _configuration(folder, {version: spec.digest}, contract_of(spec))
     if version in versions_on_disk(folder) and read_config(folder) == config:
+        renew_scan_version(folder / str(version), spec.digest)
         return
     with staging(repository) as staged:
         version_folder = staged / str(version)
@@ -75,9 +75,22 @@ def write_scan_entry(repository: Path, entry: Entry) -> None:
 def write_scan_version(folder: Path, digest: str) -> None:
     """Put the files of a version into a new folder, and bring them to the disk."""
     folder.mkdir()
-    shutil.copyfile(SCAN_MODEL, folder / "model.py")
-    (folder / BUILD_NAME).write_text(pretty_json({"digest": digest, "protocol": PROTOCOL}), encoding="utf-8")
+    for name, text in _files_of_version(digest).items():
+        (folder / name).write_text(text, encoding="utf-8")
     bring_to_disk(folder)
+
+
+def renew_scan_version(folder: Path, digest: str) -> None:
+    """Write the files of a version again where another ctseg wrote them: the installed one may not speak with them."""
+    for name, text in _files_of_version(digest).items():
+        path = folder / name
+        if not path.is_file() or path.read_bytes() != text.encode():
+            atomic.write_text(path, text)
+
+
+def _files_of_version(digest: str) -> dict[str, str]:
+    build = pretty_json({"digest": digest, "protocol": PROTOCOL})
+    return {"model.py": SCAN_MODEL.read_text(encoding="utf-8"), BUILD_NAME: build}
 
 
 def check_scan_entry(folder: Path) -> int:
@@ -87,7 +100,7 @@ def check_scan_entry(folder: Path) -> int:
         folder: ``<repository>/<name>_scan``.
 
     Raises:
-        SpecError: The network that it calls is not beside it, or is another one.
+        SpecError: The network that it calls is not beside it, or is another one, or a newer one has no whole scans.
     """
     version = max(versions_on_disk(folder), default=0)
     key, parameters = scan_parameter(version), read_config(folder).parameters
@@ -98,6 +111,12 @@ def check_scan_entry(folder: Path) -> int:
         raise SpecError(
             f"{folder.name}: version {version} was written for the spec {found[:12] or 'none'}, version {version} of "
             f"{network.name} has {digests.get(version, 'none')[:12]}: build the model again"
+        )
+    if (newest := max(digests)) > version:
+        raise SpecError(
+            f"{folder.name}: its newest version is {version}, that of {network.name} is {newest}: whole scans are "
+            f"segmented by another version than windows, and not at all once {network.name} serves later ones alone: "
+            "build the model again, with its whole scans"
         )
     return version
 

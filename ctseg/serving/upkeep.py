@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ctseg.files import atomic
 from ctseg.predict.whole_scan import scan_entry
-from ctseg.serving.entries import CONFIG_NAME, read_config, read_entry, versions_on_disk
+from ctseg.serving.entries import CONFIG_NAME, read_config, read_entry, scan_versions, versions_on_disk
 from ctseg.serving.writing import staging, write_head, writing
 from ctseg.triton.configuration import (
     precision_hint_parameter,
@@ -32,7 +32,7 @@ def remove_versions(repository: Path, name: str, versions: Collection[int]) -> N
         if not set(versions_on_disk(folder)) - set(versions):
             raise ValueError(f"{name}: versions {sorted(versions)} are all that there are")
         with staging(repository) as old:
-            _remove_scan_versions(repository / scan_entry(name), versions, old)
+            _remove_scan_versions(repository, name, versions, old)
             for number in versions:
                 (folder / str(number)).rename(old / str(number))
                 for key in (spec_parameter(number), runtime_parameter(number), precision_hint_parameter(number)):
@@ -40,13 +40,13 @@ def remove_versions(repository: Path, name: str, versions: Collection[int]) -> N
             write_head(folder, config, read_entry(folder).newest.spec)
 
 
-def _remove_scan_versions(folder: Path, versions: Collection[int], old: Path) -> None:
-    """Move versions of an entry for whole scans away; all of it where none is left."""
-    there = versions_on_disk(folder)
-    going = set(there) & set(versions)
+def _remove_scan_versions(repository: Path, name: str, versions: Collection[int], old: Path) -> None:
+    """Move versions of a model's entry for whole scans away; all of it where none is left."""
+    folder = repository / scan_entry(name)
+    going = set(scan_versions(repository, name)) & set(versions)  # none of another model of that name
     if not going:
         return
-    if going == set(there):
+    if going == set(versions_on_disk(folder)):
         folder.rename(old / folder.name)
         return
     config = read_config(folder)

@@ -6,7 +6,7 @@ import pytest
 
 from ctseg.errors import SpecError
 from ctseg.serving.entries import list_entries, list_models, read_config, read_entry
-from ctseg.serving.scan_entry import check_scan_entry, publish_scan_entry
+from ctseg.serving.scan_entry import SCAN_MODEL, check_scan_entry, publish_scan_entry
 from ctseg.serving.upkeep import remove_versions
 from tests.support.toy_models import toy_spec, write_toy_entry
 
@@ -42,11 +42,17 @@ def test_it_is_written_beside_a_network_that_was_there_and_only_once(root: Path)
     before = {path: path.stat().st_mtime_ns for path in (root / "toy_scan").rglob("*")}
     publish_scan_entry(root, read_entry(root / "toy"))
     assert {path: path.stat().st_mtime_ns for path in (root / "toy_scan").rglob("*")} == before
+    model = root / "toy_scan" / "1" / "model.py"
+    model.write_text("# of another ctseg\n")
+    publish_scan_entry(root, read_entry(root / "toy"))
+    assert model.read_text() == SCAN_MODEL.read_text()
 
 
 def test_it_goes_with_its_network(root: Path) -> None:
     for number in (1, 2, 3):
         write_toy_entry(root, version=number, whole_scans=number < 3)
+    with pytest.raises(SpecError, match="toy_scan: its newest version is 2, that of toy is 3: whole scans are"):
+        check_scan_entry(root / "toy_scan")
     remove_versions(root, "toy", [1])
     assert versions(root / "toy_scan") == ["2"]
     assert list(read_config(root / "toy_scan").parameters) == ["ctseg_scan.2"]
@@ -68,6 +74,10 @@ def test_a_model_that_has_its_name_is_left_alone(root: Path) -> None:
         write_toy_entry(root, whole_scans=True)
     assert refused.value.settings == ("whole_scans",)
     assert list_models(root) == ["toy_scan"], "nor is a network written that would have none"
+    for number in (1, 2):
+        write_toy_entry(root, version=number)
+    remove_versions(root, "toy", [1])
+    assert versions(root / "toy_scan") == ["1"]
 
 
 def test_one_that_was_written_for_another_network_is_told(root: Path) -> None:
