@@ -7,7 +7,7 @@ from concurrent.futures import CancelledError
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
-from ctseg.errors import CtsegError, ModelNotFoundError, ServerAwayError, ServerError, SetupError, SpecError
+from ctseg.errors import CtsegError, InputError, ModelNotFoundError, ServerAwayError, ServerError, SetupError, SpecError
 from ctseg.files.volume import Volume, VolumeHeader
 from ctseg.predict.contract import ScanContract
 from ctseg.predict.estimate import MemoryEstimate
@@ -185,7 +185,9 @@ def _own_server(model: ServedModel) -> Iterator[tuple[RunningServer, ServedModel
 class ScansElseWindows:
     """Sends whole scans; where no server takes them any more, windows are cut here from then on.
 
-    So a run ends with the version that it began with: of networks servers keep the one before the newest, too.
+    So a run ends with the version that it began with: of networks servers keep the one before the newest, too. A scan
+    that is too large for a message or for the servers goes by windows alone: one at a time, for its memory was
+    estimated as that of a scan that is sent.
 
     Args:
         scans: Sends whole scans.
@@ -196,7 +198,7 @@ class ScansElseWindows:
         self._scans = scans
         self._windows = windows
         self._refusal = ""
-        self._lock = threading.Lock()
+        self._lock, self._one_by_windows = threading.Lock(), threading.Lock()
 
     @property
     def identity(self) -> Identity:
@@ -222,10 +224,12 @@ class ScansElseWindows:
         if not self._refusal:
             try:
                 return self._scans.segment(volume, context)
+            except InputError as error:  # one that no network can use is refused here by the same error
+                with self._one_by_windows:
+                    return self._by_windows(volume, context, str(error))
             except (SpecError, ModelNotFoundError) as error:
                 self._go_on_by_windows(error)
-        result = self._windows.segment(volume, context)
-        return replace(result, warnings=(*result.warnings, f"windows were cut here: {self._refusal}"))
+        return self._by_windows(volume, context, self._refusal)
 
     def abort(self) -> None:
         """See :meth:`CaseSegmenter.abort`."""
@@ -236,6 +240,10 @@ class ScansElseWindows:
         """See :meth:`CaseSegmenter.close`."""
         self._scans.close()
         self._windows.close()
+
+    def _by_windows(self, volume: Volume, context: CaseContext | None, why: str) -> Segmentation:
+        result = self._windows.segment(volume, context)
+        return replace(result, warnings=(*result.warnings, f"windows were cut here: {why}"))
 
     @property
     def _now(self) -> CaseSegmenter:

@@ -200,12 +200,21 @@ def test_whole_scans_that_were_asked_for_and_cannot_be_sent_are_refused(
     assert caught.value.settings == ("where", "save_probabilities")
 
 
-def test_a_scan_that_no_message_holds_is_refused_here_with_the_figures(server: RunningServer, tmp_path: Path) -> None:
+def test_a_scan_that_no_message_holds_is_refused_with_the_figures_or_goes_by_windows(
+    server: RunningServer, tmp_path: Path
+) -> None:
     volume = read_volume(write_scan(tmp_path / "in"), "NibabelIO")
     model = model_at(server, "regions", "server", max_message_bytes=200_000)
     with opened_segmenter(model) as segmenter, pytest.raises(InputError, match="take 228,824 bytes") as caught:
         segmenter.segment(volume, CaseContext())
     assert caught.value.settings == ("where",)
+    with (
+        opened_segmenter(replace(model, where="client")) as windows,
+        opened_segmenter(model_at(server, "regions", "auto", max_message_bytes=200_000, shared_memory="off")) as either,
+    ):
+        result, expected = (each.segment(volume, CaseContext()) for each in (either, windows))
+    np.testing.assert_array_equal(result.labels, expected.labels)
+    assert any("windows were cut here" in told and "take 228,824 bytes" in told for told in result.warnings)
 
 
 @pytest.mark.parametrize("name", ["regions", "both"])
