@@ -21,12 +21,12 @@ help:  ## show this list
 
 install: $(CLIENT_VENV)/bin/python  ## the client alone, into the active environment or .venv-client
 	$(call PIP_INSTALL,$(CLIENT_VENV)) -c requirements/constraints.txt .
-	@echo "installed: $(CLIENT_VENV)/bin/ctseg"
+	@echo "installed: $(CLIENT_VENV)/bin/ctseg, on the PATH after: . $(CLIENT_VENV)/bin/activate"
 
 install-server: $(CLIENT_VENV)/bin/python  ## the client and a Triton server for one machine (Linux)
 	$(call PIP_INSTALL,$(CLIENT_VENV)) -c requirements/constraints.txt '.[serve]'
 	$(call PIP_INSTALL,$(CLIENT_VENV)) --no-deps -r requirements/triton_server.txt
-	@echo "installed: $(CLIENT_VENV)/bin/ctseg, with a server"
+	@echo "installed: $(CLIENT_VENV)/bin/ctseg, with a server, on the PATH after: . $(CLIENT_VENV)/bin/activate"
 
 demo: $(DEMO_VENV)/.ready  ## segment real CT through a real Triton server; pictures in demo_output/
 	$(DEMO_VENV)/bin/python -m scripts.demo --output demo_output

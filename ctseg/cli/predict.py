@@ -63,7 +63,7 @@ def _add_server(predict: Parser) -> None:
     where.add_argument(
         "--where", choices=["auto", "client", "server"], default="auto",
         help="where windows are cut: here (client), or in the servers, which get whole scans and send label maps "
-        "(server); auto: here if all servers are on this machine, else there if they can (default: auto)",
+        "(server); auto: here if memory is shared with all servers, else there if they can (default: auto)",
     )  # fmt: skip
     where.add_argument("--tls", action="store_true", help="encrypt; trusts the system's certificates")
     where.add_argument(

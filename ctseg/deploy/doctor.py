@@ -24,7 +24,6 @@ _LAYERS = {
     "deploy": ("torch", "nnunetv2", "onnx", "onnxscript", "onnxslim"),
     "train": ("torch", "nnunetv2", "monai", "einops"),
     "itk": ("SimpleITK",),
-    "dicom": ("pydicom",),
 }
 """What each layer needs; but for the client's they are extras of the package."""
 _LEAST_SHM_BYTES = 256 << 20
@@ -183,6 +182,7 @@ def _server() -> Iterator[Finding]:
 
 
 def _repository(folder: Path) -> Iterator[Finding]:
+    from ctseg.predict.whole_scan import scan_entry
     from ctseg.serving.entries import is_recipe, list_models, read_entry, takes_scans
     from ctseg.serving.scan_entry import check_scan_entry
 
@@ -227,6 +227,13 @@ def _repository(folder: Path) -> Iterator[Finding]:
                     "export it with real scans and build it again, or use it knowingly",
                 )
             yield from _freshness(subject, entry.backend, item.folder, dict(item.build))
+        if scan_entry(name) not in names:
+            yield Finding(
+                f"whole scans of {name}",
+                "note",
+                f"none are taken: there is no {scan_entry(name)}",
+                "`ctseg build` writes it; nothing, if all clients cut windows themselves",
+            )
 
 
 def _recipe(repository: Path, name: str) -> Iterator[Finding]:

@@ -127,7 +127,10 @@ def _windows_or_scans(
                     log.info("%s: windows are cut here, the servers take no whole scans: %s", model.name, error)
                 else:
                     stack.callback(scans.close)
-                    log.info("%s: whole scans are sent, the servers cut the windows", model.name)
+                    log.info(
+                        "%s: whole scans are sent, for no memory is shared with every server; windows are cut there",
+                        model.name,
+                    )
                     segmenter = ScansElseWindows(scans, segmenter)
         yield segmenter
 

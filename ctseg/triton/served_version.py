@@ -9,9 +9,16 @@ import tenacity
 
 from ctseg.errors import SpecError
 from ctseg.model_spec import ModelSpec
+from ctseg.predict.whole_scan import SCAN_SUFFIX
 from ctseg.recipe import Recipe
 from ctseg.triton.client import TritonClient
-from ctseg.triton.configuration import REQUEST_OUTPUT, recipe_parameter, spec_parameter, spec_parameters
+from ctseg.triton.configuration import (
+    REQUEST_OUTPUT,
+    recipe_parameter,
+    scan_parameters,
+    spec_parameter,
+    spec_parameters,
+)
 from ctseg.triton.errors import CANCELLED, DEADLINE, NOT_FOUND, UNAVAILABLE, CallError
 
 _FIRST_BACKOFF_S = 0.1
@@ -262,6 +269,9 @@ def served_version(client: TritonClient, wanted: WantedModel, version: int, time
 
 def _spec_in(config: Any, version: int, source: str) -> ModelSpec:
     parameter = spec_parameter(version)
+    model = config.name.removesuffix(SCAN_SUFFIX)
+    if model != config.name and scan_parameters(config):
+        raise SpecError(f"{source}: it takes the whole scans of {model}: give that name", settings=("model",))
     if parameter not in config.parameters:
         raise SpecError(
             f"{source}: its configuration has no parameter {parameter} (specs found: "

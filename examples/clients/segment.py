@@ -52,6 +52,8 @@ def segment(url, entry, paths):
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 5:
+        sys.exit(__doc__)
     url, entry, target, *paths = sys.argv[1:]
     labels, report = segment(url, entry, paths)
     SimpleITK.WriteImage(labels, target)

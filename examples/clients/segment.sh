@@ -4,15 +4,17 @@
 # ENTRY is liver_scan for the model liver, and the name of a recipe itself. What else curl needs (a certificate, a
 # password) stands in ~/.curlrc.
 set -euo pipefail
-url=$1 entry=$2 target=$3
-shift 3
-work=$(mktemp -d)
-trap 'rm -r "$work"' EXIT
 
 fail() {
     echo "$1" >&2
     exit 1
 }
+
+[ $# -ge 4 ] || fail "usage: segment.sh http://HOST:PORT ENTRY LABELS.nii.gz SCAN.nii.gz [FURTHER_CHANNEL.nii.gz ...]"
+url=$1 entry=$2 target=$3
+shift 3
+work=$(mktemp -d)
+trap 'rm -r "$work"' EXIT
 
 ask() { # the answer becomes a file, and its headers another
     : > "$work/answer"
@@ -24,6 +26,9 @@ field() { # of a NIfTI header: type as od has it, first byte, bytes
 }
 
 ask "$url/v2/models/${entry%_scan}/config"
+if grep -q ctseg_recipe "$work/answer"; then # the members of a recipe read alike
+    ask "$url/v2/models/$(sed 's/.*members[^]]*model\\":\\"\([^\\]*\).*/\1/' "$work/answer")/config"
+fi
 if grep -q WithReorient "$work/answer"; then
     fail "$entry was trained with a reader that turns scans to RAS: turn the scan first"
 fi
@@ -35,7 +40,7 @@ for channel in "$@"; do
     # bytes of the header, axes, first byte of the voxels, slope and intercept
     echo "$(field d4 0 4)$(field d2 40 2)$(field f4 108 12)" |
         awk '{ exit !($1 == 348 && $2 == 3 && $3 == 352 && ($4 == 0 || $4 == 1) && $5 == 0) }' ||
-        fail "$channel: expected a little-endian NIfTI-1 volume without scaling"
+        fail "$channel: expected a little-endian NIfTI-1 volume without scaling: write it so, or use segment.py"
     head -c 108 "$work/header" | tail -c +41 > "$work/grid"
     [ -e "$work/first" ] || cp "$work/grid" "$work/first"
     cmp -s "$work/first" "$work/grid" || fail "$channel: expected the grid and type of the first channel"
@@ -46,7 +51,7 @@ read -r dx dy dz <<< "$(field f4 80 12)"
 case $(($(field d2 70 2))) in
     4) name=voxels_int16 type=INT16 ;;
     16) name=voxels_fp32 type=FP32 ;;
-    *) fail "$1: expected voxels of int16 or float32" ;;
+    *) fail "$1: expected voxels of int16 or float32: write it so, or use segment.py" ;;
 esac
 bytes=$(($(wc -c < "$work/voxels")))
 json='{"inputs": [{"name": "'$name'", "datatype": "'$type'", "shape": ['$#', '$z', '$y', '$x'],

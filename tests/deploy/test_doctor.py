@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from importlib.metadata import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -65,6 +66,8 @@ def test_missing_packages_are_a_problem_only_where_every_client_needs_them(monke
     assert client.advice == "if you need it, install ctseg, as docs/install.md shows"
     assert (train.level, train.found) == ("note", "not installed: monai")
     assert train.advice == "if you need it, install ctseg with its extra 'train', as docs/install.md shows"
+    layers = {found.subject.removeprefix("layer ") for found in findings if found.subject.startswith("layer ")}
+    assert layers <= {"client", *metadata("ctseg").get_all("Provides-Extra")}
 
 
 def test_little_shared_memory_and_a_full_disk_are_problems(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,6 +84,18 @@ def test_proven_entry_is_fine(repository: Path) -> None:
     assert finding.level == "ok"
     assert "python, fp32, digest" in finding.found
     assert finding.found.endswith("parity proven with scans and phantom")
+
+
+def test_a_model_that_takes_no_whole_scans_is_told_and_a_build_mends_it(
+    repository: Path, tmp_path: Path, bundle: Bundle
+) -> None:
+    assert about(examine(repository=repository), "whole scans unet_scan").level == "ok"
+    copy = Path(shutil.copytree(repository, tmp_path / "copy"))
+    shutil.rmtree(copy / "unet_scan")
+    finding = about(examine(repository=copy), "whole scans of unet")
+    assert (finding.level, finding.found) == ("note", "none are taken: there is no unet_scan")
+    build_entry(bundle.folder, copy, BuildOptions(runtime="onnxruntime", if_needed=True))
+    assert about(examine(repository=copy), "whole scans unet_scan").found == "by version 1 of the model"
 
 
 def test_changed_network_and_unproven_version_are_problems(repository: Path, tmp_path: Path, bundle: Bundle) -> None:

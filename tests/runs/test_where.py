@@ -148,7 +148,7 @@ def test_a_folder_is_sent_as_whole_scans_where_no_memory_is_shared_and_goes_on_b
         write_scan(tmp_path / "in", seed=seed)
     model = model_at(server, "regions", "auto", shared_memory="off")
     report = segment_folder(tmp_path / "in", tmp_path / "out", model, BatchOptions(part=Part(0, 2)))
-    assert caplog.text.count("regions: whole scans are sent, the servers cut the windows") == 1
+    assert caplog.text.count("regions: whole scans are sent, for no memory is shared with every server") == 1
     assert [case.status for case in report.cases] == ["ok"] * 2
     (case, _) = report.cases
     assert case.made_by.transport == "whole scans"
@@ -191,6 +191,11 @@ def test_whole_scans_that_were_asked_for_and_cannot_be_sent_are_refused(
         with pytest.raises(SpecError, match=told) as caught, opened_segmenter(model):
             pass
         assert caught.value.settings == ("where",)
+    with (
+        pytest.raises(SpecError, match=r"it takes the whole scans of regions: give that name"),
+        opened_segmenter(model_at(server, "regions_scan", "auto")),
+    ):
+        pass
     write_scan(tmp_path / "in")
     with pytest.raises(SetupError, match="probabilities do not travel") as caught:
         segment_folder(

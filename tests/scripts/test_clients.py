@@ -23,8 +23,10 @@ from ctseg.cli.main import main as ctseg
 from ctseg.files.volume import read_volume
 from ctseg.model_spec import Reader
 from ctseg.predict.whole_scan import memory_order_of, order_to_text
+from ctseg.recipe import Recipe
 from ctseg.serving.entries import read_entry
 from ctseg.serving.process import RunningServer, ServerOptions
+from ctseg.serving.recipe_entry import publish_recipe
 from ctseg.serving.scan_entry import publish_scan_entry
 from ctseg.serving.server import embedded_server
 from tests.support.toy_models import toy_spec
@@ -91,7 +93,9 @@ def served(tmp_path_factory: pytest.TempPathFactory, scans: Path) -> Iterator[Se
     root = folder / "models"
     write_scannable_entry(root)
     write_scannable_entry(root, toy_spec("above_255", **ABOVE_255))
-    write_scannable_entry(root, toy_spec("turning", reader="SimpleITKIOWithReorient"))
+    turning = write_scannable_entry(root, toy_spec("turning", reader="SimpleITKIOWithReorient"))
+    members, step = [{"model": turning.name, "digest": turning.digest}], {"kind": "model", "model": turning.name}
+    publish_recipe(root, Recipe.model_validate({"name": "turned", "members": members, "step": step}))
     with embedded_server(root, options=ServerOptions(is_private=False, http_port=0)) as server:
         yield Served(server, scans, folder)
 
@@ -144,12 +148,17 @@ def test_labels_are_those_of_ctseg_predict(
 
 @pytest.mark.live
 @linux
-def test_a_reader_that_turns_scans_is_followed_or_refused(served: Served, client: Callable, tmp_path: Path) -> None:
-    done = client("turning_scan", tmp_path / "labels.nii.gz", channels_of(served.scans, "turned"))
+@pytest.mark.parametrize(
+    ("model", "entry"), [("turning", "turning_scan"), ("turned", "turned")], ids=["model", "recipe"]
+)
+def test_a_reader_that_turns_scans_is_followed_or_refused(
+    served: Served, client: Callable, tmp_path: Path, model: str, entry: str
+) -> None:
+    done = client(entry, tmp_path / "labels.nii.gz", channels_of(served.scans, "turned"))
     if done.returncode:
         assert "turn the scan" in done.stderr
     else:
-        require_equal(nib.load(tmp_path / "labels.nii.gz"), served.expected("turning", "turned"))
+        require_equal(nib.load(tmp_path / "labels.nii.gz"), served.expected(model, "turned"))
 
 
 @pytest.mark.live

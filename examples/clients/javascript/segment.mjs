@@ -46,7 +46,7 @@ function readNifti(path) {
     [0, 1].includes(file.readFloatLE(112)) &&
     file.readFloatLE(116) === 0;
   if (!plain) {
-    throw new Error(`${path}: expected a little-endian NIfTI-1 volume of int16 or float32 without scaling`);
+    throw new Error(`${path}: expected little-endian NIfTI-1 of int16 or float32 without scaling: write it so`);
   }
   return { header: file.subarray(0, HEADER_BYTES), voxels: file.subarray(HEADER_BYTES) };
 }
@@ -83,6 +83,10 @@ async function segment(ask, entry, paths) {
 }
 
 const [url, entry, target, ...paths] = process.argv.slice(2);
+if (paths.length === 0) {
+  process.stderr.write("usage: node segment.mjs HOST:PORT ENTRY LABELS.nii.gz SCAN.nii.gz [FURTHER_CHANNEL ...]\n");
+  process.exit(2);
+}
 const { ask, close } = connect(url);
 try {
   const { file, report } = await segment(ask, entry, paths);
