@@ -20,6 +20,7 @@ from ctseg.serving.process import DEFAULT_OPTIONS, Launch, RunningServer, Server
 from ctseg.serving.proof import random_patches
 from ctseg.serving.signals import signals_as_exit
 from ctseg.serving.threads import require_threads, threads_of_run
+from ctseg.serving.whole_scan.settings import read_scan_settings
 from ctseg.triton import shared_memory
 from ctseg.triton.configuration import recipe_parameters, scan_parameters, spec_parameters
 from ctseg.triton.predictor import connect
@@ -90,9 +91,10 @@ def run_server(repository: Path, options: ServerOptions, on_ready: Callable[[Run
         on_ready: Called once, when it is ready.
 
     Raises:
-        SetupError: See :func:`embedded_server`.
+        SetupError: See :func:`embedded_server`; or a setting of whole scans cannot be used.
         ServerAwayError: The server has ended by itself, for good.
     """
+    read_scan_settings()  # entries for whole scans read them at their first request
     with contextlib.suppress(KeyboardInterrupt, SystemExit), embedded_server(repository, options=options) as server:
         on_ready(server)
         while not server.life.wait_for_end(0.5):  # a signal that another thread gets does not end a wait without limit

@@ -22,7 +22,7 @@ from ctseg.errors import InferenceFailedError, RequestRejectedError, SetupError
 from ctseg.serving.installation import Installation, find_server
 from ctseg.serving.life import SHM_PREFIX
 from ctseg.serving.process import RunningServer, ServerOptions, free_port
-from ctseg.serving.server import embedded_server
+from ctseg.serving.server import embedded_server, run_server
 from ctseg.triton import shared_memory
 from ctseg.triton.client import is_ready
 from ctseg.triton.options import ClientOptions
@@ -93,7 +93,7 @@ def wait_until(condition, what: str, timeout_s: float = 120.0) -> None:
 SCRIPT = """
 import sys, time, numpy as np
 from pathlib import Path
-from ctseg.serving.server import embedded_server
+from ctseg.serving.server import embedded_server, run_server
 from ctseg.triton.options import ClientOptions
 from ctseg.triton.predictor import connect
 with embedded_server(Path(sys.argv[1])) as server:
@@ -495,3 +495,11 @@ def test_tls_and_mutual_tls(root: Path, tmp_path: Path) -> None:
         ):
             with pytest.raises(SetupError, match=re.escape(told)):
                 connect([server.url], "toy", options=ClientOptions(connect_timeout_s=240, **wrong))
+
+
+def test_settings_of_whole_scans_that_cannot_be_used_are_told_before_a_server_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CTSEG_SCAN_LANES", "x")
+    with pytest.raises(SetupError, match="CTSEG_SCAN_LANES=x: expected a valid integer"):
+        run_server(tmp_path, ServerOptions(), print)
