@@ -64,6 +64,11 @@ class Course(Generic[T, Request, Answer]):
         """How long it has taken so far."""
         return time.monotonic() - self._started
 
+    def forget(self) -> None:
+        """Let go of how it failed: errors know the frames that they came through, and these the request."""
+        self.problem = self._silent = None
+        self._failures.clear()
+
     def hang(self) -> CallError | None:
         """Return how the request failed where the server that it went to is there, and does not answer it."""
         return self.problem if self._silent is not None and self._silent.is_alive() else None

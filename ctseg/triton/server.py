@@ -121,7 +121,7 @@ class Server(Generic[S]):
         with self._lock:
             is_hung = problem.status == NO_ANSWER and self._pending
             self.try_again_at = math.inf if is_hung else time.monotonic() + delay_s
-            self.last_problem = problem
+            self.last_problem = problem.with_traceback(None)  # whose frames know what was sent
 
     def is_alive(self) -> bool:
         """Whether the server says anything at all, whatever its models do."""

@@ -213,6 +213,8 @@ class ScanSegmenter:
             raise self._error_of(error, course.seconds) from error.__cause__
         except NobodyAnswersError as error:
             raise self._away_error(course) from error
+        finally:
+            course.forget()
         return answer
 
     def abort(self) -> None:
@@ -360,10 +362,9 @@ class _Call:
             raise
         result, error = self._box
         if error is not None:
-            problem = call_error_of(error)
-            if problem.status not in _ENDED:
+            if call_error_of(error).status not in _ENDED:
                 self._server.give_up(self._request_id)
-            raise problem from error
+            raise call_error_of(error) from error
         return result.get_response()
 
     def _go_on(self, watch: ScanWatch, timeout_s: float, case_timeout_s: float | None) -> None:
