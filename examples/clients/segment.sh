@@ -4,6 +4,7 @@
 # ENTRY is liver_scan for the model liver, and the name of a recipe itself. What else curl needs (a certificate, a
 # password) stands in ~/.curlrc.
 set -euo pipefail
+export LC_ALL=C # numbers with a point, lengths in bytes
 
 fail() {
     echo "$1" >&2

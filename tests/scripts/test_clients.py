@@ -1,6 +1,7 @@
 """The example clients without ctseg: their labels are those of ``ctseg predict``, from one real server."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -144,6 +145,21 @@ def test_labels_are_those_of_ctseg_predict(
     assert done.returncode == 0, done.stderr
     require_equal(nib.load(tmp_path / "labels.nii.gz"), served.expected(model, case))
     assert json.loads(done.stdout)["model"] == model
+
+
+@pytest.mark.live
+@linux
+@needs_curl
+@pytest.mark.skipif(shutil.which("localedef") is None, reason="NEEDS localedef")
+def test_curl_writes_numbers_with_a_point_where_a_language_has_a_comma(served: Served, tmp_path: Path) -> None:
+    made = subprocess.run(["localedef", "-i", "de_DE", "-f", "UTF-8", tmp_path / "de_DE.UTF-8"], check=False)
+    if made.returncode:
+        pytest.skip("NEEDS the sources of locales")
+    target = tmp_path / "labels.nii.gz"
+    words = ["bash", CLIENTS / "segment.sh", served.server.http_url or "", "toy_scan", target]
+    german = {**os.environ, "LOCPATH": str(tmp_path), "LC_ALL": "de_DE.UTF-8"}
+    subprocess.run([*words, *channels_of(served.scans, "turned")], env=german, check=True)
+    require_equal(nib.load(target), served.expected("toy", "turned"))
 
 
 @pytest.mark.live
