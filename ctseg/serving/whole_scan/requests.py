@@ -40,6 +40,7 @@ _VOXEL_TYPES: Mapping[str, type[np.generic]] = {VOXELS_INT16: np.int16, VOXELS_F
 _LEAST_MM, _MOST_MM = 1e-100, 1e100
 """Of a spacing whose square is a number still."""
 _TRUE_OR_FALSE = {"true": True, "false": False}
+_PARAMETERS = (STEP_SIZE, MIRRORING, DIGEST, MEMORY_ORDER, PROGRESS_OF, CANCEL)
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,6 +135,8 @@ def read_request(
         InputError: It cannot be segmented by this model.
         SpecError: It is meant for another model.
     """
+    if unknown := sorted(set(parameters) - set(_PARAMETERS)):
+        raise InputError(f"expected of the parameters {', '.join(_PARAMETERS)}, found {', '.join(unknown)[:80]}")
     wanted = str(parameters.get(DIGEST, contract.digest))
     if wanted != contract.digest:
         raise SpecError(f"{contract.name}: expected the spec {wanted[:12]}, found {contract.digest[:12]} served here")

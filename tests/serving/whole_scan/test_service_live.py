@@ -93,6 +93,7 @@ def test_values_above_255_come_as_uint16(server: RunningServer) -> None:
             "windows, expected at most 1,000,000",
         ),
         ({"tile_step_size": "0.001"}, "INVALID_ARGUMENT", "tile_step_size: expected a step between windows"),
+        ({"mirorring": False}, "INVALID_ARGUMENT", "expected of the parameters tile_step_size, mirroring, "),
         ({"mirroring": "perhaps"}, "INVALID_ARGUMENT", "mirroring: expected true or false, found 'perhaps'"),
         ({"memory_order": "z y"}, "INVALID_ARGUMENT", "memory_order: expected z, y and x"),
         ({"previous": np.zeros((6, 10, 14), np.uint16)}, "INVALID_ARGUMENT", "toy is no second stage of a cascade"),
