@@ -13,8 +13,8 @@ TEST_WORKERS ?= 2
 IN_PARALLEL := -n $(TEST_WORKERS) --dist loadfile
 PIP_INSTALL = $(1)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help install install-server demo test test-data test-full check faults images format benchmark benchmark-network gpu gpu-wheels \
-	imports compatibility clean
+.PHONY: help install install-server demo test test-data test-full check faults images format benchmark \
+	benchmark-network gpu gpu-wheels imports compatibility clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'

@@ -48,7 +48,7 @@ class NetworkSizes:
 
 
 WHOLE = NetworkSizes(
-    folders=(FolderSize(2, 8, 3, 2), FolderSize(25, 8, 3, 1), FolderSize(118, 3, 2, 1)),
+    folders=(FolderSize(2, 6, 3, 2), FolderSize(25, 6, 3, 1), FolderSize(118, 2, 2, 1)),
     patch_size=(128, 128, 128),
     sleep_ms=60.0,
     links_gbit_s=(10.0, 1.0),
