@@ -92,7 +92,7 @@ def _rows(result: NetworkResult) -> list[str]:
                     f"{row.classes} classes",
                     row.link.name,
                     "" if row.link.kind == "none" else f"{row.link.carries_gbit_s:.2f} Gbit/s",
-                    f"{row.way} ({row.runs[-1].transport})",
+                    f"{row.way} ({row.runs[-1].transport})" + (f", {row.in_flight} at once" if row.in_flight else ""),
                     str(row.scans),
                     f"{row.runs[-1].windows * result.sleep_ms / 1000:.1f}",
                     f"{row.folder_s:.2f}",

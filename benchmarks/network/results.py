@@ -63,6 +63,7 @@ class NetworkRow(Document):
         classes: Of the network, with the background.
         way: What travels.
         link: Over what.
+        in_flight: Windows at once, where fewer than the client would send; None: as it likes.
         scans: How many.
         megavoxels: Of all of them.
         runs: In their order.
@@ -72,6 +73,7 @@ class NetworkRow(Document):
     classes: int
     way: Way
     link: Link
+    in_flight: int | None = None
     scans: int
     megavoxels: float
     runs: tuple[FolderRun, ...]

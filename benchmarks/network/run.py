@@ -6,7 +6,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -69,6 +69,8 @@ def run_network_benchmark(scans: Path, output: Path, sizes: NetworkSizes, large:
         OutputError: The results cannot be written.
     """
     output.mkdir(parents=True, exist_ok=True)
+    with suppress(OSError):  # where both sides together take too much memory, nobody else is to be ended for it
+        Path("/proc/self/oom_score_adj").write_text("1000")
     with tempfile.TemporaryDirectory(prefix="ctseg-benchmark-") as scratch, opened_wires() as wires:
         root = Path(scratch)
         found = collect_scans(scans, root / "scans", large, more=False)
@@ -179,8 +181,8 @@ class _Bench:
         scans, what = self._folder(size.scans), f"{size.classes} classes"
         record.step(f"{what}, warm up", partial(self._warm_up, size.classes))
 
-        def measure(way: Way, link: Link, url: str, runs: int) -> None:
-            row = partial(self._row, size.classes, scans, way, link, url, runs)
+        def measure(way: Way, link: Link, url: str, runs: int, in_flight: int | None = None) -> None:
+            row = partial(self._row, size.classes, scans, way, link, url, runs, in_flight)
             record.step(f"{what}, {way}, {link.name}", row, record.rows.append)
 
         for way in _WHERE:
@@ -188,22 +190,25 @@ class _Bench:
         for gbit_s in self._sizes.links_gbit_s:
             with self._link(gbit_s) as (link, url):
                 measure("whole scans", link, url, size.runs)
-                measure("windows", link, url, size.windows_runs)
+                measure("windows", link, url, size.windows_runs, size.in_flight)
 
     def _warm_up(self, classes: int) -> None:
         """Let memory be there and kernels be loaded, as on a server that has been running for a while."""
         scans = self._folder(2)
         for where in _WHERE.values():
-            self._predict(classes, scans, where, self._here, _HERE)
+            self._predict(classes, scans, where, self._here, _HERE, None)
 
-    def _row(self, classes: int, scans: Path, way: Way, link: Link, url: str, runs: int) -> NetworkRow:
-        done = [self._predict(classes, scans, _WHERE[way], url, link) for _ in range(runs)]
+    def _row(
+        self, classes: int, scans: Path, way: Way, link: Link, url: str, runs: int, in_flight: int | None
+    ) -> NetworkRow:
+        done = [self._predict(classes, scans, _WHERE[way], url, link, in_flight) for _ in range(runs)]
         self._labels.setdefault(classes, done[0][1])
         count = len(list(scans.iterdir()))
         row = NetworkRow(
             classes=classes,
             way=way,
             link=link,
+            in_flight=in_flight,
             scans=count,
             megavoxels=megavoxels([self._scan]) * count,
             runs=tuple(run for run, _ in done),
@@ -235,12 +240,15 @@ class _Bench:
             [self._scan], self._scans.folder, self._root / f"in{self._server.port}_{self._serial}", copies=copies
         )
 
-    def _predict(self, classes: int, scans: Path, where: str, url: str, link: Link) -> tuple[FolderRun, Path]:
+    def _predict(
+        self, classes: int, scans: Path, where: str, url: str, link: Link, in_flight: int | None
+    ) -> tuple[FolderRun, Path]:
         """Run ``ctseg predict`` on a folder; return what it took, and the label maps."""
         self._serial += 1
         output = self._root / f"out{self._server.port}_{self._serial}"
         words: list[Any] = ["predict", "-i", scans, "-o", output, "-m", _model(classes), "--url", url, "--where", where]
         words += ["--header_env", f"{self._header}={_HEADER}", "--disable_tta", "--timeout_s", "1200", "--quiet"]
+        words += [] if in_flight is None else ["--max_in_flight", in_flight]
         words += ["--shared_memory", "on" if link.kind == "none" else "off"]
         command = list(map(str, ctseg_command(*words)))
         command = self._wires.on_server(command) if link.kind == "none" else self._wires.on_client(command)

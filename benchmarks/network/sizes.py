@@ -12,12 +12,14 @@ class FolderSize:
         scans: In the folder.
         runs: Of each way that is quick.
         windows_runs: Of windows over a link.
+        in_flight: Windows at once over a link, where the memory of one machine for both sides allows no more.
     """
 
     classes: int
     scans: int
     runs: int
     windows_runs: int
+    in_flight: int | None = None
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class NetworkSizes:
 
 
 WHOLE = NetworkSizes(
-    folders=(FolderSize(2, 6, 3, 2), FolderSize(25, 6, 3, 1), FolderSize(118, 2, 2, 1)),
+    folders=(FolderSize(2, 6, 3, 2), FolderSize(25, 6, 3, 1), FolderSize(118, 2, 2, 1, in_flight=1)),
     patch_size=(128, 128, 128),
     sleep_ms=60.0,
     links_gbit_s=(10.0, 1.0),
