@@ -50,11 +50,11 @@ class NetworkSizes:
 
 
 WHOLE = NetworkSizes(
-    folders=(FolderSize(2, 6, 3, 2), FolderSize(25, 6, 3, 1), FolderSize(118, 2, 2, 1, in_flight=1)),
+    folders=(FolderSize(2, 4, 2, 1), FolderSize(25, 4, 2, 1), FolderSize(118, 2, 1, 1, in_flight=1)),
     patch_size=(128, 128, 128),
     sleep_ms=60.0,
     links_gbit_s=(10.0, 1.0),
-    clients=((1, 8), (4, 6), (16, 3)),
+    clients=((1, 6), (4, 4), (16, 2)),
     clients_classes=25,
     clients_gbit_s=10.0,
     probe_bytes=500_000_000,
