@@ -48,7 +48,7 @@ class TritonPythonModel:
         try:
             from ctseg.predict.whole_scan import PROTOCOL
             from ctseg.serving.whole_scan.service import open_service
-        except ImportError as error:
+        except Exception as error:  # of whatever is missing or broken
             return f"whole scans need ctseg, which the Python of this server ({sys.executable}) does not have: {error}"
         if PROTOCOL != _PROTOCOL:
             return (
