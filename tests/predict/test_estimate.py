@@ -1,8 +1,5 @@
 """What a case is estimated to take, beside what real processes took."""
 
-import json
-import subprocess
-import sys
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -11,10 +8,8 @@ import pytest
 
 from ctseg.errors import InputError
 from ctseg.predict.estimate import WindowLoad, estimate_memory
-from tests.support.measured_case import SHAPES, Shape
+from tests.support.measured_case import HIGHEST, LOWEST, SHAPES, Shape, measured_in_processes
 
-LOWEST, HIGHEST = 0.9, 1.5
-"""Of the peak that was measured."""
 IN_EVERY_RUN = "upsampled"
 LOAD = WindowLoad(waiting=16, running=8, mirrored=False, tile_step_size=0.5)
 
@@ -34,14 +29,8 @@ def estimated(shape: Shape, tmp_path, load: WindowLoad = LOAD):
     "name", [name if name == IN_EVERY_RUN else pytest.param(name, marks=pytest.mark.full) for name in SHAPES]
 )
 def test_the_estimate_lies_near_the_peak_of_a_real_process(name):
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.support.measured_case", name],
-        cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True, check=True, timeout=550,
-    )  # fmt: skip
-    found = json.loads(done.stdout.splitlines()[-1])
-    ratio = found["estimate"] / found["peak"]
-    print(f"{name}: estimated {found['estimate'] >> 20} MiB, measured {found['peak'] >> 20} MiB: {ratio:.2f}")
-    assert LOWEST <= ratio <= HIGHEST, found
+    found = measured_in_processes("tests.support.measured_case", name)
+    assert LOWEST <= found["estimate"] / found["peak"] <= HIGHEST, found
 
 
 def test_the_estimate_grows_with_the_classes_times_the_patch_and_not_times_the_scan(tmp_path):

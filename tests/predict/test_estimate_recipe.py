@@ -1,8 +1,5 @@
 """What a case of a recipe is estimated to take, beside what real processes took."""
 
-import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +9,7 @@ from ctseg.files.geometry import Geometry
 from ctseg.files.volume import read_volume_header
 from ctseg.predict.estimate import WindowLoad
 from ctseg.predict.segment import batches_ahead
-from tests.predict.test_estimate import HIGHEST, LOWEST
-from tests.support.measured_case import InstantPredictor, write_scan
+from tests.support.measured_case import HIGHEST, LOWEST, InstantPredictor, measured_in_processes, write_scan
 from tests.support.measured_recipe import RECIPES, segmenter_of
 
 IN_EVERY_RUN = "union of two spacings"
@@ -23,13 +19,7 @@ by_proc = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason=
 
 
 def measured(name: str, *words: str) -> dict[str, int]:
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.support.measured_recipe", name, *words],
-        cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True, check=True, timeout=550,
-    )  # fmt: skip
-    found = json.loads(done.stdout.splitlines()[-1])
-    print(f"{name} {words}: estimated {found['estimate'] >> 20} MiB, measured {found['peak'] >> 20} MiB")
-    return found
+    return measured_in_processes("tests.support.measured_recipe", name, *words)
 
 
 @by_proc
