@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -95,8 +96,14 @@ def _installation() -> Iterator[Finding]:
             yield Finding(variable, "ok", value)
 
 
+@cache
+def _distributions() -> Mapping[str, list[str]]:
+    """Return which distributions each module may come from; looking at all that is installed takes a while."""
+    return importlib.metadata.packages_distributions()
+
+
 def _version(module: str) -> str:
-    names = importlib.metadata.packages_distributions().get(module, [module])
+    names = _distributions().get(module, [module])
     try:
         return importlib.metadata.version(names[0])
     except importlib.metadata.PackageNotFoundError:
