@@ -306,6 +306,9 @@ def stop(process: "subprocess.Popen[str]") -> None:
     """Ask the supervisor to stop its server, and wait."""
     assert process.stdin is not None  # noqa: S101 - a pipe was asked for
     assert process.stdout is not None  # noqa: S101 - a pipe was asked for
+    with contextlib.suppress(BrokenPipeError, ValueError):  # it has ended, or was stopped before
+        process.stdin.write("stop\n")
+        process.stdin.flush()
     with contextlib.suppress(BrokenPipeError):
         process.stdin.close()
     try:
