@@ -344,8 +344,9 @@ def test_a_folder_finishes_on_the_version_that_it_began_with_though_that_takes_n
         np.testing.assert_array_equal(labels, expected[name])
 
 
-def test_a_folder_of_whole_scans_is_done_by_the_other_server_when_one_is_killed(
-    server: RunningServer, repository: Path, tmp_path: Path
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "stopped"])
+def test_a_folder_of_whole_scans_is_done_by_the_other_server_when_one_ends(
+    server: RunningServer, repository: Path, tmp_path: Path, end: signal.Signals
 ) -> None:
     for seed in range(12):
         write_scan(tmp_path / "in", seed=seed)
@@ -353,10 +354,10 @@ def test_a_folder_of_whole_scans_is_done_by_the_other_server_when_one_is_killed(
     open_to_all = ServerOptions(is_private=False, prove=False)
     with (
         embedded_server(repository, ["norms", "norms_scan"], open_to_all) as stays,
-        embedded_server(repository, ["norms", "norms_scan"], open_to_all) as dies,
+        embedded_server(repository, ["norms", "norms_scan"], open_to_all) as ends,
     ):
-        progress = AfterTheFirstCase(lambda: os.kill(dies.pid, signal.SIGKILL))
-        model = ServedModel("norms", (dies.url, stays.url))
+        progress = AfterTheFirstCase(lambda: os.kill(ends.pid, end))
+        model = ServedModel("norms", (ends.url, stays.url))
         report = segment_folder(
             tmp_path / "in", tmp_path / "out", model, BatchOptions(), progress_for=lambda _: progress
         )
