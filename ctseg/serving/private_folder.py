@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ctseg.serving.isolation import temporary_parent
+from ctseg.serving.signals import only_in_this_process
 from ctseg.triton import shared_memory
 
 _PREFIX = "ctseg-server-"
@@ -28,10 +29,11 @@ def private_folder(copied_bytes: int) -> Iterator[Path]:
     """
     parent = temporary_parent(needed_bytes=copied_bytes + _ROOM_BYTES, runs_programs=True)
     folder = Path(tempfile.mkdtemp(prefix=f"{_own_prefix()}{shared_memory.owner_tag()}-", dir=parent))
+    remove = only_in_this_process(shutil.rmtree)
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove(folder, ignore_errors=True)
 
 
 def sweep_private_folders() -> list[Path]:

@@ -279,7 +279,7 @@ class Launch:
         except BaseException:
             stop(process)
             raise
-        stop(process)
+        stop(process, keeps_folder=True)
         return server, None
 
     def _wait_until_ready(self, server: RunningServer, process: "subprocess.Popen[str]", deadline: float) -> bool:
@@ -302,12 +302,17 @@ class Launch:
         return False
 
 
-def stop(process: "subprocess.Popen[str]") -> None:
-    """Ask the supervisor to stop its server, and wait."""
+def stop(process: "subprocess.Popen[str]", *, keeps_folder: bool = False) -> None:
+    """Ask the supervisor to stop its server, and wait.
+
+    Args:
+        process: The supervisor; may have ended.
+        keeps_folder: Whether the server's private folder stays, for its log or another attempt.
+    """
     assert process.stdin is not None  # noqa: S101 - a pipe was asked for
     assert process.stdout is not None  # noqa: S101 - a pipe was asked for
     with contextlib.suppress(BrokenPipeError, ValueError):  # it has ended, or was stopped before
-        process.stdin.write("stop\n")
+        process.stdin.write("stop, keep the folder\n" if keeps_folder else "stop\n")
         process.stdin.flush()
     with contextlib.suppress(BrokenPipeError):
         process.stdin.close()

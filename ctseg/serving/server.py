@@ -18,7 +18,7 @@ from ctseg.serving.life import SHM_PREFIX
 from ctseg.serving.private_folder import private_folder, sweep_private_folders
 from ctseg.serving.process import DEFAULT_OPTIONS, Launch, RunningServer, ServerOptions, stop
 from ctseg.serving.proof import random_patches
-from ctseg.serving.signals import signals_as_exit
+from ctseg.serving.signals import only_in_this_process, signals_as_exit
 from ctseg.serving.threads import require_threads, threads_of_run
 from ctseg.serving.whole_scan.settings import read_scan_settings
 from ctseg.triton import shared_memory
@@ -39,7 +39,8 @@ def embedded_server(
     """Run a tritonserver on loopback while the ``with`` block runs.
 
     It is stopped whatever ends the block: its end, an exception, Ctrl-C, SIGTERM; and also when this
-    process is killed. No process, no shared memory and no file of it stays behind.
+    process is killed. No process, no shared memory and no file of it stays behind; what a kill leaves in the moment of
+    the start, and of this client's own shared memory, the next start removes. A forked child may leave the block too.
 
     Args:
         repository: Model repository; only read.
@@ -74,7 +75,7 @@ def embedded_server(
         else:
             _link_models(repository, names, served, versions, newest_only=options.is_private)
         server, process = Launch(installation, folder, served, names, options).start()
-        stack.callback(stop, process)
+        stack.callback(only_in_this_process(stop), process)
         stack.callback(server.life.stopped)
         _log.info("tritonserver (%s) serves %s on %s", installation.source, ", ".join(names), server.url)
         if options.prove:

@@ -1,13 +1,16 @@
-"""SIGTERM and SIGHUP as exceptions, where something must be cleaned up."""
+"""What must be cleaned up: SIGTERM and SIGHUP as exceptions, and forked children that leave it alone."""
 
 import contextlib
+import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, ParamSpec
 
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+_Arguments = ParamSpec("_Arguments")
 
 
 @contextlib.contextmanager
@@ -32,3 +35,14 @@ def signals_as_exit() -> Iterator[None]:
     finally:
         for number in taken:
             signal.signal(number, signal.SIG_DFL)
+
+
+def only_in_this_process(function: Callable[_Arguments, object]) -> Callable[_Arguments, None]:
+    """Return a function that does nothing in a forked child, which leaves ``with`` blocks but owns nothing there."""
+    owner = os.getpid()
+
+    def call(*arguments: _Arguments.args, **options: _Arguments.kwargs) -> None:
+        if os.getpid() == owner:
+            function(*arguments, **options)
+
+    return call

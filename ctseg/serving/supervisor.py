@@ -1,19 +1,20 @@
 """Keeps one server process: started by ctseg as a script, stops the server when its parent is gone.
 
-The parent holds the other end of standard input; when that closes (also by ``kill -9``), the server and
-everything it started are stopped, and its shared memory and its private folder are removed. A parent that lives says
-``stop`` first, and removes the folder itself. A server that ends by itself, and one that has lost a process of a model
-(Triton's python backend does not recover from that), is started again with the same command, so on the same port: a
-few times within some minutes, and only after the parent has called it ready. What it has computed since forgives its
-ends before. Only the standard library is used and nothing of ctseg is imported, so that it starts in a few
-milliseconds.
+The parent holds the other end of standard input; when that closes (also by ``kill -9``), or the parent says ``stop``,
+the server and everything it started are stopped, and its shared memory and its private folder are removed; after
+``stop, keep the folder`` the parent still reads the log. A server that ends by itself, and one that has lost a process
+of a model (Triton's python backend does not recover from that), is started again with the same command, so on the same
+port: a few times within some minutes, and only after the parent has called it ready. What it has computed since
+forgives its ends before. Only the standard library is used and nothing of ctseg is imported, so that it starts in a
+few milliseconds.
 
 Usage: ``python -I -S supervisor.py``, and one line of JSON on standard input: command, environment, log, folder,
 shm_prefix, stop_timeout_s, restarts; later a line when the server is ready, one when it has computed something after it
-was started again, and ``stop``. On standard output a line of JSON for each server that it starts (pid, shm_prefix,
-after: why the last one ended), and for its end (ended: why).
+was started again, and one to stop it. On standard output a line of JSON for each server that it starts (pid,
+shm_prefix, after: why the last one ended), and for its end (ended: why).
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -33,7 +34,7 @@ _LOOK_FOR_STUBS_S = 1.0
 _FORGIVEN_AFTER_S = 600.0
 _START_TIME, _EXIT_CODE = 21, 51
 """Where they stand in a process's line of /proc, counted from 0."""
-_STOP = b"stop"
+_STOP, _KEEP = b"stop", b"keep the folder"
 _STUB = "triton_python_b"
 """What the kernel keeps of the name of the python backend's processes."""
 
@@ -51,8 +52,8 @@ def main() -> int:
         return keeper.keep()
     finally:
         keeper.remove_traces()
-        if keeper.is_orphan:
-            shutil.rmtree(job["folder"], ignore_errors=True)  # a living parent still reads the log
+        if keeper.removes_folder:
+            shutil.rmtree(job["folder"], ignore_errors=True)
 
 
 class _Keeper:
@@ -63,14 +64,9 @@ class _Keeper:
         self._libc = libc
         self._parent = os.getppid()
         self._shm_prefix = f"{job['shm_prefix']}{os.getpid()}-{_start_time()}-"
-        self._parent_has_ended = False
+        self.removes_folder = False
         self._is_ready = False  # once; whether a server that was started again is ready shows when it is used
         self._begun_again: list[float] = []
-
-    @property
-    def is_orphan(self) -> bool:
-        """Whether the parent has ended: its pipe closes a little before the kernel gives its children away."""
-        return self._parent_has_ended or os.getppid() != self._parent
 
     def keep(self) -> int:
         after = ""
@@ -118,9 +114,10 @@ class _Keeper:
         stubs = _Stubs(server.pid)
         while server.poll() is None:
             readable, _, _ = select.select([sys.stdin], [], [], _POLL_S)
-            said = os.read(sys.stdin.fileno(), 4096) if readable else None
-            self._parent_has_ended = said == b""
-            if self.is_orphan or (said and _STOP in said):
+            said = os.read(sys.stdin.fileno(), 4096) if readable else b""
+            is_closed = bool(readable) and not said
+            if is_closed or _STOP in said or os.getppid() != self._parent:
+                self.removes_folder = _KEEP not in said
                 _stop(server, self._job["stop_timeout_s"])
                 return ""
             if said:
@@ -175,11 +172,8 @@ def _status(server: "subprocess.Popen[bytes]") -> int:
 
 
 def _tell(what: dict[str, Any]) -> None:
-    try:
-        sys.stdout.write(json.dumps(what) + "\n")
-        sys.stdout.flush()
-    except BrokenPipeError:
-        pass  # the parent is gone, which is noticed elsewhere
+    with contextlib.suppress(BrokenPipeError):  # the parent is gone, which is noticed elsewhere
+        os.write(sys.stdout.fileno(), f"{json.dumps(what)}\n".encode())
 
 
 def _stop(server: "subprocess.Popen[bytes]", timeout_s: float) -> None:

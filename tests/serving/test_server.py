@@ -140,6 +140,28 @@ def test_everything_is_gone_after_an_exception(root: Path, temporary: Path) -> N
     assert not list(temporary.iterdir())
 
 
+FORKING_SCRIPT = """
+import os, sys
+from pathlib import Path
+from ctseg.serving.server import embedded_server
+with embedded_server(Path(sys.argv[1])) as server:
+    child = os.fork()
+    if not child:
+        raise SystemExit(7)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    print(status, server.life.wait_for_end(1.0), server.log.exists())
+"""
+
+
+def test_a_forked_child_that_leaves_the_block_takes_nothing_from_its_parent(root: Path, temporary: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FORKING_SCRIPT, str(root)],
+        stdout=subprocess.PIPE, text=True, check=True, timeout=120, env={**os.environ, "TMPDIR": str(temporary)},
+    )  # fmt: skip
+    assert done.stdout == "7 False True\n"
+    assert not list(temporary.iterdir())
+
+
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, None), (signal.SIGKILL, -signal.SIGKILL)]
 )

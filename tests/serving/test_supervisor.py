@@ -40,8 +40,19 @@ def test_the_folder_goes_when_the_pipe_closes_though_the_kernel_still_names_the_
     assert not (tmp_path / "private").exists()
 
 
-def test_a_living_parent_keeps_the_folder_with_the_log(keeper: "subprocess.Popen[str]", tmp_path: Path) -> None:
-    stop(keeper)
+def test_a_parent_that_still_reads_the_log_keeps_the_folder(keeper: "subprocess.Popen[str]", tmp_path: Path) -> None:
+    stop(keeper, keeps_folder=True)
     stop(keeper)  # nothing more to do
     assert keeper.returncode == 128 + 9
     assert (tmp_path / "private" / "log").exists()
+
+
+def test_a_server_is_stopped_though_a_forked_child_holds_the_pipe(
+    keeper: "subprocess.Popen[str]", tmp_path: Path
+) -> None:
+    assert keeper.stdin is not None
+    held = os.dup(keeper.stdin.fileno())
+    stop(keeper)
+    os.close(held)
+    assert keeper.returncode == 128 + 9
+    assert not (tmp_path / "private").exists()
