@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import numpy.typing as npt
 
 from ctseg.errors import InputError
+from ctseg.files.dicom.series import CtSeries
 from ctseg.files.grid import ChannelHeader, ChannelVolume, FileGrid
 from ctseg.files.itk import data_files_of, read_itk_file, read_itk_header, require_simpleitk, write_itk_file
 from ctseg.files.nifti import read_nifti, read_nifti_header, write_nifti_file
@@ -24,9 +25,11 @@ class ChannelFiles:
 
     Attributes:
         paths: One file, or the many over which a format spreads a volume.
+        series: What the headers said of a DICOM series, whose files have any names; None: a format by its ending.
     """
 
     paths: tuple[Path, ...]
+    series: CtSeries | None = None
 
     def __post_init__(self) -> None:
         if not self.paths:
@@ -34,8 +37,8 @@ class ChannelFiles:
 
     @property
     def name(self) -> str:
-        """What messages call it: the file's name, or that of the first of many."""
-        return self.paths[0].name
+        """What messages call it: the file's name, or that of the first of many; of a series, no path."""
+        return self.paths[0].name if self.series is None else self.series.label
 
 
 @dataclass(frozen=True)
@@ -168,7 +171,35 @@ def read_channel_header(files: ChannelFiles, reader: str) -> ChannelHeader:
     return _known_format_of(files).read_header(files, reader)
 
 
+def of_series(series: CtSeries) -> ChannelFiles:
+    """Return where a DICOM series lies."""
+    return ChannelFiles(series.paths, series)
+
+
+def _read_series(files: ChannelFiles, reader: str) -> ChannelVolume:
+    from ctseg.files.dicom.pixels import read_series
+
+    return read_series(_series_of(files), reader)
+
+
+def _read_series_header(files: ChannelFiles, reader: str) -> ChannelHeader:
+    from ctseg.files.dicom.pixels import read_series_header
+
+    return read_series_header(_series_of(files), reader)
+
+
+def _series_of(files: ChannelFiles) -> CtSeries:
+    if files.series is None:
+        raise ValueError(f"{files.name} is no DICOM series")
+    return files.series
+
+
+_DICOM = Format("DICOM", (), _read_series, _read_series_header)
+
+
 def _known_format_of(files: ChannelFiles) -> Format:
+    if files.series is not None:
+        return _DICOM
     entry = format_of(files.paths[0])
     if entry is None:
         raise InputError(f"{files.name}: expected a scan in one of {', '.join(READ_ENDINGS)}: convert it")

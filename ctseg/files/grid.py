@@ -9,6 +9,7 @@ import numpy.typing as npt
 from nibabel.orientations import io_orientation
 
 from ctseg.arrays import Spacing
+from ctseg.files.dicom.series import CtSeries
 from ctseg.files.geometry import (
     IDENTITY,
     Geometry,
@@ -46,7 +47,20 @@ class ItkSource:
     dtype: "np.dtype[Any]"
 
 
-Source: TypeAlias = NiftiSource | ItkSource
+@dataclass(frozen=True)
+class DicomSource:
+    """The headers of a DICOM series, in whose terms results are written.
+
+    Attributes:
+        series: What they say.
+        dtype: The type of the numbers in the files.
+    """
+
+    series: CtSeries
+    dtype: "np.dtype[Any]"
+
+
+Source: TypeAlias = NiftiSource | ItkSource | DicomSource
 """What a format keeps of a file: what it needs to write the same again, and the type of its numbers."""
 
 

@@ -1,0 +1,1 @@
+"""DICOM: series in, segmentations, structure sets and reports out; the extra ``dicom`` brings what it needs."""

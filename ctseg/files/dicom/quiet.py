@@ -1,0 +1,61 @@
+"""No word of pydicom's or highdicom's own: their warnings quote what stands in the tags, patients' names too."""
+
+import logging
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from pydicom import config
+
+_LOUD = r"(pydicom|highdicom)(\..*)?"
+_lock = threading.Lock()
+_inside = 0
+_before: tuple[int, int] = (0, 0)
+_filter: Any = None
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep both libraries silent in the block, in every thread; what is wrong with a value, ctseg says itself.
+
+    Blocks may overlap in several threads: what was set before comes back when the last of them ends.
+    """
+    _enter()
+    try:
+        yield
+    finally:
+        _leave()
+
+
+def _enter() -> None:
+    global _inside, _before, _filter
+    with _lock:
+        _inside += 1
+        if _inside > 1:
+            return
+        settings = config.settings
+        _before = (settings.reading_validation_mode, settings.writing_validation_mode)
+        settings.reading_validation_mode = settings.writing_validation_mode = config.IGNORE
+        warnings.filterwarnings("ignore", module=_LOUD)
+        _filter = warnings.filters[0]
+        for name in ("pydicom", "highdicom"):
+            logging.getLogger(name).addFilter(_nothing)
+
+
+def _leave() -> None:
+    global _inside
+    with _lock:
+        _inside -= 1
+        if _inside:
+            return
+        config.settings.reading_validation_mode, config.settings.writing_validation_mode = _before
+        if _filter in warnings.filters:
+            warnings.filters.remove(_filter)  # type: ignore[attr-defined]  # typed as a sequence, is a list
+        for name in ("pydicom", "highdicom"):
+            logging.getLogger(name).removeFilter(_nothing)
+
+
+def _nothing(_: logging.LogRecord) -> bool:
+    return False

@@ -1,0 +1,1 @@
+"""A PACS by DICOMweb: series are found and fetched, results stored."""

@@ -1,0 +1,33 @@
+"""Programs of others that check or read DICOM objects."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ALLOWED_OF_LABELMAP = (
+    # dicom3tools is older than Supplement 243
+    "Unrecognized defined term <LABELMAP> for attribute <Segmentation Type>",
+)
+
+
+def required_tool(name: str) -> str:
+    """Return the path of a program; without it the test is skipped, or fails under CTSEG_REQUIRE_DICOM_TOOLS."""
+    found = shutil.which(name)
+    if found is None:
+        text = f"{name} is not installed: scripts/dicom_tools.sh"
+        if os.environ.get("CTSEG_REQUIRE_DICOM_TOOLS"):
+            pytest.fail(text)
+        pytest.skip(text)
+    return found
+
+
+def dciodvfy_findings(path: Path, allowed: tuple[str, ...] = ()) -> list[str]:
+    """Return the errors and warnings that ``dciodvfy -new`` has of a file, but for those that are allowed by name."""
+    done = subprocess.run(
+        [required_tool("dciodvfy"), "-new", str(path)], capture_output=True, text=True, check=False, timeout=120
+    )
+    lines = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith(("Error", "Warning"))]
+    return [line for line in lines if not any(text in line for text in allowed)]
