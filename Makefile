@@ -8,9 +8,10 @@ export MPLBACKEND := Agg
 # a CT of a whole chest, too large for the repository; without it the benchmark leaves out its rows
 BENCHMARK_LARGE ?= $(if $(CTSEG_TEST_DATA),$(wildcard $(CTSEG_TEST_DATA)/lung_tumour/pyradiomics_lung2_ct.nrrd))
 PYTEST := $(TEST_VENV)/bin/python -m pytest
-# processes that run tests side by side, a file at a time: one more than two CPUs, since tests also wait
+# processes that run tests side by side, a file at a time, in the order of tests/conftest.py: one more than two CPUs,
+# since tests also wait
 TEST_WORKERS ?= 3
-IN_PARALLEL := -n $(TEST_WORKERS) --dist loadfile
+IN_PARALLEL := -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 PIP_INSTALL = $(1)/bin/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help install install-server demo test test-data test-full check faults images format benchmark \
