@@ -64,6 +64,8 @@ class CtSeries:
             orthogonal.
         stored_dtype: Name of the type of the stored numbers, such as ``int16``.
         tags: What else was asked for by keyword (to name cases), as text; see :func:`find_series`.
+        stored_range: Lowest and highest number that a slice may store, by BitsStored and PixelRepresentation of all
+            slices; None: all that ``stored_dtype`` holds. The type of the voxels in HU follows from it.
         problem: Why it is refused, for people, with figures and what to do; None: it is one volume.
         warnings: What people are to know of a series that is read.
     """
@@ -84,6 +86,7 @@ class CtSeries:
     step_lps_mm: tuple[float, float, float]
     stored_dtype: str
     tags: tuple[tuple[str, str], ...] = ()
+    stored_range: tuple[int, int] | None = None
     problem: str | None = None
     warnings: tuple[str, ...] = ()
 
