@@ -230,6 +230,14 @@ class Recipe(Document):
         """Return, for each foreground label or region of the result, the values in the label map that belong to it."""
         return labels_of(self.step, specs)
 
+    def presentations(self, specs: Mapping[str, ModelSpec]) -> Mapping[str, LabelPresentation]:
+        """Return how people and other systems call the labels of the result, as it says itself or else a member."""
+        return {
+            name: said
+            for name, said in {**_presentation_of(self.step, specs), **self.presentation}.items()
+            if name in self.labels(specs)
+        }
+
     def _check_members(self, specs: Mapping[str, ModelSpec]) -> None:
         first = specs[self.members[0].model]
         for member in self.members:
@@ -316,6 +324,19 @@ def labels_of(step: Step, specs: Mapping[str, ModelSpec]) -> Mapping[str, tuple[
                         f"a union takes values {sorted(unknown)} of {who}, which has {sorted(given)}"
                     )
             return {label.name: label.values for label in step.labels}
+
+
+def _presentation_of(step: Step, specs: Mapping[str, ModelSpec]) -> Mapping[str, LabelPresentation]:
+    """Return what members say of a step's labels; nothing of a union's, which has names of its own."""
+    match step:
+        case ModelStep() | CascadeStep():
+            return specs[step.model].presentation
+        case EnsembleStep():
+            return _presentation_of(step.members[0], specs)
+        case CropStep():
+            return _presentation_of(step.inside, specs)
+        case UnionStep():
+            return {}
 
 
 def _check_cascade(step: CascadeStep, specs: Mapping[str, ModelSpec]) -> None:

@@ -34,8 +34,8 @@ def add_commands(commands: "argparse._SubParsersAction[Parser]") -> None:
         "predict",
         help="segment a scan or a folder of scans",
         description="Segment a scan or a folder of scans through a Triton server. Without --url a server is started "
-        "for the time of the command (Linux only), on the repository given. Writes <case><ending>, report.json and "
-        "report.csv.",
+        "for the time of the command (Linux only), on the repository given. Writes <case><ending>, DICOM "
+        "objects of DICOM series, report.json and report.csv.",
     )
     predict.add_argument("-i", "--input", type=Path, required=True, help="a scan, or a folder of scans")
     predict.add_argument(
@@ -44,7 +44,7 @@ def add_commands(commands: "argparse._SubParsersAction[Parser]") -> None:
     )  # fmt: skip
     predict.add_argument("-o", "--output", type=Path, required=True, help="folder for label maps and report.json")
     predict.add_argument("-m", "--model", required=True, help="name of the model in the repository")
-    for add_group in (_add_server, _add_segmentation, _add_parts, _add_dask, _add_limits):
+    for add_group in (_add_server, _add_segmentation, _add_output, _add_parts, _add_dask, _add_limits):
         add_group(predict)
     add_verbosity(predict)
     predict.set_defaults(run=_run)
@@ -105,6 +105,27 @@ def _add_segmentation(predict: Parser) -> None:
     )  # fmt: skip
 
 
+def _add_output(predict: Parser) -> None:
+    output = predict.add_argument_group("output", "what is written of each case; all files of a case are one set")
+    output.add_argument(
+        "--output_format", dest="output_formats", nargs="+",
+        choices=["nifti", "dicom_seg", "dicom_rtstruct", "dicom_sr"],
+        help="formats: the label map in the model's ending, and DICOM objects that refer to the series of a scan; "
+        "dicom_sr brings dicom_seg (default: nifti, and for DICOM series dicom_seg too)",
+    )  # fmt: skip
+    output.add_argument(
+        "--segmentation_type", choices=["binary", "labelmap"], default="binary",
+        help="of DICOM segmentations: binary, which every viewer knows, or labelmap, which is smaller (binary)",
+    )  # fmt: skip
+    output.add_argument(
+        "--codes", type=Path, metavar="FILE",
+        help="codes of labels in DICOM objects, JSON or CSV (default: those of the model, and of well-known names)",
+    )  # fmt: skip
+    output.add_argument(
+        "--codes_required", action="store_true", help="refuse a model with labels that have no codes, before any work"
+    )
+
+
 def _add_parts(predict: Parser) -> None:
     parts = predict.add_argument_group(
         "parts", "several commands share a folder: every N-th case of the list from the I-th on, as nnU-Net cuts it"
@@ -144,9 +165,11 @@ def _add_limits(predict: Parser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from ctseg.files.codes import read_codes
     from ctseg.predict.options import BatchOptions
     from ctseg.predict.progress import progress_for
 
+    codes = {} if args.codes is None else read_codes(args.codes)
     with _wrong_values_told():
         options = BatchOptions(
             tile_step_size=args.tile_step_size,
@@ -159,6 +182,10 @@ def _run(args: argparse.Namespace) -> int:
             part=_part(args),
             recursive=args.recursive,
             prev_stage_predictions=args.prev_stage_predictions,
+            output_formats=None if args.output_formats is None else tuple(args.output_formats),
+            segmentation_type=args.segmentation_type,
+            codes=codes,
+            codes_required=args.codes_required,
         )
         model = _model(args)
     report = _runner(args)(
@@ -229,6 +256,12 @@ def _summarise(report: "Report", args: argparse.Namespace) -> int:
     print(f"{counted(report, skipped=True)}: {args.output / 'report.json'}")
     failed = [case.case for case in report.cases if case.status == "failed"]
     _name("failed", failed)  # why has been logged
+    formats: dict[str, list[str]] = {}
+    for case in report.cases:
+        for one in case.failed_formats:
+            formats.setdefault(one.format, []).append(case.case)
+    for name, cases in formats.items():
+        _name(f"failed: {name}", cases)
     _name("kept, --overwrite replaces them", [case.case for case in report.cases if case.status == "kept"])
     _name("not done", [case.case for case in report.not_done])
     settings = [setting for case in report.cases if case.error is not None for setting in case.error.settings]
@@ -236,7 +269,7 @@ def _summarise(report: "Report", args: argparse.Namespace) -> int:
         print(flags, file=sys.stderr)
     if report.went_away:
         return WENT_AWAY
-    return SOME_FAILED if failed else DONE
+    return SOME_FAILED if failed or formats else DONE
 
 
 def _name(what: str, cases: list[str]) -> None:

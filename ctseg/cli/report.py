@@ -56,6 +56,8 @@ def counted(report: "Report", *, skipped: bool = False) -> str:
     counts = Counter(case.status for case in report.cases)
     words = [f"{counts['ok']} done", *([f"{counts['skipped']} skipped"] if skipped else [])]
     words += [f"{counts['failed']} failed", *([f"{counts['kept']} kept"] if counts["kept"] else [])]
+    failed = Counter(failed.format for case in report.cases for failed in case.failed_formats)
+    words += [f"{count} without {name}" for name, count in sorted(failed.items())]
     left = Counter(case.reason for case in report.not_done)
     words += [f"{count} not done ({reason})" for reason, count in sorted(left.items())]
     return ", ".join(words)

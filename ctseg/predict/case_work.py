@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from collections.abc import Sequence
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from enum import Enum
@@ -14,7 +15,7 @@ from ctseg.predict.claims import Claim, ClaimLostError
 from ctseg.predict.ledger import Ledger, Staged
 from ctseg.predict.left import Reason
 from ctseg.predict.memory import MemoryBudget
-from ctseg.predict.options import BatchOptions
+from ctseg.predict.options import BatchOptions, OutputFormat
 from ctseg.predict.outcomes import CaseError, MadeBy, MadeByMember, Options, Outcome, error_of
 from ctseg.predict.presence import Presence
 from ctseg.predict.progress import Progress
@@ -175,7 +176,7 @@ class CaseWork:
     def _ended_elsewhere(self, case: Case, *, tells: bool = False) -> Outcome | None:
         """Return the outcome of a case that another run ended since this one began."""
         outcome = self.ledger.ended_since(case.name)
-        if outcome is None or (why := self.ledger.differs(outcome, case, self._made_by)) is None:
+        if outcome is None or (why := self._why_not_ours(outcome, case)) is None:
             return outcome
         if tells:
             logger.warning("%s: done again after another run did it: %s", printable(case.name), why)
@@ -185,10 +186,26 @@ class CaseWork:
         """Return the outcome of a case that was done when this run began, and need not be done again."""
         if not self._options.continue_prediction:
             return None
-        if (outcome := self.ledger.done_before(case, self._stager.wanted(case), self._made_by)) is None:
+        files = self._stager.case_files
+        outcome = self.ledger.done_before(
+            case, self._stager.wanted(case), self._made_by, lambda outcome: files.why_stale(case, outcome)
+        )
+        if outcome is None:
             return None
         self.ledger.claims.forget(case.name)
-        return outcome.model_copy(update={"status": "skipped"})
+        refused = files.refused(case, files.asked(case))
+        return outcome.model_copy(update={"status": "skipped", "failed_formats": refused})
+
+    def _why_not_ours(self, outcome: Outcome, case: Case) -> str | None:
+        """Return why what another run made of a case is not what this one would have made."""
+        if (why := self.ledger.differs(outcome, case, self._made_by)) is not None or outcome.status != "ok":
+            return why
+        written = {file.name for file in outcome.outputs} | {failed.format for failed in outcome.failed_formats}
+        files = self._stager.case_files
+        for format_ in files.writable(case, files.asked(case)):
+            if not {format_, printable(files.names(case)[format_])} & written:
+                return f"it was not written as {format_}"
+        return files.why_stale(case, outcome)
 
     def _segmented(self, case: Case, index: int, claim: Claim, failed: CtsegError | None) -> Outcome | None:
         """Segment a case that is this run's, and put it in place; a failure is an outcome too.
@@ -196,18 +213,29 @@ class CaseWork:
         Returns:
             None where the run was stopped or the server went away: what fails then is no failure of the case.
         """
-        names = self._stager.names(case)
+        names, formats = self._stager.names(case), self._formats(case)
         try:
-            if foreign := self.ledger.foreign(claim, self._stager.wanted(case)):
+            if foreign := self.ledger.foreign(claim, self._stager.wanted(case, formats)):
                 return self.ledger.put(claim, Staged(self.ledger.kept(case, self._blank(case), foreign)), stale=())
-            staged = self._try(case, index) if failed is None else Staged(self._failed(case, failed))
+            staged = self._try(case, index, formats) if failed is None else Staged(self._failed(case, failed))
             if staged is None or self.stopped.is_set():
                 return None
             return self.ledger.put(claim, staged, stale=names)
         finally:
             self._stager.clear(case)
 
-    def _try(self, case: Case, index: int) -> Staged | None:
+    def _formats(self, case: Case) -> tuple[OutputFormat, ...]:
+        """Return the formats in which a case is written: those that are asked for.
+
+        Where a run goes on, those too that stand there of the same labels, so that all of them stay one set.
+        """
+        files = self._stager.case_files
+        formats = files.asked(case)
+        if self._options.continue_prediction and (earlier := self.ledger.still_there(case, self._made_by)) is not None:
+            formats += tuple(format_ for format_ in files.written_before(case, earlier) if format_ not in formats)
+        return formats
+
+    def _try(self, case: Case, index: int, formats: Sequence[OutputFormat]) -> Staged | None:
         """Segment a case into the run's own folder; whatever goes wrong, the outcome names it.
 
         Returns:
@@ -217,7 +245,7 @@ class CaseWork:
             OutputError: It could not be written.
         """
         try:
-            return self._stager.stage(case, index, self._is_over)
+            return self._stager.stage(case, index, self._is_over, formats)
         except OutputError:
             raise
         except Exception as error:

@@ -1,12 +1,13 @@
 """What a segmenter takes and gives, as far as those need to know who hand it scans and keep its label maps."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from ctseg.model_spec import ModelSpec, Reader
+from ctseg.presentation import LabelPresentation
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class ScanContract:
         has_probabilities: Whether there are any to write: labels that several models contribute have none.
         previous_stage: Name of the model whose labels it has to be given; empty: it needs none.
         mirrors_in_graph: Whether test-time mirroring happens inside a network, where no client can leave it out.
+        presentation: How people and other systems call the labels, of those that the spec or the recipe says it of.
     """
 
     name: str
@@ -36,6 +38,7 @@ class ScanContract:
     mirrors_in_graph: bool
     has_probabilities: bool = True
     previous_stage: str = ""
+    presentation: Mapping[str, LabelPresentation] = field(default_factory=dict)
 
     @property
     def doubt(self) -> str:
@@ -67,4 +70,5 @@ def contract_of(spec: ModelSpec) -> ScanContract:
         parity=spec.parity.state,
         mirrors_in_graph=spec.mirroring == "graph",
         previous_stage=spec.previous_stage.model if spec.previous_stage else "",
+        presentation=spec.presentation,
     )

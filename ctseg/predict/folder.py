@@ -15,9 +15,11 @@ from pathlib import Path
 
 from ctseg.errors import SetupError, SpecError
 from ctseg.files.cases import Case
+from ctseg.files.dicom.kinds import DICOM_ENDINGS
 from ctseg.files.folders import make_folder
 from ctseg.files.formats import WRITE_ENDINGS, require_packages
 from ctseg.files.identity import printable
+from ctseg.predict.case_files import check_formats, tell_of_formats
 from ctseg.predict.case_work import CaseWork, Turn
 from ctseg.predict.contract import ScanContract
 from ctseg.predict.left import NotDone, leave, take_over_left
@@ -68,6 +70,7 @@ def segment_cases(
         SetupError: A label map would overwrite a scan.
     """
     segmenter = WindowSegmenter(predictor, options.window_options)
+    tell_of_formats(cases, segmenter.contract, options)
     return FolderRun(segmenter, output, options, progress).segment(cases)
 
 
@@ -93,7 +96,7 @@ class FolderRun:
     def segment(self, cases: Sequence[Case]) -> Report:
         """Segment the cases; see :func:`segment_cases`."""
         try:
-            check_can_be_written(cases, self._segmenter.contract, self._output)
+            check_can_be_written(cases, self._segmenter.contract, self._output, self._options)
             make_folder(self._output)
             work: CaseWork | None = None
             is_folded = False
@@ -177,17 +180,20 @@ def _next_suspect(pending: Sequence[tuple[int, Case]], work: CaseWork, known: se
     return [(index, cases[index]) for _, index in suspects[:1]]
 
 
-def check_can_be_written(cases: Sequence[Case], contract: ScanContract, output: Path) -> None:
+def check_can_be_written(cases: Sequence[Case], contract: ScanContract, output: Path, options: BatchOptions) -> None:
     """Refuse before any work what could not be written at its end.
 
     Args:
         cases: What is to be segmented.
         contract: Of what segments it.
         output: The output folder; may be missing.
+        options: In which formats, and with which codes.
 
     Raises:
         SpecError: Its label maps cannot be written.
-        SetupError: A label map would overwrite a scan, or needs a package that is not installed.
+        SetupError: A label map would overwrite a scan, or needs a package that is not installed; or a label has no
+            codes, where they are required.
+        InputError: Codes of labels that the model does not have.
     """
     if contract.file_ending not in WRITE_ENDINGS:
         raise SpecError(
@@ -195,17 +201,17 @@ def check_can_be_written(cases: Sequence[Case], contract: ScanContract, output: 
             f"{', '.join(WRITE_ENDINGS)}"
         )
     require_packages(Path(f"{contract.name}{contract.file_ending}"))
-    _check_no_scan_is_overwritten(cases, output, contract.file_ending)
+    check_formats(cases, contract, options)
+    _check_no_scan_is_overwritten(cases, output, (contract.file_ending, *DICOM_ENDINGS.values()))
 
 
-def _check_no_scan_is_overwritten(cases: Sequence[Case], output: Path, file_ending: str) -> None:
-    """Refuse an output folder where a label map would take the place of a scan.
+def _check_no_scan_is_overwritten(cases: Sequence[Case], output: Path, endings: Sequence[str]) -> None:
+    """Refuse an output folder where a case's file would take the place of a scan.
 
     Raises:
         SetupError: With the first such scan.
     """
     scans = {os.path.realpath(file) for case in cases for file in case.paths}  # of a link to itself, the link
-    for case in cases:
-        path = output / f"{case.name}{file_ending}"
+    for path in (output / f"{case.name}{ending}" for case in cases for ending in endings):
         if os.path.realpath(path) in scans:
             raise SetupError(f"the label map {path} would overwrite a scan of this run: name another output folder")

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,23 +70,46 @@ class Ledger:
             return None
         return self._store.read(case)
 
-    def done_before(self, case: Case, wanted: Sequence[str], made_by: MadeBy) -> Outcome | None:
+    def done_before(
+        self,
+        case: Case,
+        wanted: Sequence[str],
+        made_by: MadeBy,
+        why_stale: Callable[[Outcome], str | None] = lambda _: None,
+    ) -> Outcome | None:
         """Return the outcome of a case that need not be done again; why another must is told once, and looked at once.
 
         Args:
             case: With the files that would be segmented now.
             wanted: Names of the files that must be there.
             made_by: What would segment it now.
+            why_stale: Says why files of an outcome of the same labels are not those that would be written now.
         """
         if case.name in self._to_do:
             return None
-        found = self._found_done(case, wanted, made_by)
+        found = self._found_done(case, wanted, made_by, why_stale)
         if isinstance(found, Outcome):
             return found
         self._to_do.add(case.name)
         if found is not None:
             logger.warning("%s: done again: %s", printable(case.name), found)
         return None
+
+    def still_there(self, case: Case, made_by: MadeBy) -> Outcome | None:
+        """Return the outcome of a case's labels as they would be made now, with those outputs that are still there.
+
+        Args:
+            case: With the files that would be segmented now.
+            made_by: What would segment it now.
+
+        Raises:
+            OSError: Something is there and cannot be looked at.
+        """
+        outcome = self._store.read(case.name)
+        if outcome is None or outcome.status != "ok" or self.differs(outcome, case, made_by) is not None:
+            return None
+        outputs = tuple(file for file in outcome.outputs if (self._output / file.name).exists())
+        return outcome.model_copy(update={"outputs": outputs})
 
     def differs(self, outcome: Outcome, case: Case, made_by: MadeBy) -> str | None:
         """Return why an outcome is not that of a case's files as they are now and by what would segment them.
@@ -157,15 +180,20 @@ class Ledger:
             self._store.write(claim.case, outcome)
         return outcome
 
-    def _found_done(self, case: Case, wanted: Sequence[str], made_by: MadeBy) -> Outcome | str | None:
+    def _found_done(
+        self, case: Case, wanted: Sequence[str], made_by: MadeBy, why_stale: Callable[[Outcome], str | None]
+    ) -> Outcome | str | None:
         """Return the outcome of a case that need not be done again, or why it must; None: nothing is known of it."""
         outcome = self._store.read(case.name)
         if outcome is None or outcome.status != "ok":
             return None
         if (why := self.differs(outcome, case, made_by)) is not None:
             return why
-        if not {printable(name) for name in wanted} <= {file.name for file in outcome.outputs}:
-            return "its probabilities were not saved"
+        written = {file.name for file in outcome.outputs}
+        if lacking := [name for name in wanted if printable(name) not in written]:
+            return f"{lacking[0]} was not written"
+        if (why := why_stale(outcome)) is not None:
+            return why
         try:
             if missing := [name for name in wanted if not (self._output / name).exists()]:
                 return f"{missing[0]} has gone"
@@ -218,6 +246,8 @@ def _kept(
         made_by=outcome.made_by,
         inputs=earlier.inputs if earlier is not None else (),
         outputs=earlier.outputs if earlier is not None else (),
+        segments=earlier.segments if earlier is not None else (),
+        objects=earlier.objects if earlier is not None else (),
         warnings=(text,),
         ended=now(),
     )

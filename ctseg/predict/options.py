@@ -1,12 +1,18 @@
 """How a folder of cases is segmented."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import TIMEOUT_MAX
+from typing import Literal, get_args
 
 from ctseg.predict.parts import Part
 from ctseg.predict.segment import WindowOptions
+from ctseg.presentation import LabelPresentation
 
+OutputFormat = Literal["nifti", "dicom_seg", "dicom_rtstruct", "dicom_sr"]
+"""``nifti`` is the label map, in the ending that the model names."""
+OUTPUT_FORMATS: tuple[OutputFormat, ...] = get_args(OutputFormat)
 SMALLEST_TILE_STEP_SIZE = 0.01
 """At a hundredth of the patch a scan twice as long as the patch has a million windows. nnU-Net would begin."""
 _MOST_MEMORY_BYTES = 1 << 50
@@ -28,9 +34,15 @@ class BatchOptions:
         part: Which cases of the list are done; all by default.
         recursive: Whether scans in sub-folders count, see :func:`ctseg.files.cases.find_cases`.
         prev_stage_predictions: Folder of the first stage's label maps, for the second stage of a cascade by itself.
+        output_formats: What is written of each case; None: the label map, and of a DICOM series a segmentation too.
+            ``dicom_sr`` brings ``dicom_seg`` with it, to which it refers.
+        segmentation_type: Of DICOM segmentations: ``binary``, a frame for each label and slice; or ``labelmap``, a
+            frame for each slice, which is smaller and younger.
+        codes: How labels are called in DICOM objects, by name; goes before what the spec says.
+        codes_required: Refuse a model with labels that have no codes, where DICOM objects are written.
 
     Raises:
-        ValueError: A number is out of its range.
+        ValueError: A number is out of its range, or a format or type is unknown.
     """
 
     tile_step_size: float = 0.5
@@ -43,6 +55,10 @@ class BatchOptions:
     part: Part = Part()  # noqa: RUF009 (frozen)
     recursive: bool = False
     prev_stage_predictions: Path | None = None
+    output_formats: tuple[OutputFormat, ...] | None = None
+    segmentation_type: Literal["binary", "labelmap"] = "binary"
+    codes: Mapping[str, LabelPresentation] = field(default_factory=dict)
+    codes_required: bool = False
 
     def __post_init__(self) -> None:
         if not SMALLEST_TILE_STEP_SIZE <= self.tile_step_size <= 1:
@@ -54,6 +70,12 @@ class BatchOptions:
             raise ValueError(f"expected a positive time limit of a case, found {self.case_timeout_s} s")
         if self.memory_bytes is not None and not 0 < self.memory_bytes <= _MOST_MEMORY_BYTES:
             raise ValueError(f"expected memory of 1 byte to 1 PiB, found {self.memory_bytes:.3g} bytes")
+        if self.output_formats is not None and not (
+            self.output_formats and set(self.output_formats) <= set(OUTPUT_FORMATS)
+        ):
+            raise ValueError(f"expected some of the formats {OUTPUT_FORMATS}, found {self.output_formats}")
+        if self.segmentation_type not in ("binary", "labelmap"):
+            raise ValueError(f"expected segmentations of type binary or labelmap, found {self.segmentation_type!r}")
 
     @property
     def window_options(self) -> WindowOptions:

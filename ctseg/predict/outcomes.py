@@ -130,6 +130,50 @@ class MadeBy(Document):
         return (self.spec_digest, self.options) == (other.spec_digest, other.options)
 
 
+class WrittenSegment(Document):
+    """A label or region in the DICOM objects of a case.
+
+    Attributes:
+        number: In the objects, from 1.
+        name: Of the label.
+        values: In the label map, that belong to it.
+    """
+
+    number: int
+    name: str
+    values: tuple[int, ...]
+
+
+class WrittenObject(Document):
+    """A DICOM object of a case; its UIDs are derived from its content, and name no patient.
+
+    Attributes:
+        format: As it was asked for, such as ``dicom_seg``.
+        name: Of the file.
+        series_uid: SeriesInstanceUID.
+        instance_uid: SOPInstanceUID.
+    """
+
+    format: str
+    name: str
+    series_uid: str
+    instance_uid: str
+
+
+class FailedFormat(Document):
+    """A format in which a case could not be written, while others could.
+
+    Attributes:
+        format: As it was asked for, such as ``dicom_rtstruct``.
+        error: Why.
+        foreseen: Whether the scan's headers say so: trying again changes nothing.
+    """
+
+    format: str
+    error: CaseError
+    foreseen: bool = False
+
+
 class Outcome(Document):
     """What became of one case.
 
@@ -140,6 +184,9 @@ class Outcome(Document):
         made_by: By what; None in what an older ctseg wrote.
         inputs: The bytes that were segmented, in order of the channels.
         outputs: What was written; all that ctseg calls its own.
+        failed_formats: Formats that were asked for and could not be written; the others are there.
+        segments: Of the DICOM objects.
+        objects: The DICOM objects among ``outputs``.
         volumes_ml: Of each label by its name.
         bytes_sent: Of tensors, repeated requests not counted.
         bytes_received: Likewise.
@@ -155,6 +202,9 @@ class Outcome(Document):
     error: CaseError | None = None
     inputs: tuple[KnownFile, ...] = ()
     outputs: tuple[KnownFile, ...] = ()
+    failed_formats: tuple[FailedFormat, ...] = ()
+    segments: tuple[WrittenSegment, ...] = ()
+    objects: tuple[WrittenObject, ...] = ()
     volumes_ml: Mapping[str, float] = {}
     warnings: tuple[str, ...] = ()
     seconds: StageSeconds = StageSeconds()

@@ -53,6 +53,9 @@ class Progress:
             logger.warning("%s: kept: %s", outcome.case, "; ".join(outcome.warnings))
         elif outcome.error is not None:
             logger.error("%s: %s", outcome.error.type, outcome.error.message)
+        for failed in outcome.failed_formats:
+            if not failed.foreseen:  # else it was told before the network
+                logger.error("%s: %s was not written: %s", outcome.case, failed.format, failed.error.message)
 
 
 class TerminalProgress(Progress):

@@ -118,4 +118,5 @@ def contract_of_recipe(recipe: Recipe, specs: Mapping[str, ModelSpec]) -> ScanCo
         parity=next(state for state in ("unproven", "untested", "proven") if state in states),
         mirrors_in_graph=any(spec.mirroring == "graph" for spec in specs.values()),
         has_probabilities=not isinstance(recipe.step, CropStep | UnionStep),
+        presentation=recipe.presentations(specs),
     )

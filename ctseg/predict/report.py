@@ -194,6 +194,7 @@ def _row(outcome: Outcome) -> dict[str, Any]:
         "bytes_received": outcome.bytes_received,
         "model": made_by.model if made_by else "",
         "error": outcome.error.message if outcome.error else "",
+        "failed_formats": "; ".join(f"{failed.format}: {failed.error.message}" for failed in outcome.failed_formats),
         "warnings": "; ".join(outcome.warnings),
         "inputs": "; ".join(f"{file.name} {file.sha256}" for file in outcome.inputs),
         "outputs": "; ".join(f"{file.name} {file.sha256}" for file in outcome.outputs),

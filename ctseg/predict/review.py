@@ -119,6 +119,8 @@ def _why_not_done(outcome: Outcome, there: frozenset[str]) -> str | None:
         return "failed" if outcome.error is None else outcome.error.message.removeprefix(f"case {outcome.case}: ")
     if gone := [file.name for file in outcome.outputs if file.name not in there]:
         return f"{', '.join(gone)} has gone"
+    if outcome.failed_formats:
+        return "; ".join(f"failed: {failed.format}: {failed.error.message}" for failed in outcome.failed_formats)
     return None
 
 

@@ -1,5 +1,6 @@
 """One case from its files to new files in the run's own folder, from where they are put in place."""
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
@@ -13,17 +14,20 @@ from ctseg.files.cases import Case
 from ctseg.files.formats import with_companions
 from ctseg.files.identity import KnownFile, known, printable, stamp_of
 from ctseg.files.probabilities import ProbabilityFile
-from ctseg.files.volume import Volume, read_label_map, read_volume, read_volume_header, write_label_map
+from ctseg.files.volume import Volume, read_label_map, read_volume, read_volume_header
 from ctseg.model_spec import Reader
 from ctseg.numerics.volumes import volumes_ml
+from ctseg.predict.case_files import CaseFiles
 from ctseg.predict.ledger import Staged
 from ctseg.predict.memory import MemoryBudget
-from ctseg.predict.options import BatchOptions
-from ctseg.predict.outcomes import MadeBy, Outcome, RanOn
+from ctseg.predict.options import BatchOptions, OutputFormat
+from ctseg.predict.outcomes import FailedFormat, MadeBy, Outcome, RanOn
 from ctseg.predict.predictor import Runner
 from ctseg.predict.progress import Progress, StageClock
 from ctseg.predict.segment import CaseContext
 from ctseg.predict.segmenter import CaseSegmenter
+
+logger = logging.getLogger(__name__)
 
 
 class CaseStager:
@@ -36,6 +40,9 @@ class CaseStager:
         budget: Memory that they share.
         progress: Told of each.
         made_by: What stands in their outcomes.
+
+    Attributes:
+        case_files: Which files the cases get.
     """
 
     def __init__(
@@ -53,28 +60,32 @@ class CaseStager:
         self._budget = budget
         self._progress = progress
         self._made_by = made_by
+        self.case_files = CaseFiles(segmenter.contract, options, made_by)
 
-    def stage(self, case: Case, index: int, is_over: Callable[[], bool]) -> Staged:
+    def stage(
+        self, case: Case, index: int, is_over: Callable[[], bool], formats: Sequence[OutputFormat] | None = None
+    ) -> Staged:
         """Read, segment and write one case into the run's own folder, once there is memory for it.
 
         Args:
             case: The case.
             index: Of the case among all; smaller goes first on the network.
             is_over: Whether nothing more is to begin, asked once there is memory.
+            formats: In which it is written; None: those that are asked for.
 
         Raises:
-            InputError: The scan cannot be segmented.
+            InputError: The scan cannot be segmented, or be written in none of the formats.
             OutputError: It cannot be written.
             ServerError: The network gave no answer.
             CancelledError: It is over.
         """
         if case.problem is not None:
             raise InputError(case.problem)
-        _check_lengths(self.wanted(case), self._scratch)
+        _check_lengths(self.wanted(case, formats), self._scratch)
         contract, saves_probabilities = self._segmenter.contract, self._options.save_probabilities
+        formats, refused = self._formats(case, formats)
         clock = StageClock(case.name, self._progress)
-        label_path, probabilities_path = (self._scratch / name for name in self.names(case))
-        files = {label_path.name: label_path}
+        probabilities_path = self._scratch / _probabilities_name(case)
         with (
             self._memory_for(case, clock),
             _probability_file(probabilities_path, wanted=saves_probabilities) as probabilities,
@@ -88,25 +99,50 @@ class CaseStager:
             ran_on = _ran_on(before, self._segmenter.identity.runners)
             del previous
             with clock.stage("write"):
-                write_label_map(label_path, result.labels, volume)
+                volumes = volumes_ml(result.labels, contract.labels, volume.geometry.spacing_mm)
+                written = self.case_files.write(case, result.labels, volume, volumes, self._scratch, formats)
+                written.failed[:0] = refused
                 if probabilities is not None:
                     probabilities.commit()
-                    files[probabilities_path.name] = probabilities_path
+                    written.files[probabilities_path.name] = probabilities_path
         return Staged(Outcome(
             case=printable(case.name), status="ok", made_by=self._made_by, inputs=inputs,
-            volumes_ml=volumes_ml(result.labels, contract.labels, volume.geometry.spacing_mm), seconds=clock.seconds,
-            windows=result.windows, bytes_sent=result.bytes_sent, bytes_received=result.bytes_received,
-            warnings=(*result.warnings, *_mixes(ran_on)), ran_on=ran_on,
-            server_seconds=result.server_seconds,
-        ), files)  # fmt: skip
+            volumes_ml=volumes, seconds=clock.seconds, windows=result.windows, bytes_sent=result.bytes_sent,
+            bytes_received=result.bytes_received, warnings=(*result.warnings, *_mixes(ran_on), *written.warnings),
+            ran_on=ran_on, server_seconds=result.server_seconds, **written.said,
+        ), written.files)  # fmt: skip
 
-    def wanted(self, case: Case) -> tuple[str, ...]:
-        """Return the names of the files that are to be written."""
-        return self.names(case)[: 2 if self._options.save_probabilities else 1]
+    def _formats(
+        self, case: Case, formats: Sequence[OutputFormat] | None
+    ) -> tuple[Sequence[OutputFormat], tuple[FailedFormat, ...]]:
+        """Return the formats that can be written as far as headers tell, and the others, which are told.
 
-    def names(self, case: Case) -> tuple[str, str]:
-        """Return the names that files of the case have: the label map's, and that of probabilities."""
-        return f"{case.name}{self._segmenter.contract.file_ending}", f"{case.name}.npz"
+        Raises:
+            InputError: There are only others.
+        """
+        formats = self.case_files.asked(case) if formats is None else formats
+        refused = self.case_files.refused(case, formats)
+        if not (writable := self.case_files.writable(case, formats)):
+            raise InputError("; ".join(f"{failed.format}: {failed.error.message}" for failed in refused))
+        for failed in refused:
+            logger.warning("%s: %s cannot be written: %s", printable(case.name), failed.format, failed.error.message)
+        return writable, refused
+
+    def wanted(self, case: Case, formats: Sequence[OutputFormat] | None = None) -> tuple[str, ...]:
+        """Return the names of the files that are to be written, of those that can be as far as headers tell.
+
+        Args:
+            case: The case.
+            formats: In which it is written; None: those that are asked for.
+        """
+        formats = self.case_files.asked(case) if formats is None else formats
+        names = self.case_files.names(case)
+        probabilities = (_probabilities_name(case),) if self._options.save_probabilities else ()
+        return (*(names[format_] for format_ in self.case_files.writable(case, formats)), *probabilities)
+
+    def names(self, case: Case) -> tuple[str, ...]:
+        """Return the names that files of the case can have."""
+        return (*self.case_files.names(case).values(), _probabilities_name(case))
 
     def clear(self, case: Case) -> None:
         """Remove what lies of the case in the run's own folder."""
@@ -122,6 +158,10 @@ class CaseStager:
         estimate = self._segmenter.estimate(header, saves_probabilities=self._options.save_probabilities)
         with self._budget.reserved(estimate, printable(case.name)):
             yield
+
+
+def _probabilities_name(case: Case) -> str:
+    return f"{case.name}.npz"
 
 
 def _ran_on(before: Sequence[Runner], after: Sequence[Runner]) -> tuple[RanOn, ...]:

@@ -9,6 +9,7 @@ from ctseg.errors import ServerAwayError, ServerUnavailableError, SetupError
 from ctseg.files.cases import Case, cases_of, with_previous_stage
 from ctseg.files.folders import require_writable
 from ctseg.files.scans import FoundScans, find_scans
+from ctseg.predict.case_files import tell_of_formats
 from ctseg.predict.contract import ScanContract
 from ctseg.predict.folder import FolderRun, check_can_be_written
 from ctseg.predict.model_notes import read_model_notes
@@ -91,7 +92,9 @@ def cases_for(scans: FoundScans, contract: ScanContract, output: Path, options: 
     """
     if contract.doubt:
         logger.warning("%s (see ctseg build)", contract.doubt)
-    return _checked_cases(scans, contract, output, options)
+    cases = _checked_cases(scans, contract, output, options)
+    tell_of_formats(cases, contract, options)
+    return cases
 
 
 def _checked_cases(scans: FoundScans, contract: ScanContract, output: Path, options: BatchOptions) -> list[Case]:
@@ -100,7 +103,7 @@ def _checked_cases(scans: FoundScans, contract: ScanContract, output: Path, opti
     cases = cases_of(scans, len(contract.channels))
     if (folder := _previous_stage(contract, options)) is not None:
         cases = with_previous_stage(cases, folder, contract.file_ending)
-    check_can_be_written(cases, contract, output)
+    check_can_be_written(cases, contract, output, options)
     return cases
 
 

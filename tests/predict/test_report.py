@@ -59,7 +59,7 @@ def test_the_table_says_who_made_what_from_which_bytes(tmp_path, store):
     (row,) = csv.DictReader((tmp_path / TABLE_NAME).read_text().splitlines())
     assert row == {
         "case": "a", "status": "ok", "liver ml": "1.5", "seconds": "2.5", "windows": "8", "bytes_sent": "10",
-        "bytes_received": "20", "model": "m", "error": "", "warnings": "odd; very",
+        "bytes_received": "20", "model": "m", "error": "", "failed_formats": "", "warnings": "odd; very",
         "inputs": f"a_0000.nii.gz {'1' * 64}", "outputs": f"a.nii.gz {'2' * 64}", "model_version": "1",
         "spec_digest": "a" * 64, "parity": "untested", "tile_step_size": "0.5", "mirroring": "True",
         "servers": "gpu1:8001 gpu2:8001", "run": "r", "part": "0/4", "ended": "2026-01-01T00:00:00+00:00",

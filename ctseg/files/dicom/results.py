@@ -3,26 +3,20 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pydicom
 from pydicom.dataset import Dataset
+from pydicom.filereader import read_file_meta_info
 
 from ctseg.compiled.parallel import run_parallel
 from ctseg.errors import InputError
+from ctseg.files.dicom.kinds import DicomFormat, SegmentationType
 from ctseg.files.dicom.quiet import quiet
 from ctseg.files.dicom.series import CtSeries
 from ctseg.files.dicom.uids import derived_uid
 from ctseg.presentation import LabelPresentation
 
-DicomFormat = Literal["dicom_seg", "dicom_rtstruct", "dicom_sr"]
-SegmentationType = Literal["BINARY", "LABELMAP"]
-DICOM_ENDINGS: dict[DicomFormat, str] = {
-    "dicom_seg": ".seg.dcm",
-    "dicom_rtstruct": ".rtstruct.dcm",
-    "dicom_sr": ".sr.dcm",
-}
-"""Of the names of the files."""
 MANUFACTURER = "ctseg"
 WRITER_VERSION = "1"
 """Of what writes the objects: raised whenever the same labels would be written in other bytes."""
@@ -127,6 +121,15 @@ def source_headers(series: CtSeries) -> Sequence[Dataset]:
     with quiet():
         run_parallel(read, len(paths))
     return [header for header in found if header is not None]
+
+
+def instance_uid_of(path: Path) -> str:
+    """Return the SOPInstanceUID of an object that was written.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    return str(read_file_meta_info(path).MediaStorageSOPInstanceUID)
 
 
 def _header(path: Path, uid: str, series: CtSeries) -> Dataset:
