@@ -14,7 +14,7 @@ from ctseg.errors import CtsegError, InputError, OutputError, SetupError, missin
 from ctseg.files.atomic import replacing
 from ctseg.files.cases import Case
 from ctseg.files.codes import coded
-from ctseg.files.dicom.kinds import DICOM_ENDINGS, DicomFormat
+from ctseg.files.dicom.object_kinds import DICOM_ENDINGS, DicomFormat
 from ctseg.files.dicom.series import CtSeries
 from ctseg.files.volume import Volume, write_label_map
 from ctseg.predict.contract import ScanContract

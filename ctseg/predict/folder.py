@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ctseg.errors import SetupError, SpecError
 from ctseg.files.cases import Case
-from ctseg.files.dicom.kinds import DICOM_ENDINGS
+from ctseg.files.dicom.object_kinds import DICOM_ENDINGS
 from ctseg.files.folders import make_folder
 from ctseg.files.formats import WRITE_ENDINGS, require_packages
 from ctseg.files.identity import printable

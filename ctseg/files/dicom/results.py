@@ -11,7 +11,7 @@ from pydicom.filereader import read_file_meta_info
 
 from ctseg.compiled.parallel import run_parallel
 from ctseg.errors import InputError
-from ctseg.files.dicom.kinds import DicomFormat, SegmentationType
+from ctseg.files.dicom.object_kinds import DicomFormat, SegmentationType
 from ctseg.files.dicom.quiet import quiet
 from ctseg.files.dicom.series import CtSeries
 from ctseg.files.dicom.uids import derived_uid
