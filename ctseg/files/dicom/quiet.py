@@ -10,9 +10,11 @@ from typing import Any
 from pydicom import config
 
 _LOUD = r"(pydicom|highdicom)(\..*)?"
+_LOGGERS = (logging.getLogger("pydicom"), logging.getLogger("highdicom"))
 _lock = threading.Lock()
 _inside = 0
 _before: tuple[int, int] = (0, 0)
+_levels: tuple[int, ...] = ()
 _filter: Any = None
 
 
@@ -30,7 +32,7 @@ def quiet() -> Iterator[None]:
 
 
 def _enter() -> None:
-    global _inside, _before, _filter
+    global _inside, _before, _filter, _levels
     with _lock:
         _inside += 1
         if _inside > 1:
@@ -40,8 +42,9 @@ def _enter() -> None:
         settings.reading_validation_mode = settings.writing_validation_mode = config.IGNORE
         warnings.filterwarnings("ignore", module=_LOUD)
         _filter = warnings.filters[0]
-        for name in ("pydicom", "highdicom"):
-            logging.getLogger(name).addFilter(_nothing)
+        _levels = tuple(logger.level for logger in _LOGGERS)
+        for logger in _LOGGERS:
+            logger.setLevel(logging.CRITICAL + 1)  # of those below it, too, which a filter would let pass
 
 
 def _leave() -> None:
@@ -53,9 +56,5 @@ def _leave() -> None:
         config.settings.reading_validation_mode, config.settings.writing_validation_mode = _before
         if _filter in warnings.filters:
             warnings.filters.remove(_filter)  # type: ignore[attr-defined]  # typed as a sequence, is a list
-        for name in ("pydicom", "highdicom"):
-            logging.getLogger(name).removeFilter(_nothing)
-
-
-def _nothing(_: logging.LogRecord) -> bool:
-    return False
+        for logger, level in zip(_LOGGERS, _levels, strict=True):
+            logger.setLevel(level)
