@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ctseg.cli.console import add_verbosity
+from ctseg.cli.dicom import add_dicom, series_rules
 from ctseg.cli.exit_codes import DONE, SOME_FAILED, WENT_AWAY
 from ctseg.cli.parser import Parser, flags_worded
 from ctseg.cli.report import counted
@@ -37,14 +38,17 @@ def add_commands(commands: "argparse._SubParsersAction[Parser]") -> None:
         "for the time of the command (Linux only), on the repository given. Writes <case><ending>, DICOM "
         "objects of DICOM series, report.json and report.csv.",
     )
-    predict.add_argument("-i", "--input", type=Path, required=True, help="a scan, or a folder of scans")
+    predict.add_argument(
+        "-i", "--input", type=Path, required=True, help="a scan, or a folder of scans; DICOM series too"
+    )
     predict.add_argument(
         "--recursive", action="store_true",
         help="scans in sub-folders too: patient1/scan.nii.gz becomes the case patient1_scan",
     )  # fmt: skip
     predict.add_argument("-o", "--output", type=Path, required=True, help="folder for label maps and report.json")
     predict.add_argument("-m", "--model", required=True, help="name of the model in the repository")
-    for add_group in (_add_server, _add_segmentation, _add_output, _add_parts, _add_dask, _add_limits):
+    groups = (_add_server, _add_segmentation, add_dicom, _add_output, _add_parts, _add_dask, _add_limits)
+    for add_group in groups:
         add_group(predict)
     add_verbosity(predict)
     predict.set_defaults(run=_run)
@@ -181,6 +185,8 @@ def _run(args: argparse.Namespace) -> int:
             memory_bytes=args.memory_bytes,
             part=_part(args),
             recursive=args.recursive,
+            series=series_rules(args),
+            case_name_from=tuple(args.case_name_from),
             prev_stage_predictions=args.prev_stage_predictions,
             output_formats=None if args.output_formats is None else tuple(args.output_formats),
             segmentation_type=args.segmentation_type,

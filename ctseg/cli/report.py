@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ctseg.cli.console import add_verbosity
+from ctseg.cli.dicom import add_dicom, series_rules
 from ctseg.cli.exit_codes import DONE, SOME_FAILED
 from ctseg.cli.parser import Parser
 
@@ -28,6 +29,7 @@ def add_commands(commands: "argparse._SubParsersAction[Parser]") -> None:
     report.add_argument(
         "--channels", type=_channels, help="channels of a case (default: those of the model that worked there)"
     )
+    add_dicom(report)
     add_verbosity(report)
     report.set_defaults(run=_run)
 
@@ -36,7 +38,14 @@ def _run(args: argparse.Namespace) -> int:
     from ctseg.predict.report import REPORT_NAME
     from ctseg.predict.review import review_folder
 
-    review = review_folder(args.output, args.input, channels=args.channels, recursive=args.recursive)
+    review = review_folder(
+        args.output,
+        args.input,
+        channels=args.channels,
+        recursive=args.recursive,
+        series=series_rules(args),
+        case_name_from=tuple(args.case_name_from),
+    )
     for case, why in review.left:
         print(f"{case}: {why}")
     for case, why in review.kept:

@@ -71,7 +71,7 @@ def _add_verify_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_create(args: argparse.Namespace) -> int:
-    from ctseg.files.cases import ScanFolders
+    from ctseg.files.dataset_cases import ScanFolders
     from ctseg.train.dataset import DatasetDescription, create_dataset
     from ctseg.train.paths import require_paths
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from ctseg.errors import InputError
 from ctseg.files.dicom.series import CtSeries
 from ctseg.files.grid import ChannelHeader, ChannelVolume, FileGrid
+from ctseg.files.identity import ScanPart
 from ctseg.files.itk import data_files_of, read_itk_file, read_itk_header, require_simpleitk, write_itk_file
 from ctseg.files.nifti import read_nifti, read_nifti_header, write_nifti_file
 
@@ -128,6 +129,20 @@ def with_companions(paths: Sequence[Path]) -> tuple[Path, ...]:
         entry = format_of(path)
         found += (path, *(entry.companions(path) if entry is not None else ()))
     return tuple(found)
+
+
+def scan_parts(files: ChannelFiles) -> tuple[ScanPart, ...]:
+    """Return what a reader looks at of one channel: each file and those beside it; a DICOM series as one.
+
+    The files of a series come in order of their SOP instances, so that renamed files are the same scan.
+
+    Raises:
+        OSError: A header cannot be read.
+    """
+    if files.series is None:
+        return tuple(ScanPart((path,)) for path in with_companions(files.paths))
+    by_instance = {slice_.sop_instance_uid: slice_.path for slice_ in files.series.slices}
+    return (ScanPart(tuple(path for _, path in sorted(by_instance.items())), files.series.label),)
 
 
 def require_packages(path: Path) -> None:

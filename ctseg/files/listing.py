@@ -1,5 +1,6 @@
 """What lies in a folder: scans, folders, and what is passed over, counted by its kind, with what to give instead."""
 
+import errno
 import os
 import re
 from collections import Counter
@@ -12,23 +13,26 @@ from ctseg.files.formats import ending_of
 from ctseg.files.identity import printable
 from ctseg.files.regular import open_regular
 
-_DICOM, _PAIR, _ARCHIVE = "DICOM file", "file of Analyze or NIfTI in two pieces", "archive"
+_PAIR, _ARCHIVE = "file of Analyze or NIfTI in two pieces", "archive"
 _INSTEAD = {
-    _DICOM: "convert each series to NIfTI, for example with dcm2niix",
     _PAIR: "convert .hdr and .img to .nii.gz",
     _ARCHIVE: "unpack it",
 }
 """What to give instead of the kinds that people take for scans."""
 _KIND_OF_ENDING = {
-    ".dcm": _DICOM, ".ima": _DICOM, ".hdr": _PAIR, ".img": _PAIR, ".img.gz": _PAIR, ".hdr.gz": _PAIR,
+    ".hdr": _PAIR, ".img": _PAIR, ".img.gz": _PAIR, ".hdr.gz": _PAIR,
     ".zip": _ARCHIVE, ".tar": _ARCHIVE, ".tgz": _ARCHIVE, ".tar.gz": _ARCHIVE, ".tar.xz": _ARCHIVE, ".7z": _ARCHIVE,
     ".rar": _ARCHIVE, ".bz2": _ARCHIVE, ".xz": _ARCHIVE, ".zst": _ARCHIVE,
 }  # fmt: skip
 _NOUN = re.compile(r"\b(file|archive|scan|link)\b")
 _DETACHED_HEADERS = (".mhd", ".nhdr")
 _DETACHED_VOXELS = (".raw", ".zraw", ".raw.gz")
-_LOOKED_INTO = 1000
-"""Files without an ending that are opened to see whether they are DICOM; the others count as having no ending."""
+_FIRST_BYTES = 132
+_MAGIC = b"DICM"
+_FIRST_ELEMENTS = (b"\x02\x00", b"\x08\x00")
+"""How DICOM begins where its preamble was left out: an element of one of the first groups, little endian."""
+_HIGHEST_FIRST = 0x60
+"""Element number; files of other kinds that begin so are told by whoever reads the header."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +75,13 @@ def list_folder(folder: Path) -> Listing:
     return Listing(tuple(scans), tuple(folders), tuple(others))
 
 
-def kinds_of(listing: Listing, known: Container[str] = ()) -> Counter[str]:
+def kinds_of(listing: Listing, known: Container[str] = (), taken: Container[Path] = ()) -> Counter[str]:
     """Count by kind what of a folder is no scan and no folder.
 
     Args:
         listing: Of the folder.
         known: Names that need not be told.
+        taken: Files that are told elsewhere.
 
     Returns:
         How many there are of each kind; hidden files that nobody takes for scans, and voxels beside a header in a
@@ -86,18 +91,8 @@ def kinds_of(listing: Listing, known: Container[str] = ()) -> Counter[str]:
         told = [path for path in listing.others if not path.name.lower().endswith(_DETACHED_VOXELS)]
     else:
         told = list(listing.others)
-    kinds: Counter[str] = Counter()
-    looks = 0
-    for path in told:
-        if printable(path.name) in known:
-            continue
-        kind = _kind_of(path)
-        if kind == "file without an ending" and looks < _LOOKED_INTO:
-            looks += 1
-            kind = _DICOM if is_dicom(path) else kind
-        if kind is not None:
-            kinds[kind] += 1
-    return kinds
+    left = (path for path in told if path not in taken and printable(path.name) not in known)
+    return Counter(kind for path in left if (kind := kind_by_name(path)) is not None)
 
 
 def described(kinds: Counter[str]) -> str:
@@ -111,22 +106,30 @@ def described(kinds: Counter[str]) -> str:
 
 def kind_of_file(path: Path) -> str:
     """Return what a file that is no scan is, in words, with what to give instead."""
-    kind = _DICOM if is_dicom(path) else _kind_of(path) or "hidden file"
+    kind = kind_by_name(path) or "hidden file"
     article = "an" if kind[0] in "aeiou" else "a"
     return f"{article} {kind}: {_INSTEAD.get(kind, 'convert it')}"
 
 
-def is_dicom(path: Path) -> bool:
-    """Whether a file begins as DICOM files do."""
+def begins_like_dicom(path: Path) -> bool:
+    """Whether a file begins as DICOM files do, by its first bytes alone; what is no file does not.
+
+    Raises:
+        OSError: It is a file, and cannot be read.
+    """
     try:
         with open_regular(path) as file:
-            file.seek(128)
-            return file.read(4) == b"DICM"
-    except OSError:
-        return False
+            first = os.read(file.fileno(), _FIRST_BYTES)
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.ENOENT, errno.ELOOP, errno.ENXIO):
+            return False
+        raise
+    if first[128:] == _MAGIC:
+        return True
+    return first[:2] in _FIRST_ELEMENTS and len(first) > 8 and int.from_bytes(first[2:4], "little") <= _HIGHEST_FIRST
 
 
-def _kind_of(path: Path) -> str | None:
+def kind_by_name(path: Path) -> str | None:
     """Return the kind of what is no scan by its name; None: nobody takes it for one."""
     name = path.name.lower()
     if name.startswith("._"):

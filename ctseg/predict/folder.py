@@ -211,7 +211,11 @@ def _check_no_scan_is_overwritten(cases: Sequence[Case], output: Path, endings: 
     Raises:
         SetupError: With the first such scan.
     """
+    written = (output / f"{case.name}{ending}" for case in cases for ending in endings)
+    there = [path for path in written if os.path.lexists(path)]
+    if not there:
+        return
     scans = {os.path.realpath(file) for case in cases for file in case.paths}  # of a link to itself, the link
-    for path in (output / f"{case.name}{ending}" for case in cases for ending in endings):
+    for path in there:
         if os.path.realpath(path) in scans:
             raise SetupError(f"the label map {path} would overwrite a scan of this run: name another output folder")

@@ -11,7 +11,6 @@ from ctseg.errors import OutputError
 from ctseg.files.cases import Case
 from ctseg.files.digests import sha256_of_file
 from ctseg.files.folders import make_folder
-from ctseg.files.formats import with_companions
 from ctseg.files.identity import KnownFile, printable
 from ctseg.predict.claims import Claim, Claims
 from ctseg.predict.outcomes import MadeBy, Outcome, OutcomeStore, key_of, memory_at_hand
@@ -264,5 +263,5 @@ def is_scan_of(outcome: Outcome, case: Case) -> bool:
     Raises:
         OSError: One is there and cannot be read.
     """
-    known, paths = outcome.inputs, with_companions(case.paths)
-    return len(known) == len(paths) and all(file.is_still(path) for file, path in zip(known, paths, strict=True))
+    known, parts = outcome.inputs, case.parts
+    return len(known) == len(parts) and all(file.is_still(part) for file, part in zip(known, parts, strict=True))

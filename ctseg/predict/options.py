@@ -6,6 +6,7 @@ from pathlib import Path
 from threading import TIMEOUT_MAX
 from typing import Literal, get_args
 
+from ctseg.files.dicom.choosing import SeriesRules
 from ctseg.predict.parts import Part
 from ctseg.predict.segment import WindowOptions
 from ctseg.presentation import LabelPresentation
@@ -33,6 +34,9 @@ class BatchOptions:
             together, and all of it alone.
         part: Which cases of the list are done; all by default.
         recursive: Whether scans in sub-folders count, see :func:`ctseg.files.cases.find_cases`.
+        series: Which DICOM series of a folder are taken.
+        case_name_from: What names of DICOM cases are made of: DICOM keywords, which may name a patient, and
+            ``folder`` for the place in the input; by default study and series number, with digests of their UIDs.
         prev_stage_predictions: Folder of the first stage's label maps, for the second stage of a cascade by itself.
         output_formats: What is written of each case; None: the label map, and of a DICOM series a segmentation too.
             ``dicom_sr`` brings ``dicom_seg`` with it, to which it refers.
@@ -54,6 +58,8 @@ class BatchOptions:
     memory_bytes: int | None = None
     part: Part = Part()  # noqa: RUF009 (frozen)
     recursive: bool = False
+    series: SeriesRules = SeriesRules()  # noqa: RUF009 (frozen)
+    case_name_from: tuple[str, ...] = ()
     prev_stage_predictions: Path | None = None
     output_formats: tuple[OutputFormat, ...] | None = None
     segmentation_type: Literal["binary", "labelmap"] = "binary"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ctseg.errors import SetupError
 from ctseg.files.cases import Case, find_cases
+from ctseg.files.dicom.choosing import SeriesRules
 from ctseg.files.identity import printable
 from ctseg.predict.ledger import is_scan_of
 from ctseg.predict.model_notes import read_model_notes
@@ -38,7 +39,13 @@ class Review:
 
 
 def review_folder(
-    output: Path, input_path: Path | None = None, *, channels: int | None = None, recursive: bool = False
+    output: Path,
+    input_path: Path | None = None,
+    *,
+    channels: int | None = None,
+    recursive: bool = False,
+    series: SeriesRules = SeriesRules(),  # noqa: B008 (frozen)
+    case_name_from: Sequence[str] = (),
 ) -> Review:
     """Fold the report of a folder anew, and say what is not done.
 
@@ -47,6 +54,8 @@ def review_folder(
         input_path: A scan or a folder of scans, whose cases are looked at; None: those that have an outcome.
         channels: Of a case; None takes what the models had that worked in the folder.
         recursive: Whether scans in sub-folders of the input count.
+        series: Which DICOM series of the input count, as when they were segmented.
+        case_name_from: What names of DICOM cases were made of.
 
     Raises:
         SetupError: The folder has no memory, or models of several numbers of channels have worked in it.
@@ -61,7 +70,15 @@ def review_folder(
         cases = None
         if input_path is not None:
             channels = channels or _channels_in(output)
-            cases = find_cases(input_path, channels=channels, recursive=recursive, own=OwnFiles, not_into=(output,))
+            cases = find_cases(
+                input_path,
+                channels=channels,
+                recursive=recursive,
+                own=OwnFiles,
+                not_into=(output,),
+                series=series,
+                case_name_from=case_name_from,
+            )
         report = fold_report(output, others)
         there = frozenset(printable(path.name) for path in output.iterdir())
         if cases is None:

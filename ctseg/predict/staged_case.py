@@ -11,7 +11,6 @@ from ctseg.arrays import LabelMap
 from ctseg.errors import InputError
 from ctseg.files.atomic import longest_name
 from ctseg.files.cases import Case
-from ctseg.files.formats import with_companions
 from ctseg.files.identity import KnownFile, known, printable, stamp_of
 from ctseg.files.probabilities import ProbabilityFile
 from ctseg.files.volume import Volume, read_label_map, read_volume, read_volume_header
@@ -194,11 +193,11 @@ def _told(item: RanOn) -> str:
 def _read(case: Case, reader: Reader) -> tuple[Volume, LabelMap | None, tuple[KnownFile, ...]]:
     """Read a scan, and the labels of a previous stage where they are given, and say which bytes were read."""
     with _cannot_be_read_is_an_input_error():
-        stamps = {path: stamp_of(path) for path in with_companions(case.paths)}
+        stamps = {part: stamp_of(part) for part in case.parts}
     volume = read_volume(case.channels, reader)
     previous = None if case.previous is None else read_label_map(case.previous, reader, volume)
     with _cannot_be_read_is_an_input_error():
-        return volume, previous, tuple(known(path, since=stamp) for path, stamp in stamps.items())
+        return volume, previous, tuple(known(part, since=stamp) for part, stamp in stamps.items())
 
 
 @contextmanager

@@ -69,10 +69,17 @@ def scans_for(input_path: Path, output: Path, options: BatchOptions) -> FoundSca
 
     Raises:
         InputError: There are no scans.
-        SetupError: The input is a scan that needs a package which is not installed.
+        SetupError: The input needs a package that is not installed, or names cannot be made of what was asked for.
         OutputError: Nothing can be written there.
     """
-    scans = find_scans(input_path, recursive=options.recursive, own=OwnFiles, not_into=(output,))
+    scans = find_scans(
+        input_path,
+        recursive=options.recursive,
+        own=OwnFiles,
+        not_into=(output,),
+        series=options.series,
+        case_name_from=options.case_name_from,
+    )
     require_writable(output)
     return scans
 

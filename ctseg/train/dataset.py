@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ctseg.errors import InputError, OutputError, SetupError
 from ctseg.files.atomic import appearing, replacing, write_text
-from ctseg.files.cases import (
+from ctseg.files.dataset_cases import (
     DatasetProblem,
     LabelledCase,
     ScanFolders,

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctseg.errors import InputError
-from ctseg.files.cases import DatasetProblem
+from ctseg.files.dataset_cases import DatasetProblem
 from ctseg.files.formats import ChannelFiles, read_channel
 from ctseg.files.grid import ChannelVolume
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ctseg.compiled.cpus import usable_cpus
-from ctseg.files.cases import (
+from ctseg.files.dataset_cases import (
     DatasetCases,
     DatasetProblem,
     LabelledCase,

@@ -15,7 +15,7 @@ import SimpleITK as sitk
 
 from ctseg.cli.main import main
 from ctseg.errors import InputError, OutputError, SetupError
-from ctseg.files.cases import ScanFolders
+from ctseg.files.dataset_cases import ScanFolders
 from ctseg.files.formats import ChannelFiles, read_channel
 from ctseg.train.dataset import DatasetDescription, check_and_write_case, create_dataset, start_dataset
 from ctseg.train.scans import READER, label_problems

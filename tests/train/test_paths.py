@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ctseg.errors import InputError, SetupError
-from ctseg.files.cases import ScanFolders
+from ctseg.files.dataset_cases import ScanFolders
 from ctseg.train.dataset import DatasetDescription, create_dataset
 from ctseg.train.paths import NnunetPaths, dataset_name
 

@@ -1,0 +1,253 @@
+"""Which images and label maps of a data set belong together, by their names."""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ctseg.files.formats import ChannelFiles, stem_of
+from ctseg.files.listing import list_folder
+
+
+@dataclass(frozen=True)
+class LabelledCase:
+    """A scan of a data set, and the label map that belongs to it.
+
+    Attributes:
+        name: Of the case.
+        channels: One for each channel of the data set, in order; None where it is missing.
+        label: The label map; None where it is missing, and for images that have none.
+    """
+
+    name: str
+    channels: tuple[ChannelFiles | None, ...]
+    label: ChannelFiles | None
+
+
+@dataclass(frozen=True)
+class DatasetProblem:
+    """Something wrong with a data set.
+
+    Attributes:
+        case: The case; None where it concerns the data set as a whole.
+        kind: A word for programs, such as ``shape`` or ``unexpected_label``.
+        message: A sentence for people, which names the case.
+    """
+
+    case: str | None
+    kind: str
+    message: str
+
+
+@dataclass(frozen=True)
+class DatasetCases:
+    """The cases of a data set, and what is wrong with their files.
+
+    Attributes:
+        cases: In order of their names; every case that has an image, complete or not.
+        problems: Of the names and numbers of files; nothing was opened.
+    """
+
+    cases: tuple[LabelledCase, ...]
+    problems: tuple[DatasetProblem, ...]
+
+
+@dataclass(frozen=True)
+class ScanFolders:
+    """Where the images and label maps of a new data set lie, and how their names end.
+
+    Attributes:
+        images: Folder of images.
+        labels: Folder of label maps; may be the same.
+        image_suffixes: End of an image's name for each channel (``_ct``); None takes nnU-Net's ``_0000`` …,
+            and for one channel also names without it.
+        label_suffix: End of a label map's name (``_gtv``).
+        test_images: Folder of images without label maps.
+    """
+
+    images: Path
+    labels: Path
+    image_suffixes: tuple[str, ...] | None = None
+    label_suffix: str = ""
+    test_images: Path | None = None
+
+
+def find_labelled_cases(folders: ScanFolders, *, channels: int) -> DatasetCases:
+    """Find images and label maps whose names are the same once ending and suffix are taken off.
+
+    Args:
+        folders: Where they lie.
+        channels: How many an image has.
+
+    Raises:
+        InputError: A folder cannot be read.
+        ValueError: There are suffixes, but not one for each channel.
+    """
+    in_one_folder = folders.images == folders.labels
+    images, problems = _images_in(
+        folders.images, channels, folders.image_suffixes, label_suffix=folders.label_suffix if in_one_folder else ""
+    )
+    labels, doubled = _scans_by_case(folders.labels, folders.label_suffix)
+    if in_one_folder:  # the images there are no labels
+        taken = {path for found in images.values() for path in found.values()}
+        labels = {case: path for case, path in labels.items() if path not in taken}
+    paired = _paired(images, labels, channels=channels, folders=(folders.images, folders.labels))
+    # what is doubled in a common folder is seen twice
+    return DatasetCases(paired.cases, tuple(dict.fromkeys([*problems, *doubled, *paired.problems])))
+
+
+def find_test_cases(folders: ScanFolders, *, channels: int) -> DatasetCases:
+    """Find the images without label maps, as :func:`find_labelled_cases` finds those with.
+
+    Raises:
+        InputError: The folder cannot be read.
+    """
+    if folders.test_images is None:
+        return DatasetCases((), ())
+    images, problems = _images_in(
+        folders.test_images, channels, folders.image_suffixes, label_suffix=folders.label_suffix
+    )
+    cases = []
+    for name, found in sorted(images.items()):
+        if missing := _missing(found, channels):
+            text = f"test case {name}: channels {missing} of {channels} are missing"
+            problems.append(DatasetProblem(name, "missing_channel", text))
+        cases.append(_labelled(name, found, None, channels))
+    return DatasetCases(tuple(cases), tuple(problems))
+
+
+def find_dataset_cases(folder: Path, *, file_ending: str, channels: int) -> DatasetCases:
+    """Find the training cases of ``DatasetXXX_Name`` by nnU-Net's names, and files that have none of these.
+
+    Args:
+        folder: With ``imagesTr`` and ``labelsTr``.
+        file_ending: What ``dataset.json`` says.
+        channels: How many it names.
+
+    Raises:
+        InputError: A folder cannot be read.
+    """
+    folders = (folder / "imagesTr", folder / "labelsTr")
+    problems = [DatasetProblem(None, "dataset_json", f"{part} is missing") for part in folders if not part.is_dir()]
+    if problems:
+        return DatasetCases((), tuple(problems))
+    ending = re.escape(file_ending)
+    numbered, other = _named_like(rf"(.+)_(\d{{4}}){ending}", folders[0], example=f"case_0000{file_ending}")
+    named, surplus = _named_like(rf"(.+){ending}", folders[1], example=f"case{file_ending}")
+    images: dict[str, dict[int, Path]] = {}
+    for file, (name, channel) in numbered.items():
+        images.setdefault(name, {})[int(channel)] = file
+    labels = {name: file for file, (name,) in named.items()}
+    paired = _paired(images, labels, channels=channels, folders=folders)
+    return DatasetCases(paired.cases, (*other, *surplus, *paired.problems))
+
+
+def listed_dataset_cases(folder: Path, listed: Mapping[str, Any]) -> DatasetCases:
+    """Return the training cases that ``dataset.json`` lists by itself, as its ``dataset`` may.
+
+    Args:
+        folder: Where paths begin that are not absolute.
+        listed: ``images`` and ``label`` of each case by its name, as nnU-Net reads them.
+    """
+    cases, problems = [], []
+    for name, files in sorted(listed.items()):
+        paths = [folder / os.path.expandvars(file) for file in (*files["images"], files["label"])]
+        missing = [path for path in paths if not path.is_file()]
+        problems += [DatasetProblem(name, "missing_file", f"case {name}: {path} is missing") for path in missing]
+        *channels, label = (None if path in missing else ChannelFiles((path,)) for path in paths)
+        cases.append(LabelledCase(name, tuple(channels), label))
+    return DatasetCases(tuple(cases), tuple(problems))
+
+
+def _named_like(pattern: str, folder: Path, *, example: str) -> tuple[dict[Path, Sequence[str]], list[DatasetProblem]]:
+    """Return the groups of each file's name by the file, and the files whose names do not match."""
+    matching: dict[Path, Sequence[str]] = {}
+    problems = []
+    listing = list_folder(folder)
+    for file in sorted((*listing.scans, *listing.folders, *listing.others)):
+        if file.name.startswith("."):
+            continue
+        if match := re.fullmatch(pattern, file.name):
+            matching[file] = match.groups()
+        else:
+            text = f"{folder.name}/{file.name}: expected names like {example}"
+            problems.append(DatasetProblem(None, "surplus_file", text))
+    return matching, problems
+
+
+def _scans_by_case(folder: Path, suffix: str) -> tuple[dict[str, Path], list[DatasetProblem]]:
+    """Return the scans whose names end in a suffix, by the name without it, and those that are there twice."""
+    found: dict[str, Path] = {}
+    problems = []
+    for file in list_folder(folder).scans:
+        stem = stem_of(file)
+        if not stem.endswith(suffix):
+            continue
+        case = stem[: len(stem) - len(suffix)]
+        if case in found:
+            text = f"case {case}: {found[case].name} and {file.name} in {folder} are the same case"
+            problems.append(DatasetProblem(case, "doubled", text))
+        found.setdefault(case, file)
+    return found, problems
+
+
+def _images_in(
+    folder: Path, channels: int, suffixes: Sequence[str] | None, *, label_suffix: str
+) -> tuple[dict[str, dict[int, Path]], list[DatasetProblem]]:
+    """Return files by case and channel; without suffixes, names that end in ``label_suffix`` are labels."""
+    if suffixes is not None and len(suffixes) != channels:
+        raise ValueError(f"expected {channels} suffixes of images, one for each channel, found {list(suffixes)}")
+    images: dict[str, dict[int, Path]] = {}
+    problems = []
+    for channel, suffix in enumerate(suffixes or [f"_{channel:04d}" for channel in range(channels)]):
+        found, doubled = _scans_by_case(folder, suffix)
+        problems += doubled
+        for case, file in found.items():
+            images.setdefault(case, {})[channel] = file
+    if suffixes is None and channels == 1:
+        numbered = {file for found in images.values() for file in found.values()}
+        plain, doubled = _scans_by_case(folder, "")
+        problems += doubled
+        for case, file in plain.items():
+            if file not in numbered and not (label_suffix and case.endswith(label_suffix)):
+                images.setdefault(case, {}).setdefault(0, file)
+    return images, problems
+
+
+def _paired(
+    images: Mapping[str, Mapping[int, Path]], labels: Mapping[str, Path], *, channels: int, folders: tuple[Path, Path]
+) -> DatasetCases:
+    """Put images and label maps of one name together, and tell what has no partner."""
+    cases, problems = [], []
+
+    def tell(kind: str, text: str) -> None:
+        problems.append(DatasetProblem(name, kind, f"case {name}: {text}"))
+
+    for name in sorted({*images, *labels}):
+        if name not in images:
+            tell("surplus_label_file", f"no image in {folders[0]}")
+            continue
+        if name not in labels:
+            tell("missing_label_file", f"no label map in {folders[1]}")
+        found = images[name]
+        if missing := _missing(found, channels):
+            tell("missing_channel", f"channels {missing} of {channels} are missing")
+        if surplus := sorted(set(found) - set(range(channels))):
+            tell("surplus_channel", f"channels {surplus} are not in channel_names")
+        cases.append(_labelled(name, found, labels.get(name), channels))
+    return DatasetCases(tuple(cases), tuple(problems))
+
+
+def _labelled(name: str, found: Mapping[int, Path], label: Path | None, channels: int) -> LabelledCase:
+    paths = [found.get(channel) for channel in range(channels)]
+    return LabelledCase(
+        name,
+        tuple(None if path is None else ChannelFiles((path,)) for path in paths),
+        None if label is None else ChannelFiles((label,)),
+    )
+
+
+def _missing(found: Mapping[int, Path], channels: int) -> list[int]:
+    return [channel for channel in range(channels) if channel not in found]
