@@ -11,6 +11,8 @@ server), and its message says which case or model, what was expected, what was f
     ├── CheckpointError            a trained model folder or checkpoint is incomplete or not trusted
     ├── ParityError                a graph does not give the labels that the checkpoint gives
     ├── TrainingError              a training cannot start, continue or finish
+    ├── PacsError                  a PACS refused, or answered what is no DICOMweb
+    │   └── PacsAwayError              no answer, or none for now: refused, lost, overloaded, starting
     └── ServerError                Triton answered with an error
         ├── ServerUnavailableError     no answer: refused, shutting down, overloaded, connection lost
         │   └── ServerAwayError            every server that answered once has been away for too long
@@ -66,6 +68,14 @@ class ParityError(CtsegError):
 
 class TrainingError(CtsegError):
     """A training cannot start, continue or finish."""
+
+
+class PacsError(CtsegError):
+    """A PACS refused a request, or answered with something that is no DICOMweb."""
+
+
+class PacsAwayError(PacsError):
+    """A PACS gave no answer, or none for now: worth trying again."""
 
 
 class ServerError(CtsegError):

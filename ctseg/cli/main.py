@@ -12,7 +12,7 @@ from ctseg.cli import deploy, dicom, own_process, predict, recipe, report, train
 from ctseg.cli.console import configure_logging, without_controls
 from ctseg.cli.exit_codes import INTERRUPTED, WENT_AWAY, WRONG_SETUP
 from ctseg.cli.parser import Parser, worded
-from ctseg.errors import CtsegError, OutputError, ServerAwayError
+from ctseg.errors import CtsegError, OutputError, PacsAwayError, ServerAwayError
 
 _AWAY = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ENOTCONN})
 """A disk that is full or lost; what is forbidden or read-only from the start is wrong setup."""
@@ -61,4 +61,4 @@ def _went_away(error: CtsegError) -> bool:
     """Whether the same command is worth trying again."""
     if isinstance(error, OutputError):
         return isinstance(error.__cause__, OSError) and error.__cause__.errno in _AWAY
-    return isinstance(error, ServerAwayError)
+    return isinstance(error, PacsAwayError | ServerAwayError)

@@ -1,14 +1,13 @@
 """How to talk to Triton: time limits, encryption, shared memory."""
 
 import re
-import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from ctseg.errors import SetupError
-from ctseg.files.regular import open_regular
+from ctseg.files.certificates import check_pair, read_pem
 from ctseg.triton.addresses import Address
 
 MAX_MESSAGE_BYTES = 2**31 - 1
@@ -110,42 +109,14 @@ def credentials_of(options: ClientOptions, address: Address) -> Any:
         return None
     import grpc
 
-    if (options.client_certificate is None) != (options.client_key is None):
-        raise SetupError(
-            "mutual TLS needs both a client certificate and a client key; only one was given",
-            settings=("client_certificate", "client_key"),
-        )
-    if options.client_certificate is not None and options.client_key is not None:
-        _check_pair(options.client_certificate, options.client_key)
+    client = ("client_certificate", "client_key")
+    check_pair(options.client_certificate, options.client_key, settings=client)
     return grpc.ssl_channel_credentials(
-        root_certificates=_pem(options.root_certificates, "root certificates"),
-        private_key=_pem(options.client_key, "client key"),
-        certificate_chain=_pem(options.client_certificate, "client certificate"),
+        root_certificates=_pem(options.root_certificates, "root certificates", "root_certificates"),
+        private_key=_pem(options.client_key, "client key", "client_key"),
+        certificate_chain=_pem(options.client_certificate, "client certificate", "client_certificate"),
     )
 
 
-def _pem(path: Path | None, what: str) -> bytes | None:
-    if path is None:
-        return None
-    setting = f"{what.replace(' ', '_')}"
-    try:
-        with open_regular(path) as file:
-            content = file.read()
-    except OSError as error:
-        raise SetupError(f"TLS {what} {path} cannot be read: {error.strerror or error}", settings=(setting,)) from error
-    if b"-----BEGIN " not in content:
-        raise SetupError(f"TLS {what} {path} is not a PEM file (no -----BEGIN line)", settings=(setting,))
-    return content
-
-
-def _check_pair(certificate: Path, key: Path) -> None:
-    _pem(certificate, "client certificate")
-    _pem(key, "client key")
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(certificate, key, password="")
-    except ssl.SSLError as error:
-        why = "they do not belong together" if error.reason == "KEY_VALUES_MISMATCH" else str(error.reason or error)
-        raise SetupError(
-            f"TLS client certificate {certificate} and key {key} cannot be used: {why}",
-            settings=("client_certificate", "client_key"),
-        ) from error
+def _pem(path: Path | None, what: str, setting: str) -> bytes | None:
+    return None if path is None else read_pem(path, what, settings=(setting,))
