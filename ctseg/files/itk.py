@@ -312,10 +312,23 @@ def require_simpleitk(path: Path) -> Any:
     Raises:
         SetupError: It is not installed.
     """
+    return import_simpleitk(f"{path.name}: a {path.suffix} file", extra="itk")
+
+
+def import_simpleitk(needed_for: str, *, extra: str) -> Any:
+    """Return SimpleITK.
+
+    Args:
+        needed_for: What cannot be done without it.
+        extra: Which of ctseg's extras brings it.
+
+    Raises:
+        SetupError: It is not installed.
+    """
     try:
         import SimpleITK
     except ImportError as error:
-        raise missing_package("SimpleITK", needed_for=f"{path.name}: a {path.suffix} file", extra="itk") from error
+        raise missing_package("SimpleITK", needed_for=needed_for, extra=extra) from error
     return SimpleITK
 
 

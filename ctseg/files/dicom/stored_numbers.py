@@ -1,0 +1,242 @@
+"""The numbers that a DICOM file stores for its slices, before slope and intercept."""
+
+import threading
+import zlib
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+from pydicom.dataset import Dataset
+from pydicom.encaps import generate_frames
+from pydicom.filereader import read_dataset, read_preamble
+from pydicom.fileutil import read_undefined_length_value
+from pydicom.tag import BaseTag, SequenceDelimiterTag, Tag
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
+
+from ctseg.files.dicom.codecs import DECODED_SYNTAXES, CodecError, decoded
+from ctseg.files.regular import open_regular
+
+NATIVE_SYNTAXES = frozenset(
+    (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian)
+)
+"""Transfer syntaxes whose voxels are read as they lie."""
+READ_SYNTAXES = NATIVE_SYNTAXES | DECODED_SYNTAXES
+"""Transfer syntaxes that are read at all."""
+DEFLATED_HEADER_BYTES = 16 << 20
+"""What a deflated file may hold beside its voxels."""
+
+CHANGED = "the series was changed after its headers were read, begin again when nobody writes it any more"
+"""What to do about a file that is not the one whose headers were read."""
+
+_CUT_OFF = "it was cut off, copy the series again"
+_ODD = "convert the series, such as with dcmconv, or take it from where it comes from again"
+_UNDEFINED_LENGTH = 0xFFFFFFFF
+_PIXEL_DATA = Tag("PixelData")
+_NUMBERS = ("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation")
+_ENDS = (Tag("FloatPixelData"), Tag("DoubleFloatPixelData"), _PIXEL_DATA)
+_TAGS: list[BaseTag | int] = [
+    Tag(keyword)
+    for keyword in (
+        "SOPInstanceUID", "ImagePositionPatient", "RescaleSlope", "RescaleIntercept", "SamplesPerPixel",
+        "NumberOfFrames", "ExtendedOffsetTable", "ExtendedOffsetTableLengths", *_NUMBERS,
+    )
+]  # fmt: skip
+
+
+class FrameError(Exception):
+    """A file does not give the numbers of a slice.
+
+    Args:
+        expected: In words, nothing of which stands in the file's texts.
+        found: Likewise.
+        todo: What to do.
+    """
+
+    def __init__(self, expected: str, found: str, todo: str = _CUT_OFF) -> None:
+        super().__init__(f"expected {expected}, found {found}: {todo}")
+
+
+class FrameFile:
+    """An open DICOM file, whose frames are read one by one, from any thread.
+
+    Args:
+        path: The file.
+        syntax: Its transfer syntax UID, one of :data:`READ_SYNTAXES`.
+        voxel_bytes: What all its voxels take at most; bounds what a deflated file is inflated to.
+
+    Attributes:
+        header: What it says of itself.
+        sop_instance_uid: Its SOPInstanceUID.
+        rows: Voxels along a column.
+        columns: Voxels along a row.
+        bits_stored: Of each number.
+        is_signed: Whether numbers can be negative.
+        frames: How many slices it holds.
+
+    Raises:
+        OSError: It cannot be opened, or is no file.
+        FrameError: It is cut off, or does not say how its voxels are stored.
+    """
+
+    def __init__(self, path: Path, syntax: str, voxel_bytes: int) -> None:
+        self._syntax = syntax
+        self._lock = threading.Lock()
+        self._file: BinaryIO = open_regular(path)
+        try:
+            self.header, self._start, self._length = self._read_header(voxel_bytes)
+            self._take_form()
+            self._encoded = None if syntax in NATIVE_SYNTAXES else self._read_encoded()
+        except (FrameError, OSError, MemoryError):
+            self.close()
+            raise
+        except Exception:  # whatever pydicom raises where bytes are no DICOM; its words quote tags
+            self.close()
+            raise FrameError("a DICOM file", "one that cannot be parsed") from None
+
+    def __enter__(self) -> "FrameFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    @property
+    def stored_range(self) -> tuple[int, int]:
+        """Lowest and highest number that can be stored."""
+        return (-(2 ** (self.bits_stored - 1)) if self.is_signed else 0, self._highest)
+
+    def stored(self, frame: int, scratch: Path, memory: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
+        """Read one slice.
+
+        Args:
+            frame: From 0.
+            scratch: Where a file may be put while a compressed slice is decoded; not there yet.
+            memory: (rows, columns), integers: used where the numbers are as wide and need no decoding.
+
+        Returns:
+            (rows, columns): the stored numbers, in their own type; a view of ``memory`` where it was used.
+
+        Raises:
+            FrameError: They are not there, or cannot be decoded.
+            OSError: The file cannot be read.
+        """
+        if frame >= self.frames:
+            raise FrameError(f"at least {frame + 1} frames", f"{self.frames}")
+        unsigned = np.dtype(f"u{self._bits_allocated // 8}")
+        if self._encoded is None:
+            whole = self._native(frame, unsigned, memory)
+        else:
+            whole = self._decoded(self._encoded[frame], scratch).astype(unsigned)
+        numbers = whole.view(f"i{unsigned.itemsize}") if self.is_signed else whole
+        if unused := self._bits_allocated - self.bits_stored:  # whatever stands in them, overlays too
+            numbers <<= unused
+            numbers >>= unused
+        return numbers
+
+    def _read_header(self, voxel_bytes: int) -> tuple[Dataset, int, int]:
+        """Return the header, and where the value of the pixel data begins and how long it is."""
+        read_preamble(self._file, force=True)
+        meta = read_dataset(self._file, False, True, stop_when=lambda tag, *_: tag >> 16 != 2)
+        if str(meta.get("TransferSyntaxUID") or self._syntax) != self._syntax:
+            raise FrameError("the transfer syntax that it had", "another", CHANGED)
+        if self._syntax == DeflatedExplicitVRLittleEndian:
+            self._file = self._inflated(voxel_bytes + DEFLATED_HEADER_BYTES)
+        place: list[int] = []
+
+        def at_pixel_data(tag: BaseTag, _: str | None, length: int) -> bool:
+            if tag == _PIXEL_DATA:
+                place.extend((self._file.tell(), length))
+            return tag in _ENDS
+
+        is_implicit, is_little = self._syntax == ImplicitVRLittleEndian, self._syntax != ExplicitVRBigEndian
+        header = read_dataset(self._file, is_implicit, is_little, stop_when=at_pixel_data, specific_tags=_TAGS)
+        self.sop_instance_uid = str(header.get("SOPInstanceUID") or meta.get("MediaStorageSOPInstanceUID") or "")
+        if not place:
+            raise FrameError("voxels", "the end of the file before them")
+        return header, place[0], place[1]
+
+    def _inflated(self, most_bytes: int) -> BinaryIO:
+        inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+        with self._file as file:
+            content = inflate.decompress(file.read(), most_bytes)
+        if inflate.unconsumed_tail:
+            raise FrameError(f"at most {most_bytes} bytes in a deflated file", "more", _ODD)
+        return BytesIO(content)
+
+    def _take_form(self) -> None:
+        """Refuse numbers that are stored in a way that is not read, or that libraries understand differently."""
+        samples = self.header.get("SamplesPerPixel", 1)
+        if samples != 1:
+            raise FrameError("one number per voxel", f"{int(samples)}", _ODD)
+        missing = [keyword for keyword in _NUMBERS if self.header.get(keyword) is None]
+        if missing:
+            raise FrameError(missing[0], "none")
+        self.rows, self.columns, bits_allocated, bits_stored, high_bit, representation = (
+            int(self.header[keyword].value) for keyword in _NUMBERS
+        )
+        self._bits_allocated, self.bits_stored, self.is_signed = bits_allocated, bits_stored, representation == 1
+        self._highest = 2 ** (bits_stored - self.is_signed) - 1
+        self.frames = int(self.header.get("NumberOfFrames") or 1)
+        whole = (16,) if self._syntax == ExplicitVRBigEndian else (8, 16, 32)
+        if bits_allocated not in whole:
+            raise FrameError(f"BitsAllocated {' or '.join(map(str, whole))}", f"{bits_allocated}", _ODD)
+        if not 0 < bits_stored <= bits_allocated or high_bit != bits_stored - 1:
+            what = f"BitsStored up to {bits_allocated} and HighBit one less"
+            raise FrameError(what, f"{bits_stored} and {high_bit}", _ODD)
+
+    def _native(self, frame: int, unsigned: "np.dtype[Any]", memory: npt.NDArray[Any] | None) -> npt.NDArray[Any]:
+        if memory is not None and memory.dtype.kind in "iu" and memory.dtype.itemsize == unsigned.itemsize:
+            numbers = memory.view(unsigned)
+        else:
+            numbers = np.empty((self.rows, self.columns), unsigned)
+        first, last = frame * numbers.nbytes, (frame + 1) * numbers.nbytes
+        if self._length == _UNDEFINED_LENGTH or last > self._length:
+            found = "no length" if self._length == _UNDEFINED_LENGTH else f"{self._length}"
+            raise FrameError(f"at least {last} bytes of voxels", found)
+        target, done = memoryview(numbers).cast("B"), 0  # type: ignore[arg-type]
+        with self._lock:
+            self._file.seek(self._start + first)
+            while done < len(target):
+                count = self._file.readinto(target[done:])  # type: ignore[attr-defined]
+                if not count:
+                    raise FrameError(f"at least {last} bytes of voxels", f"{first + done}")
+                done += count
+        if (self._syntax == ExplicitVRBigEndian) != (not np.little_endian):
+            numbers.byteswap(inplace=True)
+        return numbers
+
+    def _read_encoded(self) -> list[bytes]:
+        self._file.seek(self._start)
+        if self._length == _UNDEFINED_LENGTH:
+            try:
+                value = read_undefined_length_value(self._file, True, SequenceDelimiterTag)
+            except EOFError:
+                raise FrameError("the end of the compressed voxels", "the end of the file before it") from None
+        else:
+            value = self._file.read(self._length)
+        tables = [self.header.get(f"ExtendedOffsetTable{name}") for name in ("", "Lengths")]
+        offsets = (tables[0], tables[1]) if all(tables) else None
+        frames = list(generate_frames(value or b"", number_of_frames=self.frames, extended_offsets=offsets))
+        if len(frames) < self.frames:
+            raise FrameError(f"{self.frames} compressed slices", f"{len(frames)}")
+        return frames
+
+    def _decoded(self, encoded: bytes, scratch: Path) -> npt.NDArray[Any]:
+        try:
+            plane = decoded(encoded, self.header, self._syntax, scratch)
+        except CodecError:
+            raise FrameError("compressed voxels that SimpleITK decodes", "others: they are damaged") from None
+        lowest, highest = int(plane.min()), int(plane.max())
+        if lowest < -(2 ** (self.bits_stored - 1)) or highest >= 2**self.bits_stored:
+            raise FrameError(f"numbers of {self.bits_stored} bits", f"{lowest} to {highest}", _ODD)
+        return plane

@@ -1,0 +1,483 @@
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jpeg_ls
+import numpy as np
+import pydicom
+import pytest
+import SimpleITK as sitk
+from pydicom.encaps import encapsulate, encapsulate_extended, generate_frames
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLSLossless,
+    RLELossless,
+)
+
+from ctseg.errors import InputError, SetupError
+from ctseg.files.dicom.pixels import read_series, read_series_header
+from ctseg.files.dicom.quiet import quiet
+from ctseg.files.dicom.series import CtSeries, CtSlice
+from ctseg.files.formats import of_series
+from ctseg.files.volume import read_volume, write_on_grid
+from tests.support.dicom_series import CORONAL, OBLIQUE, ct_series, enhanced_ct, set_raw, set_tags, write_series
+from tests.support.scan_files import READERS, check_header_says
+
+READER = "SimpleITKIO"
+NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian)
+SHAPE = (4, 6, 10)
+
+
+def series_of(paths, synthetic=None, frames=None) -> CtSeries:
+    """What the headers say, of slices that are in order; of one multi-frame file in the order of ``frames``."""
+    headers = [pydicom.dcmread(path, stop_before_pixels=True) for path in paths]
+    first = headers[0]
+    if frames is not None:
+        places = [(paths[0], index, synthetic.datasets[z]) for z, index in enumerate(frames)]
+    else:
+        places = [(path, 0, header) for path, header in zip(paths, headers, strict=True)]
+    of_slices = [header for _, _, header in places]
+    positions = [tuple(map(float, header.ImagePositionPatient)) for header in of_slices]
+    syntax = str(first.file_meta.TransferSyntaxUID)
+    slices = tuple(
+        CtSlice(
+            path,
+            frame,
+            str(first.SOPInstanceUID if frames is not None else header.SOPInstanceUID),
+            position,
+            float(header.RescaleSlope),
+            float(header.RescaleIntercept),
+            syntax,
+        )
+        for (path, frame, header), position in zip(places, positions, strict=True)
+    )
+    step = (np.array(positions[-1]) - positions[0]) / max(1, len(positions) - 1)
+    bits, is_signed = first.BitsStored, bool(first.PixelRepresentation)
+    return CtSeries(
+        study_uid="1.2.3",
+        series_uid="1.2.4",
+        sop_class_uid=str(first.SOPClassUID),
+        study_id="",
+        series_number=3,
+        description="",
+        kernel="",
+        frame_of_reference_uid="",
+        slices=slices,
+        rows=first.Rows,
+        columns=first.Columns,
+        orientation_lps=tuple(map(float, of_slices[0].ImageOrientationPatient)),
+        pixel_spacing_mm=tuple(map(float, of_slices[0].PixelSpacing)),
+        step_lps_mm=tuple(step),
+        stored_dtype=f"{'' if is_signed else 'u'}int{first.BitsAllocated}",
+        stored_range=(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if is_signed else (0, 2**bits - 1),
+    )
+
+
+def written(folder, synthetic, **options) -> CtSeries:
+    return series_of(write_series(folder, synthetic.datasets, **options))
+
+
+def check_equal(series, hu, dtype=np.int16) -> None:
+    volume = read_series(series, READER)
+    assert volume.voxels.dtype == dtype
+    np.testing.assert_array_equal(volume.voxels, hu.astype(np.float32))
+    header = read_series_header(series, READER)
+    assert header.dtype == volume.voxels.dtype
+    assert header.spacing_mm == volume.spacing_mm
+    np.testing.assert_array_equal(header.geometry.affine_ras, volume.geometry.affine_ras)
+
+
+@pytest.mark.parametrize("syntax", NATIVE)
+@pytest.mark.parametrize(
+    ("signed", "bits_stored", "intercept", "dtype"),
+    [(False, 12, -1024, np.int16), (True, 12, 0, np.int16), (True, 16, -1024, np.int32), (False, 16, -32768, np.int16)],
+)
+def test_uncompressed_slices_are_what_was_stored(tmp_path, syntax, signed, bits_stored, intercept, dtype):
+    synthetic = ct_series(SHAPE, signed=signed, bits_stored=bits_stored, intercept=intercept)
+    check_equal(written(tmp_path, synthetic, syntax=syntax), synthetic.hu, dtype)
+
+
+def test_negative_numbers_need_not_fill_the_bits_that_are_not_stored(tmp_path):
+    synthetic = ct_series(SHAPE, signed=True, intercept=0)
+    for dataset, plane in zip(synthetic.datasets, synthetic.stored, strict=True):
+        dataset.PixelData = (plane.view(np.uint16) & 0x0FFF).tobytes()
+    check_equal(written(tmp_path, synthetic), synthetic.hu)
+
+
+def test_bits_above_those_that_are_stored_do_not_count(tmp_path):
+    synthetic = ct_series(SHAPE)
+    for dataset, plane in zip(synthetic.datasets, synthetic.stored, strict=True):
+        dataset.PixelData = (plane | 0x5000).tobytes()
+    series = written(tmp_path, synthetic)
+    check_equal(series, synthetic.hu)
+    by_itk = sitk.GetArrayFromImage(sitk.ReadImage(str(series.slices[1].path)))[0]
+    np.testing.assert_array_equal(read_series(series, READER).voxels[1], by_itk)
+
+
+@pytest.mark.parametrize("name", ["a padded end", "bytes after the voxels", "bytes after the end"])
+def test_odd_paddings_move_no_voxel(tmp_path, name):
+    synthetic = ct_series((3, 5, 7))
+    for dataset in synthetic.datasets:
+        dataset.PixelData += {"a padded end": b"\0\0", "bytes after the voxels": b"\7" * 10}.get(name, b"")
+    series = written(tmp_path, synthetic)
+    if name == "bytes after the end":
+        for path in series.paths:
+            path.write_bytes(path.read_bytes() + b"\7" * 11)
+    check_equal(series, synthetic.hu)
+
+
+@pytest.mark.parametrize(("bits", "stored_type", "dtype"), [(8, np.uint8, np.int16), (32, np.int32, np.int32)])
+def test_numbers_of_one_byte_and_of_four_are_read(tmp_path, bits, stored_type, dtype):
+    synthetic = ct_series((2, 3, 5), bits_stored=8, intercept=0)
+    form = {"BitsAllocated": bits, "BitsStored": bits, "HighBit": bits - 1, "PixelRepresentation": int(bits == 32)}
+    for dataset, plane in zip(synthetic.datasets, synthetic.stored, strict=True):
+        set_tags(dataset, **form, PixelData=plane.astype(stored_type).tobytes() + bytes(bits == 8))
+    check_equal(written(tmp_path, synthetic), synthetic.hu, dtype)
+
+
+def test_slope_and_intercept_of_each_slice_are_applied_once(tmp_path):
+    whole = ct_series(SHAPE, slope=[1, 2, 3, 2], intercept=[-1024, 7, 0, -5])
+    check_equal(written(tmp_path / "whole", whole), whole.hu)
+    broken = ct_series(SHAPE, slope=[1, 0.3, 1.00001, 2.5], intercept=[-1024, 7.7, 0, -5])
+    check_equal(written(tmp_path / "broken", broken), broken.hu, np.float32)
+    decoded = written(tmp_path / "decoded", broken, syntax=RLELossless)
+    check_equal(decoded, broken.hu, np.float32)
+    by_itk = [sitk.GetArrayFromImage(sitk.ReadImage(str(path)))[0] for path in decoded.paths]
+    np.testing.assert_array_equal(read_series(decoded, READER).voxels, np.array(by_itk, np.float32))
+
+
+def test_padding_is_rescaled_and_kept(tmp_path):
+    stored = ct_series(SHAPE, signed=True, bits_stored=16).stored
+    stored[:, :2, :3] = -2000
+    synthetic = ct_series(SHAPE, stored=stored, signed=True, bits_stored=16, PixelPaddingValue=-2000)
+    for dataset in synthetic.datasets:
+        del dataset.PixelPaddingValue
+        dataset.add_new("PixelPaddingValue", "SS", -2000)
+    series = written(tmp_path, synthetic)
+    check_equal(series, synthetic.hu, np.int32)
+    assert (read_series(series, READER).voxels[:, :2, :3] == -3024).all()
+
+
+def by_jpeg_ls(plane: np.ndarray) -> bytes:
+    return bytes(jpeg_ls.encode_array(plane.view(np.uint16) & 0x0FFF))
+
+
+def by_jpeg_2000(plane: np.ndarray, scratch: Path) -> bytes:
+    """GDCM's encoder, which writes the sign into the code stream."""
+    writer = sitk.ImageFileWriter()
+    writer.SetImageIO("GDCMImageIO")
+    writer.SetCompressor("JPEG2000")
+    writer.UseCompressionOn()
+    writer.SetFileName(str(scratch))
+    writer.Execute(sitk.GetImageFromArray(plane[None]))
+    return next(generate_frames(pydicom.dcmread(scratch).PixelData, number_of_frames=1))
+
+
+def put(dataset, value: bytes) -> None:
+    """Put encapsulated voxels in the place of uncompressed ones."""
+    dataset.add_new("PixelData", "OB", value)
+    dataset["PixelData"].is_undefined_length = True
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_compressed_slices_are_what_was_stored(tmp_path, capfd, signed):
+    synthetic = ct_series((2, 16, 24), signed=signed, intercept=0 if signed else -1024)
+    check_equal(written(tmp_path / "rle", synthetic, syntax=RLELossless), synthetic.hu)
+    for syntax, encode in (
+        (JPEGLSLossless, by_jpeg_ls),
+        (JPEG2000Lossless, lambda plane: by_jpeg_2000(plane, tmp_path / "scratch.dcm")),
+    ):
+        for dataset, plane in zip(synthetic.datasets, synthetic.stored, strict=True):
+            put(dataset, encapsulate([encode(plane)]))
+        check_equal(written(tmp_path / syntax, synthetic, syntax=syntax), synthetic.hu)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("encoded_signed", "told_signed"), [(True, False), (False, True)])
+def test_the_header_decides_about_the_sign_of_jpeg_2000(tmp_path, encoded_signed, told_signed):
+    synthetic = ct_series((1, 16, 24), signed=told_signed, bits_stored=16, intercept=0, SliceThickness="1")
+    plane = synthetic.stored[0].view(np.int16 if encoded_signed else np.uint16)
+    put(synthetic.datasets[0], encapsulate([by_jpeg_2000(plane, tmp_path / "scratch.dcm")]))
+    series = written(tmp_path / "series", synthetic, syntax=JPEG2000Lossless)
+    series = replace(series, step_lps_mm=(0.0, 0.0, 1.0))
+    check_equal(series, synthetic.hu, np.int16 if told_signed else np.int32)
+
+
+def test_frames_are_read_by_their_own_number_slope_and_intercept(tmp_path):
+    synthetic = ct_series((5, 6, 10), slope=[1, 2, 3, 2, 1], intercept=[-1024, 7, 0, -5, 9])
+    order = [3, 0, 4, 1, 2]
+    frames = [order.index(z) for z in range(5)]
+    for name, syntax in (("native", ExplicitVRLittleEndian), ("deflated", DeflatedExplicitVRLittleEndian)):
+        paths = write_series(tmp_path / name, [enhanced_ct(synthetic, order=order)], syntax=syntax)
+        check_equal(series_of(paths, synthetic, frames), synthetic.hu)
+
+
+@pytest.mark.parametrize("table", ["none", "basic", "extended", "two fragments each"])
+def test_compressed_frames_are_found_with_and_without_a_table(tmp_path, table):
+    synthetic = ct_series((5, 6, 10), slope=[1, 2, 3, 2, 1])
+    order = [3, 0, 4, 1, 2]
+    frames = [order.index(z) for z in range(5)]
+    dataset = enhanced_ct(synthetic, order=order)
+    encoded = [by_jpeg_ls(synthetic.stored[z]) for z in order]
+    encoded = [frame + bytes(len(frame) % 2) for frame in encoded]
+    if table == "extended":
+        value, dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths = encapsulate_extended(encoded)
+    else:
+        value = encapsulate(encoded, has_bot=table == "basic", fragments_per_frame=1 + (table == "two fragments each"))
+    put(dataset, value)
+    paths = write_series(tmp_path, [dataset], syntax=JPEGLSLossless)
+    check_equal(series_of(paths, synthetic, frames), synthetic.hu)
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("orientation", [CORONAL, OBLIQUE])
+def test_axes_are_turned_as_those_of_the_nifti_twin(tmp_path, reader, orientation):
+    synthetic = ct_series(SHAPE, orientation=orientation, pixel_spacing_mm=(0.7, 1.1), signed=True, intercept=3)
+    series = written(tmp_path, synthetic)
+    image = sitk.GetImageFromArray(synthetic.hu.astype(np.int16))
+    affine_lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ synthetic.affine_ras
+    spacing = np.linalg.norm(affine_lps[:3, :3], axis=0)
+    image.SetSpacing(spacing.tolist())
+    image.SetOrigin(affine_lps[:3, 3].tolist())
+    image.SetDirection((affine_lps[:3, :3] / spacing).ravel().tolist())
+    sitk.WriteImage(image, str(tmp_path / "twin.nii.gz"))
+    found, twin = read_volume([of_series(series)], reader), read_volume([tmp_path / "twin.nii.gz"], reader)
+    np.testing.assert_array_equal(found.voxels, twin.voxels)
+    assert found.geometry.distance_mm(twin.geometry) < 1e-4
+    np.testing.assert_allclose(found.spacing_mm, twin.spacing_mm, rtol=1e-6)
+    assert found.voxels.flags.writeable
+    check_header_says(found, [of_series(series)], reader)
+
+
+def test_spacing_is_that_of_the_headers_to_the_last_bit(tmp_path):
+    series = written(tmp_path, ct_series(SHAPE, pixel_spacing_mm=(0.7, 1.1), slice_spacing_mm=3.27))
+    _, y, x = read_series_header(series, READER).spacing_mm
+    assert (y, x) == (0.7, 1.1)
+    series = replace(series, step_lps_mm=(0.0, 0.0, 3.27))
+    assert read_series_header(series, READER).spacing_mm == (3.27, 0.7, 1.1)
+    oblique = written(tmp_path / "oblique", ct_series(SHAPE, orientation=OBLIQUE, pixel_spacing_mm=(0.7, 1.1)))
+    assert read_series_header(oblique, READER).spacing_mm[1:] == (0.7, 1.1)
+
+
+def test_one_slice_is_a_volume(tmp_path):
+    synthetic = ct_series((1, 6, 10))
+    check_equal(replace(written(tmp_path, synthetic), step_lps_mm=(0.0, 0.0, 5.0)), synthetic.hu)
+
+
+def test_scans_of_dicom_and_nifti_are_channels_of_one_case(tmp_path):
+    synthetic = ct_series(SHAPE)
+    series = written(tmp_path, synthetic)
+    twin = tmp_path / "twin.nii.gz"
+    volume = read_volume([of_series(series)], READER)
+    write_on_grid(twin, volume.voxels[0], volume.grid)
+    both = read_volume([of_series(series), twin], READER)
+    np.testing.assert_array_equal(both.voxels, np.stack([synthetic.hu, synthetic.hu]))
+
+
+CUT_OFF = "it was cut off, copy the series again"
+CHANGED = "the series was changed after its headers were read"
+
+
+def cut_in_the_header(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:600])
+
+
+def cut_in_the_voxels(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def noise(path: Path) -> None:
+    path.write_bytes(np.random.default_rng(0).bytes(5000))
+
+
+def gone(path: Path) -> None:
+    path.unlink()
+
+
+def a_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def a_loose_link(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path.with_name("Doe^Jane"))
+
+
+def with_a_name_for_a_number(path: Path) -> None:
+    dataset = pydicom.dcmread(path)
+    set_raw(dataset, "NumberOfFrames", "IS", b"Doe^Jane")
+    dataset.save_as(path)
+
+
+def with_tags(**tags):
+    def change(path: Path) -> None:
+        with quiet():
+            dataset = pydicom.dcmread(path)
+            set_tags(dataset, **tags)
+            dataset.save_as(path)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (cut_in_the_header, f"expected voxels, found the end of the file before them: {CUT_OFF}"),
+        (cut_in_the_voxels, f"expected at least 120 bytes of voxels, found 111: {CUT_OFF}"),
+        (emptied, "found the end of the file before them"),
+        (noise, "expected "),
+        (gone, f"expected a file, found none: {CHANGED}"),
+        (a_pipe, "expected a file, found one that cannot be read (is a named pipe, not a file)"),
+        (a_loose_link, f"expected a file, found none: {CHANGED}"),
+        (with_tags(SOPInstanceUID="1.2.3.4.5"), f"expected the instance that it was, found another: {CHANGED}"),
+        (with_tags(ImagePositionPatient=["1", "2", "3"]), "expected ImagePositionPatient -9.5 -7.25 105, found 1 2 3"),
+        (with_tags(RescaleIntercept="-1000"), f"expected RescaleIntercept -1024, found -1000: {CHANGED}"),
+        (with_tags(RescaleSlope="2"), "expected RescaleSlope 1, found 2"),
+        (with_tags(Rows=5), "expected 6 rows and 10 columns, found 5 and 10"),
+        (with_tags(Rows=None), "expected Rows, found none"),
+        (with_tags(BitsStored=16, HighBit=15), "expected numbers from 0 to 4095, found 0 to 65535"),
+        (with_tags(HighBit=15), "expected BitsStored up to 16 and HighBit one less, found 12 and 15"),
+        (with_tags(BitsAllocated=12), "expected BitsAllocated 8 or 16 or 32, found 12"),
+        (with_tags(SamplesPerPixel=3), "expected one number per voxel, found 3"),
+        (with_tags(PixelData=None), "expected voxels, found the end"),
+        (with_a_name_for_a_number, f"expected a DICOM file, found one that cannot be parsed: {CUT_OFF}"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_told_without_its_name(tmp_path, capfd, change, message):
+    folder = tmp_path / "Doe^Jane"
+    series = written(folder, ct_series(SHAPE))
+    change(series.slices[2].path)
+    with pytest.raises(InputError) as caught:
+        read_series(series, READER)
+    text = str(caught.value)
+    assert text.startswith(f"{series.label}: slice 3 of 4 (instance ")
+    assert message in text
+    assert "Doe" not in text
+    assert str(tmp_path) not in text
+    assert caught.value.__suppress_context__
+    assert capfd.readouterr() == ("", "")
+
+
+EMPTY_TABLE = bytes.fromhex("feff00e000000000")
+
+
+@pytest.mark.parametrize("damage", ["cut", "noise", "cut in the file", "empty"])
+@pytest.mark.parametrize("syntax", [RLELossless, JPEGLSLossless, JPEG2000Lossless])
+def test_a_damaged_slice_is_refused(tmp_path, capfd, damage, syntax):
+    synthetic = ct_series((2, 16, 24))
+    scratch = tmp_path / "scratch.dcm"
+    encode = {JPEGLSLossless: by_jpeg_ls, JPEG2000Lossless: lambda plane: by_jpeg_2000(plane, scratch)}.get(syntax)
+    if encode is not None:
+        for dataset, plane in zip(synthetic.datasets, synthetic.stored, strict=True):
+            put(dataset, encapsulate([encode(plane)]))
+    series = written(tmp_path / "Doe^Jane", synthetic, syntax=syntax)
+    path = series.slices[1].path
+    dataset = pydicom.dcmread(path)
+    encoded = next(generate_frames(dataset.PixelData, number_of_frames=1))
+    half = {"cut": encoded[: len(encoded) // 4 * 2], "noise": bytes.fromhex("55aa") * 300}.get(damage)
+    if damage == "cut in the file":
+        path.write_bytes(path.read_bytes()[:-40])
+    else:
+        dataset.PixelData = encapsulate([half]) if half else EMPTY_TABLE + bytes.fromhex("feff00e000000000")
+        dataset.save_as(path)
+    with pytest.raises(InputError, match=r"slice 2 of 2 .*: expected .*(compressed|cut off|voxels)") as caught:
+        read_series(series, READER)
+    assert "Doe" not in str(caught.value)
+    assert "Doe" not in "".join(capfd.readouterr())
+
+
+def test_a_file_that_deflates_to_too_much_is_refused(tmp_path, monkeypatch):
+    series = written(tmp_path, ct_series(SHAPE), syntax=DeflatedExplicitVRLittleEndian)
+    monkeypatch.setattr("ctseg.files.dicom.stored_numbers.DEFLATED_HEADER_BYTES", 100)
+    with pytest.raises(InputError, match=r"slice . of 4 .*expected at most 220 bytes in a deflated file, found more"):
+        read_series(series, READER)
+
+
+def test_a_series_that_cannot_be_read_is_refused_before_its_voxels(tmp_path):
+    series = written(tmp_path, ct_series(SHAPE))
+    for broken, message in (
+        (replace(series, problem="a slice is missing"), "a slice is missing"),
+        (_with(series, transfer_syntax_uid="1.2.840.10008.1.2.4.201"), "High-Throughput JPEG 2000"),
+        (_with(series, transfer_syntax_uid="1.2.3"), "found one that is not in the standard"),
+        (_with(series, slope=0.0), "expected a slope other than 0"),
+        (_with(series, intercept=float("nan")), "expected a slope other than 0"),
+    ):
+        for read in (read_series_header, read_series):
+            with pytest.raises(InputError, match=message) as caught:
+                read(broken, READER)
+            assert str(caught.value).startswith(f"{series.label}: ")
+
+
+def _with(series: CtSeries, **fields) -> CtSeries:
+    return replace(series, slices=(*series.slices[:-1], replace(series.slices[-1], **fields)))
+
+
+def test_without_simpleitk_only_compressed_series_are_refused(tmp_path, monkeypatch):
+    synthetic = ct_series(SHAPE)
+    native, compressed = written(tmp_path / "n", synthetic), written(tmp_path / "c", synthetic, syntax=RLELossless)
+    monkeypatch.setitem(sys.modules, "SimpleITK", None)
+    read_series(native, READER)
+    for read in (read_series_header, read_series):
+        with pytest.raises(SetupError, match=r"a compressed DICOM series needs SimpleITK.* extra 'dicom'"):
+            read(compressed, READER)
+
+
+def test_a_folder_for_temporary_files_that_is_full_is_told(tmp_path, monkeypatch):
+    series = written(tmp_path, ct_series(SHAPE), syntax=RLELossless)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
+    with pytest.raises(SetupError, match=r"the folder for temporary files, which cannot be written .*TMPDIR"):
+        read_series(series, READER)
+
+
+@pytest.mark.data
+def test_sarcoma_042_equals_its_nifti_twin(shared_data):
+    paths = sorted((shared_data / "sts_sarcoma_dicom" / "STS_042").rglob("*"))
+    headers = {path: pydicom.dcmread(path, stop_before_pixels=True) for path in paths if path.is_file()}
+    paths = [path for path, header in headers.items() if header.Modality == "CT"]
+    paths.sort(key=lambda path: headers[path].ImagePositionPatient[2])
+    found = read_volume([of_series(series_of(paths))], READER)
+    twin = read_volume([shared_data / "sts_sarcoma" / "test" / "STS_042_ct.nii.gz"], READER)
+    assert found.voxels.dtype == np.int16
+    np.testing.assert_array_equal(found.voxels.astype(np.float32), twin.voxels)
+    assert found.geometry.distance_mm(twin.geometry) < 2.1e-5
+
+
+@pytest.mark.data
+def test_the_small_chest_equals_its_nrrd_twin(shared_data):
+    paths = sorted((shared_data / "chest_small" / "cip_ct64_dicom").iterdir())
+    paths.sort(key=lambda path: pydicom.dcmread(path, stop_before_pixels=True).ImagePositionPatient[2])
+    found = read_volume([of_series(series_of(paths))], READER)
+    twin = read_volume([shared_data / "chest_small" / "cip_ct64_ct.nrrd"], READER)
+    np.testing.assert_array_equal(found.voxels, twin.voxels)
+    assert found.geometry.distance_mm(twin.geometry) < 5e-4  # the twin's step is that of the first two slices
+
+
+@pytest.mark.data
+@pytest.mark.filterwarnings("ignore:.*:UserWarning:pydicom")
+def test_every_transfer_syntax_is_read_in_silence(shared_data, capfd):
+    folder = shared_data / "odd" / "transfer_syntaxes"
+    paths = [*sorted(folder.glob("CTImage*")), shared_data / "odd" / "pydicom_J2K_pixelrep_mismatch_tilt22.dcm"]
+    assert len(paths) == 16
+    for path in paths:
+        series = replace(series_of([path]), step_lps_mm=(0.0, 0.0, 1.0))
+        capfd.readouterr()
+        voxels = read_series(series, READER).voxels[0]
+        assert capfd.readouterr() == ("", "")
+        by_itk = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))[0]
+        np.testing.assert_array_equal(voxels, by_itk.astype(np.float32))
+        if (syntax := series.slices[0].transfer_syntax_uid)[-2:] in ("51", "53", "55", "57", "70"):
+            continue  # of the lossless ones pydicom's decoders need GPL-3 packages for .57 and .70
+        header = pydicom.dcmread(path)
+        expected = header.pixel_array * float(header.RescaleSlope) + float(header.RescaleIntercept)
+        np.testing.assert_array_equal(voxels, expected.astype(np.float32), err_msg=syntax)
+    assert (voxels.min(), voxels.max()) == (-2000, 1896)
