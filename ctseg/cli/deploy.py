@@ -81,6 +81,9 @@ def _add_export(commands: "argparse._SubParsersAction[Parser]") -> None:
         help="scans (or folders) to prove the graphs with; default: nnU-Net's preprocessed training data",
     )
     target.add_argument("--accept_unproven", action="store_true", help="write networks that failed, marked as unproven")
+    target.add_argument(
+        "--codes", type=Path, metavar="FILE", help="codes of labels for DICOM, JSON or CSV, see docs/dicom.md"
+    )
     parser.set_defaults(run=_run_export)
 
 
@@ -93,9 +96,11 @@ def _run_export(args: argparse.Namespace) -> int:
     from ctseg.deploy.recipe_bundle import RECIPE_PARITY_NAME
     from ctseg.deploy.recipe_export import export_recipe
     from ctseg.deploy.trained_recipe import load_trained_recipe
+    from ctseg.files.codes import read_codes
     from ctseg.nnunet.folds import parse_folds
 
     chosen = _chosen(args)
+    codes = {} if args.codes is None else read_codes(args.codes)
     checkpoint = {"final": "checkpoint_final.pth", "best": "checkpoint_best.pth"}.get(args.checkpoint, args.checkpoint)
     trained = load_trained_recipe(
         chosen.members,
@@ -112,6 +117,7 @@ def _run_export(args: argparse.Namespace) -> int:
         opset=args.opset,
         max_batch_size=args.max_batch_size,
         accept_unproven=args.accept_unproven,
+        codes=codes,
     )
     if not trained.is_single:
         recipe = export_recipe(trained, args.output, options, scans=args.cases, report=print)

@@ -42,6 +42,9 @@ def add_commands(commands: "argparse._SubParsersAction[Parser]") -> None:
         default=None,
         help="cascade: post-process the first stage's labels",
     )
+    more.add_argument(
+        "--codes", type=Path, metavar="FILE", help="codes of labels for DICOM, JSON or CSV, see docs/dicom.md"
+    )
     more.add_argument("--labels", nargs="+", metavar="LABEL", help="crop: names or values whose box counts")
     more.add_argument("--margin_mm", type=float, help="crop: by how much the box is widened (0)")
     more.add_argument(
@@ -53,12 +56,14 @@ def add_commands(commands: "argparse._SubParsersAction[Parser]") -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from ctseg.files.codes import read_codes
     from ctseg.serving.recipe_entry import publish_recipe
     from ctseg.serving.recipes import read_step, recipe_of
 
     _check_options(args)
+    codes = {} if args.codes is None else read_codes(args.codes)
     raw = read_step(args.file) if args.file is not None else {"step": _step(args)}
-    recipe = recipe_of(args.model, raw.pop("step"), args.repository, **raw)
+    recipe = recipe_of(args.model, raw.pop("step"), args.repository, **raw, codes=codes)
     version = publish_recipe(args.repository, recipe)
     members = ", ".join(member.model for member in recipe.members)
     print(f"{args.repository / args.model}: version {version}, {recipe.step.kind} of {members}")

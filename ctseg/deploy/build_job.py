@@ -1,5 +1,6 @@
 """One build of an entry: what all backends share, from the question whether it is needed to the published version."""
 
+import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ from ctseg.deploy.parity_data import ParityData
 from ctseg.deploy.parity_report import Check, ParityReport, Variant, summary
 from ctseg.deploy.runtimes import Measure
 from ctseg.deploy.tensorrt_plan import Compiler, PlanOptions
+from ctseg.documents import canonical
 from ctseg.model_spec import ModelSpec, Precision
 from ctseg.serving.entries import Backend, Entry, next_version, read_entry
 from ctseg.serving.publish import Device, EntryDraft, PlanDraft, Runtime, add_plan, publish
@@ -120,9 +122,15 @@ class Job:
             "onnx_sha256": self.source.sha256,
             "network_sha256": self.spec.network_sha256,
             "spec_digest": self.spec.digest,
+            "presentation_sha256": self._presentation_sha256,
             "precision": self.options.precision,
             **sums,
         }
+
+    @property
+    def _presentation_sha256(self) -> str | None:
+        said = {name: presentation.model_dump(mode="json") for name, presentation in self.spec.presentation.items()}
+        return hashlib.sha256(canonical(said)).hexdigest() if said else None
 
     @property
     def exact_sums(self) -> bool:

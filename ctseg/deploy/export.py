@@ -2,8 +2,8 @@
 
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -36,8 +36,10 @@ from ctseg.deploy.reference import parity_data_of
 from ctseg.deploy.runtimes import describe_runtime, onnxruntime_network
 from ctseg.deploy.trained_model import LoadedModel
 from ctseg.errors import ParityError, SetupError
+from ctseg.files.codes import check_labels
 from ctseg.model_spec import SPEC_NAME, ModelSpec, Precision
 from ctseg.predict.whole_scan import require_free_name
+from ctseg.presentation import LabelPresentation
 
 if TYPE_CHECKING:
     from ctseg.deploy.precision import Attempt
@@ -78,6 +80,7 @@ class ExportOptions:
         max_batch_size: Most patches in one request.
         one_file_bytes: Weights from which on an ONNX file keeps them in another one beside it.
         accept_unproven: Write networks that failed the gate, marked as unproven.
+        codes: How people and other systems call labels, by name; no digest and no label depends on it.
     """
 
     name: str | None = None
@@ -88,6 +91,7 @@ class ExportOptions:
     max_batch_size: int = 4
     one_file_bytes: int = MAX_ONE_FILE_BYTES
     accept_unproven: bool = False
+    codes: Mapping[str, LabelPresentation] = field(default_factory=dict)
 
 
 def export_model(
@@ -114,6 +118,7 @@ def export_model(
     Raises:
         LeftOutError: A mixed network does not give PyTorch's labels; the bundle is written without it.
         ParityError: The FP32 network does not, or there is no scan to prove it with; nothing is written.
+        InputError: There are codes for labels that the model does not have.
         SpecError: The plans ask for something that ctseg does not reproduce, torch cannot export the network, or its
             name is that of an entry for whole scans.
         SetupError: ``output`` holds something else.
@@ -129,6 +134,8 @@ def export_model(
         max_batch_size=options.max_batch_size,
         first_stage=first_stage,
     )
+    check_labels(options.codes, spec.named_values)
+    spec = spec.model_copy(update={"presentation": dict(options.codes)})
     if not cases and not options.accept_unproven:
         raise ParityError(
             f"{spec.name}: no real scan to prove the graph with: give real scans (nnU-Net's preprocessed data was not "

@@ -197,7 +197,8 @@ class _RecipeJob:
             ParityError: It does not give PyTorch's labels.
         """
         members = [{"model": name, "digest": spec.digest} for name, spec in self._specs.items()]
-        recipe = Recipe.model_validate({"name": self._name, "members": members, "step": step})
+        said = {name: presentation.model_dump() for name, presentation in self._options.codes.items()}
+        recipe = Recipe.model_validate({"name": self._name, "members": members, "step": step, "presentation": said})
         recipe.check(self._specs)
         onnx = {name: exact_predictor(self._folder / name, spec) for name, spec in self._specs.items()}
         torch = {name: self._torch(name) for name in self._specs}

@@ -6,30 +6,43 @@ from pathlib import Path
 from typing import Any
 
 from ctseg.errors import SetupError, SpecError
+from ctseg.files.codes import check_labels
 from ctseg.files.regular import open_regular
 from ctseg.model_spec import MAX_SPEC_BYTES, ModelSpec
+from ctseg.presentation import LabelPresentation
 from ctseg.recipe import RECIPE_NAME, SCHEMA_VERSION, Recipe
 from ctseg.serving.entries import CONFIG_NAME, read_entry, read_recipe, require_model_name
 
 
-def recipe_of(name: str, step: Mapping[str, Any], repository: Path, **extra: Any) -> Recipe:
+def recipe_of(
+    name: str,
+    step: Mapping[str, Any],
+    repository: Path,
+    *,
+    presentation: Mapping[str, Any] | None = None,
+    codes: Mapping[str, LabelPresentation] | None = None,
+) -> Recipe:
     """Return a recipe with the members that a step names, as they stand in a repository.
 
     Args:
         name: Of the recipe.
         step: Plain data, see :mod:`ctseg.recipe`.
         repository: Has the members; their newest versions are taken.
-        extra: Further fields of the recipe.
+        presentation: How people and other systems call the labels, as plain data.
+        codes: The same as a file of codes says it, which goes before.
 
     Raises:
+        InputError: There are codes for labels that the result does not have.
         SetupError: A member is not there, or is a recipe itself.
         SpecError: The step is none, or does not fit the members.
     """
     specs = {model: spec_in(repository, model) for model in dict.fromkeys(_models_in(step))}
     members = [{"model": model, "digest": spec.digest} for model, spec in specs.items()]
-    raw = {"schema_version": SCHEMA_VERSION, "name": name, "members": members, "step": step, **extra}
+    said = {**(presentation or {}), **{label: said.model_dump(mode="json") for label, said in (codes or {}).items()}}
+    raw = {"schema_version": SCHEMA_VERSION, "name": name, "members": members, "step": step, "presentation": said}
     recipe = Recipe.from_json(json.dumps(raw), source=f"recipe {name}")
     recipe.check(specs)
+    check_labels(codes or {}, recipe.labels(specs))
     return recipe
 
 

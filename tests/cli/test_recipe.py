@@ -61,6 +61,15 @@ def test_a_file_may_hold_a_whole_recipe_or_its_step(repository: Path, tmp_path: 
     assert written(repository, "--file", str(path)) == recipe
 
 
+def test_a_file_of_codes_goes_into_the_recipe_and_not_into_its_digest(repository: Path, tmp_path: Path) -> None:
+    path = tmp_path / "codes.csv"
+    path.write_text('Structure,DicomRGBColor\nrib,"230,210,180"\n')
+    plain = written(repository, "--union", "organs", "bones")
+    recipe = written(repository, "--union", "organs", "bones", "--codes", str(path))
+    assert recipe.presentation["rib"].colour == (230, 210, 180)
+    assert recipe.digest == plain.digest
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

@@ -33,9 +33,10 @@ from ctseg.deploy.runtimes import Network, onnxruntime_network, seconds_per_patc
 from ctseg.deploy.trained_model import load_trained_model
 from ctseg.errors import OutputError, ParityError, SetupError, SpecError
 from ctseg.files.digests import sha256_of_file
-from ctseg.model_spec import ModelSpec, ParitySet
+from ctseg.model_spec import SPEC_NAME, ModelSpec, ParitySet
 from ctseg.numerics.mirroring import mirror_subsets
 from ctseg.predict.predictor import Identity
+from ctseg.presentation import LabelPresentation
 from ctseg.serving.entries import Backend, read_entry
 from ctseg.triton.configuration import config_from_text
 from tests.support.nnunet_reference import make_dataset, make_plans, make_trained_folder, unet_architecture
@@ -135,7 +136,7 @@ def test_every_build_is_the_next_version_and_if_needed_builds_none(bundle: Bundl
         build_entry(bundle.folder, tmp_path, replace(ONNXRUNTIME, version=7))
 
 
-def test_if_needed_builds_when_the_network_or_the_tools_differ(
+def test_if_needed_builds_when_the_network_the_codes_or_the_tools_differ(
     bundle: Bundle, trained_unet: Path, real_cases: list[object], tmp_path: Path
 ) -> None:
     build_entry(bundle.folder, tmp_path / "r", ONNXRUNTIME)
@@ -144,9 +145,12 @@ def test_if_needed_builds_when_the_network_or_the_tools_differ(
     second = export_model(other, tmp_path / "b", options, cases=real_cases)  # type: ignore[arg-type]
     needed = replace(ONNXRUNTIME, if_needed=True)
     assert build_entry(second.folder, tmp_path / "r", needed).newest.version == 2
-    built = tmp_path / "r" / "unet" / "2" / "build.json"
-    built.write_text(built.read_text().replace('"cpus"', '"former_cpus"'))
+    coded = second.spec.model_copy(update={"presentation": {"tumor": LabelPresentation(display_name="Tumour")}})
+    (second.folder / SPEC_NAME).write_text(coded.to_json())
     assert build_entry(second.folder, tmp_path / "r", needed).newest.version == 3
+    built = tmp_path / "r" / "unet" / "3" / "build.json"
+    built.write_text(built.read_text().replace('"cpus"', '"former_cpus"'))
+    assert build_entry(second.folder, tmp_path / "r", needed).newest.version == 4
 
 
 def test_a_gpu_that_onnx_runtime_cannot_use_is_refused_before_anything_is_built(

@@ -21,8 +21,9 @@ from ctseg.deploy.parity_data import PreparedCase
 from ctseg.deploy.reference import torch_network
 from ctseg.deploy.runtimes import onnxruntime_network
 from ctseg.deploy.trained_model import load_trained_model
-from ctseg.errors import OutputError, SetupError, SpecError
+from ctseg.errors import InputError, OutputError, SetupError, SpecError
 from ctseg.numerics.mirroring import mirror_subsets
+from ctseg.presentation import Code, LabelPresentation
 from tests.support.nnunet_reference import (
     make_dataset,
     make_plans,
@@ -337,8 +338,24 @@ def test_best_json_names_model_folds_and_postprocessing(
     (tmp_path / "best.json").write_text(json.dumps(best))
     monkeypatch.setenv("nnUNet_results", str(results))
     command = ["export", "--from", str(tmp_path / "best.json"), "-o", str(tmp_path / "b"), "--accept-unproven"]
+    code = {"value": "108369006", "scheme": "SCT", "meaning": "Neoplasm"}
+    (tmp_path / "codes.json").write_text(json.dumps({"tumor": {"category": code, "type": code}}))
+    command += ["--codes", str(tmp_path / "codes.json")]
     assert main(command) == 0
     bundle = read_bundle(tmp_path / "b")
     assert bundle.spec.provenance.folds == ("1",)
     assert [step.labels for step in bundle.spec.postprocessing] == [(1,)]
     assert "fp32 UNPROVEN" in capsys.readouterr().out
+    said = bundle.spec.presentation
+    assert said["tumor"].type == Code(**code)
+    assert bundle.spec.digest == bundle.spec.model_copy(update={"presentation": {}}).digest
+
+
+def test_codes_of_labels_that_the_model_does_not_have_are_refused_before_the_work(
+    trained_unet: Path, tmp_path: Path
+) -> None:
+    model = load_trained_model(trained_unet, folds=(0,))
+    options = ExportOptions(codes={"liver": LabelPresentation()}, accept_unproven=True)
+    with pytest.raises(InputError, match="codes are given for liver, which the model does not have; it has tumor"):
+        export_model(model, tmp_path / "b", options)
+    assert not (tmp_path / "b").exists()

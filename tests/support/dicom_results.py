@@ -41,7 +41,7 @@ MAKER = Maker("abdomen", "3", "0123456789abcdef" * 4, (("tile_step_size", 0.5), 
 
 def write_ct(folder: Path, made: SyntheticSeries) -> CtSeries:
     """Write a series in single slices whose names are in no order, and return what its headers say."""
-    names = [f"{(index * 7) % 101:03d}" for index in range(len(made.datasets))]
+    names = [f"{(index * 7) % 1009:04d}" for index in range(len(made.datasets))]
     paths = write_series(folder, made.datasets, names=names)
     slices = [_slice(path, 0, dataset, dataset) for path, dataset in zip(paths, made.datasets, strict=True)]
     return _series(made, made.datasets[0], slices)
