@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_NUMBERED = 1.2
+"""Bytes a voxel, of each byte that its number takes, while a segmentation is made of numbered labels."""
+_BINARY = 0.32
+"""Bytes a voxel and label while frames of one bit a voxel are put together: 2.5 times what they take in the file."""
 _MANY_LABELS = 20
 """From which a segmentation with a frame for each label and slice becomes large and slow to open."""
 
@@ -132,6 +136,19 @@ class CaseFiles:
                     return f"its {written.format} says other codes or is of another type, or another ctseg wrote it"
         return None
 
+    def writing_bytes(self, voxels: int, formats: Collection[OutputFormat]) -> int:
+        """Return what writing a case takes at most beside scan and label map, with each label in every slice.
+
+        Args:
+            voxels: Of the scan.
+            formats: In which it is written.
+        """
+        if "dicom_seg" not in formats:
+            return 0
+        labels = len(self._contract.labels)
+        frames = _BINARY * labels if self._options.segmentation_type == "binary" else 0
+        return int(voxels * (_NUMBERED * (1 if labels < 256 else 2) + frames))
+
     def write(
         self,
         case: Case,
@@ -175,13 +192,19 @@ class CaseFiles:
         series = series_of(case)
         if series is None:
             return "a scan that is no DICOM series has nothing to which a DICOM object could refer"
-        if format_ == "dicom_rtstruct":
-            from ctseg.files.dicom.structure_set import structure_set_problem
+        result = self._result(series, self._made_by)
+        try:
+            if format_ == "dicom_rtstruct":
+                from ctseg.files.dicom.structure_set import structure_set_problem
 
-            return structure_set_problem(self._result(series, self._made_by))
-        from ctseg.files.dicom.segmentation import segmentation_problem
+                return structure_set_problem(result)
+            if format_ == "dicom_seg":
+                from ctseg.files.dicom.segmentation import segmentation_problem
 
-        return segmentation_problem(self._result(series, self._made_by))
+                return segmentation_problem(result)
+        except Exception as error:  # odd headers stop no other format, and no other case
+            return _error_of(error).message
+        return None
 
     def _result(self, series: CtSeries, made_by: MadeBy) -> "DicomResult":
         from ctseg.files.dicom.results import DicomResult, Maker
@@ -317,7 +340,7 @@ def tell_of_formats(cases: Sequence[Case], contract: ScanContract, options: Batc
     if not _has_objects(cases, options):
         return
     _, uncoded = coded(contract.labels, contract.presentation, options.codes)
-    if uncoded:
+    if uncoded and not options.codes_required:
         logger.warning(
             "%s: no codes for %s: DICOM objects call them by private codes with their names; a file of codes gives "
             "them others", contract.name, _listed(uncoded),

@@ -143,6 +143,21 @@ def estimate_sending(header: VolumeHeader, spec: ModelSpec, sending_bytes: int) 
     return MemoryEstimate(peak_bytes, grids.network_shape, grids.network_spacing_mm)
 
 
+def with_writing(
+    estimate: MemoryEstimate, header: VolumeHeader, label_bytes: int, writing_bytes: int
+) -> MemoryEstimate:
+    """Return an estimate that holds what is taken while the files of a case are written, too.
+
+    Args:
+        estimate: Without it.
+        header: What the scan's files say.
+        label_bytes: Of a voxel of the label map.
+        writing_bytes: What the writers take beside scan and label map.
+    """
+    labels = label_bytes * prod(header.geometry.shape)
+    return replace(estimate, peak_bytes=max(estimate.peak_bytes, _SMALL + header.voxel_bytes + labels + writing_bytes))
+
+
 def preparing_bytes(header: VolumeHeader, spec: ModelSpec) -> int:
     """Return what is held while a scan is prepared, beside the scan itself.
 

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
+from math import prod
 from pathlib import Path
 
 from ctseg.arrays import LabelMap
@@ -16,7 +17,8 @@ from ctseg.files.probabilities import ProbabilityFile
 from ctseg.files.volume import Volume, read_label_map, read_volume, read_volume_header
 from ctseg.model_spec import Reader
 from ctseg.numerics.volumes import volumes_ml
-from ctseg.predict.case_files import CaseFiles
+from ctseg.predict.case_files import CaseFiles, series_of
+from ctseg.predict.estimate import with_writing
 from ctseg.predict.ledger import Staged
 from ctseg.predict.memory import MemoryBudget
 from ctseg.predict.options import BatchOptions, OutputFormat
@@ -83,10 +85,11 @@ class CaseStager:
         _check_lengths(self.wanted(case, formats), self._scratch)
         contract, saves_probabilities = self._segmenter.contract, self._options.save_probabilities
         formats, refused = self._formats(case, formats)
+        warnings = _told_of_series(case)
         clock = StageClock(case.name, self._progress)
         probabilities_path = self._scratch / _probabilities_name(case)
         with (
-            self._memory_for(case, clock),
+            self._memory_for(case, clock, formats),
             _probability_file(probabilities_path, wanted=saves_probabilities) as probabilities,
         ):
             if is_over():
@@ -107,7 +110,8 @@ class CaseStager:
         return Staged(Outcome(
             case=printable(case.name), status="ok", made_by=self._made_by, inputs=inputs,
             volumes_ml=volumes, seconds=clock.seconds, windows=result.windows, bytes_sent=result.bytes_sent,
-            bytes_received=result.bytes_received, warnings=(*result.warnings, *_mixes(ran_on), *written.warnings),
+            bytes_received=result.bytes_received,
+            warnings=(*warnings, *result.warnings, *_mixes(ran_on), *written.warnings),
             ran_on=ran_on, server_seconds=result.server_seconds, **written.said,
         ), written.files)  # fmt: skip
 
@@ -150,13 +154,24 @@ class CaseStager:
                 (self._scratch / name).unlink(missing_ok=True)
 
     @contextmanager
-    def _memory_for(self, case: Case, clock: StageClock) -> Iterator[None]:
+    def _memory_for(self, case: Case, clock: StageClock, formats: Sequence[OutputFormat]) -> Iterator[None]:
         """Wait until the memory is there that a case will take by its headers, and hold it meanwhile."""
         with clock.stage("read"):
             header = read_volume_header(case.channels, self._segmenter.contract.reader)
         estimate = self._segmenter.estimate(header, saves_probabilities=self._options.save_probabilities)
+        writing_bytes = self.case_files.writing_bytes(prod(header.geometry.shape), formats)
+        estimate = with_writing(estimate, header, self._segmenter.contract.label_dtype.itemsize, writing_bytes)
         with self._budget.reserved(estimate, printable(case.name)):
             yield
+
+
+def _told_of_series(case: Case) -> tuple[str, ...]:
+    """Tell what people are to know of a DICOM series that is read, and return it."""
+    series = series_of(case)
+    warnings = () if series is None else series.warnings
+    for warning in warnings:
+        logger.warning("%s: %s", printable(case.name), warning)
+    return warnings
 
 
 def _probabilities_name(case: Case) -> str:

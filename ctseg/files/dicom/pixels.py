@@ -113,9 +113,10 @@ def _grid_of(series: CtSeries, reader: str) -> FileGrid:
     along_x, along_y = np.array(series.orientation_lps[:3]), np.array(series.orientation_lps[3:])
     direction_ras = RAS_FROM_LPS @ np.column_stack([along_x, along_y, np.cross(along_x, along_y)])
     step_mm = float(np.linalg.norm(geometry.affine_ras[:3, 2]))
-    spacing_mm = (step_mm, *series.pixel_spacing_mm)
+    # as NIfTI holds it: else sizes at the network's spacing that lie halfway would round otherwise than there
+    z, y, x = (float(np.float32(side_mm)) for side_mm in (step_mm, *series.pixel_spacing_mm))
     source = DicomSource(series, series.dtype)
-    return FileGrid(geometry, spacing_mm, reorientation_of(geometry, reader, direction_ras), source)
+    return FileGrid(geometry, (z, y, x), reorientation_of(geometry, reader, direction_ras), source)
 
 
 def _yielded_dtype(series: CtSeries) -> "np.dtype[Any]":
