@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from ctseg.files.dicom.choosing import SeriesRules
     from ctseg.files.dicom.input import DicomOfInput, SeriesOfInput
 
-_HEADINGS = ("study", "series", "description", "kernel", "slices", "voxels (x, y)", "spacing in mm (x, y, z)", "case",
-             "taken")  # fmt: skip
+_HEADINGS = ("study", "series", "description", "kernel", "slices", "voxels (x, y)", "mm (x, y, z)", "case", "taken")
+_NEVER_WRAPPED = ("study", "series", "slices", "voxels (x, y)")
+_WIDEST = 10_000
 
 
 def add_commands(commands: "argparse._SubParsersAction[Parser]") -> None:
@@ -151,13 +152,11 @@ def _print_table(rows: list[dict[str, Any]], found: "DicomOfInput") -> None:
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for heading in _HEADINGS:
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading, overflow="fold", no_wrap=heading in _NEVER_WRAPPED)
     cells = [_cells(row) for row in rows] + [_cells_left_out(_left_out(item)) for item in found.left_out]
     for line in cells:
         table.add_row(*(Text(printable(text)) for text in line))
-    console = Console(highlight=False)
-    if not sys.stdout.isatty():
-        console.width = max(console.width, console.measure(table).maximum)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDEST)
     with console.capture() as printed:
         console.print(table)
     print("\n".join(line.rstrip() for line in printed.get().splitlines()))

@@ -11,7 +11,7 @@ from pathlib import Path
 from ctseg.errors import InputError
 from ctseg.files.formats import ending_of
 from ctseg.files.identity import printable
-from ctseg.files.regular import open_regular
+from ctseg.files.regular import first_bytes
 
 _PAIR, _ARCHIVE = "file of Analyze or NIfTI in two pieces", "archive"
 _INSTEAD = {
@@ -118,8 +118,7 @@ def begins_like_dicom(path: Path) -> bool:
         OSError: It is a file, and cannot be read.
     """
     try:
-        with open_regular(path) as file:
-            first = os.read(file.fileno(), _FIRST_BYTES)
+        first = first_bytes(path, _FIRST_BYTES)
     except OSError as error:
         if error.errno in (errno.EINVAL, errno.ENOENT, errno.ELOOP, errno.ENXIO):
             return False

@@ -24,14 +24,36 @@ def open_regular(path: Path) -> BinaryIO:
     Raises:
         OSError: It cannot be opened, or is no file; ``strerror`` says why, for people.
     """
-    require_regular(path)  # devices and sockets are not even opened
-    descriptor = os.open(path, os.O_RDONLY | _NOT_WAITING)
+    descriptor = _opened(path)
     try:
-        _check(os.fstat(descriptor).st_mode, path)
         return os.fdopen(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
         raise
+
+
+def first_bytes(path: Path, count: int) -> bytes:
+    """Return how a file begins, up to so many bytes, at the least cost: for a look at many files.
+
+    Raises:
+        OSError: See :func:`open_regular`; or it cannot be read.
+    """
+    descriptor = _opened(path)
+    try:
+        return os.read(descriptor, count)
+    finally:
+        os.close(descriptor)
+
+
+def _opened(path: Path) -> int:
+    require_regular(path)  # devices and sockets are not even opened
+    descriptor = os.open(path, os.O_RDONLY | _NOT_WAITING)
+    try:
+        _check(os.fstat(descriptor).st_mode, path)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def require_regular(path: Path) -> None:

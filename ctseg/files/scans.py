@@ -204,6 +204,8 @@ class _Search:
             SetupError: A package is missing.
         """
         self._look_through()
+        if told := self._not_looked_into():
+            logger.warning("the input: %s", told)
         found = self._dicom
         return dicom_of_input(found, self._root, rules, case_name_from) if found else None
 
@@ -277,9 +279,11 @@ class _Search:
         kinds = self._kinds if dicom is None and not self._recursive else self._kinds + self._kinds_below
         told = [] if dicom is None or not dicom.left_out else [dicom.left_out_told]
         told += [described(kinds)] if kinds else []
-        if holding := [folder for folder in self._left_folders if _holds_scans(folder, dicom_too=bool(self._found))]:
-            told.append(f"{_folders(holding)} with scans (looked into only when that is asked for)")
-        return "; ".join(told)
+        return "; ".join(filter(None, [*told, self._not_looked_into()]))
+
+    def _not_looked_into(self) -> str:
+        holding = [folder for folder in self._left_folders if _holds_scans(folder, dicom_too=bool(self._found))]
+        return f"{_folders(holding)} with scans (looked into only when that is asked for)" if holding else ""
 
     def _nothing(self, dicom: DicomOfInput | None) -> InputError:
         if dicom is not None:

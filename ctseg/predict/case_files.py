@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
-from ctseg.errors import CtsegError, InputError, OutputError, SetupError, missing_package
+from ctseg.errors import InputError, OutputError, SetupError, missing_package
 from ctseg.files.atomic import replacing
 from ctseg.files.cases import Case
 from ctseg.files.codes import coded
@@ -203,7 +203,7 @@ class CaseFiles:
 
                 return segmentation_problem(result)
         except Exception as error:  # odd headers stop no other format, and no other case
-            return _error_of(error).message
+            return error_of(error, quotes=False).message
         return None
 
     def _result(self, series: CtSeries, made_by: MadeBy) -> "DicomResult":
@@ -262,7 +262,7 @@ class _ObjectWriter:
             raise
         except Exception as error:  # whatever pydicom and highdicom make of a source
             logger.debug("%s was not written (%s)", format_, type(error).__name__)
-            self._written.failed.append(FailedFormat(format=format_, error=_error_of(error)))
+            self._written.failed.append(FailedFormat(format=format_, error=error_of(error, quotes=False)))
             return
         self._written.files[path.name] = path
         series_uid = self._result.series_uid(format_)
@@ -286,17 +286,6 @@ class _ObjectWriter:
             if segmentation.name not in self._written.files:
                 raise InputError("the segmentation to which it refers could not be written")
             write_measurement_report(path, self._volumes_ml, self._result, segmentation)
-
-
-def _error_of(error: Exception) -> CaseError:
-    """Return the outcome's form of an error; what others' libraries say may quote a patient's name."""
-    if isinstance(error, CtsegError | MemoryError):
-        return error_of(error)
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    where = "" if trace is None else f" in {Path(trace.tb_frame.f_code.co_filename).name}, line {trace.tb_lineno}"
-    return CaseError(type=type(error).__name__, message=f"unexpected {type(error).__name__}{where}")
 
 
 def series_of(case: Case) -> CtSeries | None:

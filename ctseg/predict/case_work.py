@@ -11,6 +11,7 @@ from pathlib import Path
 from ctseg.errors import CtsegError, OutputError, ServerAwayError, ServerError
 from ctseg.files.cases import Case
 from ctseg.files.identity import printable
+from ctseg.predict.case_files import series_of
 from ctseg.predict.claims import Claim, ClaimLostError
 from ctseg.predict.ledger import Ledger, Staged
 from ctseg.predict.left import Reason
@@ -253,7 +254,8 @@ class CaseWork:
                 self._give_up(error)
             if self.went_away.is_set() and isinstance(error, ServerError | CancelledError):
                 return None
-            logger.debug("%s failed", printable(case.name), exc_info=not isinstance(error, CtsegError))
+            traced = not isinstance(error, CtsegError) and series_of(case) is None  # a trace may quote a patient's name
+            logger.debug("%s failed", printable(case.name), exc_info=traced)
             return Staged(self._failed(case, error))
 
     def _is_over(self) -> bool:
@@ -286,7 +288,7 @@ def _as_output_error(error: OutputError | OSError) -> OutputError:
 
 def _told_of(case: Case, error: BaseException) -> CaseError:
     """Return the outcome's form of an error, the case's name in front of the message."""
-    told = error_of(error)
+    told = error_of(error, quotes=series_of(case) is None)
     prefix = f"case {printable(case.name)}: "
     if told.message.startswith(prefix):
         return told

@@ -331,8 +331,13 @@ def _read(path: Path) -> Outcome | None:
         raise
 
 
-def error_of(exception: BaseException) -> CaseError:
-    """Return the outcome's form of an exception; one that ctseg did not raise on purpose says so."""
+def error_of(exception: BaseException, *, quotes: bool = True) -> CaseError:
+    """Return the outcome's form of an exception; one that ctseg did not raise on purpose says so.
+
+    Args:
+        exception: What was raised.
+        quotes: Whether the text of an unexpected one is told; what libraries say of DICOM may quote a patient's name.
+    """
     if isinstance(exception, CtsegError):
         return CaseError(type=type(exception).__name__, message=str(exception), settings=exception.settings)
     if isinstance(exception, MemoryError):
@@ -347,7 +352,16 @@ def error_of(exception: BaseException) -> CaseError:
             "(ulimit -u, pids.max), and segment the case again"
         )
         return CaseError(type=type(exception).__name__, message=text)
-    return CaseError(type=type(exception).__name__, message=f"unexpected: {exception!r}")
+    told = f": {exception!r}" if quotes else f" {type(exception).__name__}{_place_of(exception)}"
+    return CaseError(type=type(exception).__name__, message=f"unexpected{told}")
+
+
+def _place_of(exception: BaseException) -> str:
+    """Return in which line of which module an exception was raised, in words."""
+    trace = exception.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return "" if trace is None else f" in {Path(trace.tb_frame.f_code.co_filename).name}, line {trace.tb_lineno}"
 
 
 def _is_of_a_thread_that_could_not_start(exception: BaseException) -> bool:

@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import logging
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +27,18 @@ from ctseg.predict.parts import digest_of_list, note_part
 from ctseg.predict.presence import OtherRuns, Presence
 from ctseg.predict.progress import Progress
 from ctseg.predict.report import Report, begin_report, folded, now
-from ctseg.runs.dask_worker import Answer, CasesOnWorker, Job, Ready, Task, answer_of, plugin_name, ready_of, seen
+from ctseg.runs.dask_worker import (
+    Answer,
+    CasesOnWorker,
+    Job,
+    Ready,
+    Task,
+    answer_of,
+    plugin_name,
+    ready_of,
+    sample_of,
+    seen,
+)
 from ctseg.runs.folder import cases_for
 from ctseg.runs.model import ServedModel
 
@@ -72,7 +82,7 @@ class DaskRun:
         try:
             with Presence(self._output) as presence:
                 ledger = Ledger(self._output, presence, overwrite=self._options.overwrite)
-                job = Job(presence.run, self._output, _sample_of(scans.path), model, header_variables, self._options)
+                job = Job(presence.run, self._output, sample_of(scans), model, header_variables, self._options)
                 workers = Workers(self._client, job, ledger.others, patience_s=self._patience_s)
                 try:
                     with workers.prepared():
@@ -406,16 +416,6 @@ def _failed(task: Task, error: BaseException) -> Task:
     else:
         text = f"unexpected on a Dask worker: {error!r}"
     return dataclasses.replace(task, turn=Turn.SUSPECTS, failed=text)
-
-
-def _sample_of(input_path: Path) -> tuple[Path, int] | None:
-    """Return a file of the input that can be read here, with its size, for workers to look at."""
-    for path in input_path.rglob("*") if input_path.is_dir() else [input_path]:
-        with suppress(OSError):
-            if path.is_file():  # a pipe would never open
-                with path.open("rb") as file:
-                    return path, os.fstat(file.fileno()).st_size
-    return None
 
 
 def _version_problem(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str | None:

@@ -7,6 +7,7 @@ task here is a case that may have been done already: the folder's outcomes tell,
 import asyncio
 import contextlib
 import dataclasses
+import itertools
 import logging
 import os
 import sys
@@ -22,6 +23,8 @@ import distributed
 import ctseg
 from ctseg.errors import CtsegError, ServerAwayError, SetupError
 from ctseg.files.cases import Case
+from ctseg.files.regular import open_regular
+from ctseg.files.scans import FoundScans
 from ctseg.predict.case_work import CaseWork, Turn
 from ctseg.predict.contract import ScanContract
 from ctseg.predict.memory import MemoryBudget
@@ -42,13 +45,28 @@ PYTHON = sys.version_info[:2]
 
 
 @dataclasses.dataclass(frozen=True)
+class Sample:
+    """A file of the input.
+
+    Attributes:
+        path: Absolute.
+        size: In bytes.
+        label: What messages call it; no path, where it is DICOM.
+    """
+
+    path: Path
+    size: int
+    label: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Job:
     """What workers have to know of a run. It travels through Dask's scheduler, so it holds no credentials.
 
     Attributes:
         run: The client's own run of the output folder; while it lives, the workers work.
         output: The output folder, absolute.
-        sample: A file of the input, absolute, and its size in bytes; None: there is none to look at.
+        sample: A file of the input; None: there is none to look at.
         model: Without headers.
         header_variables: Names of environment variables by the gRPC header that they hold, on each worker.
         options: How cases are segmented.
@@ -58,7 +76,7 @@ class Job:
 
     run: str
     output: Path
-    sample: tuple[Path, int] | None
+    sample: Sample | None
     model: ServedModel
     header_variables: Mapping[str, str]
     options: BatchOptions
@@ -329,6 +347,17 @@ def worded(error: CtsegError) -> str:
     return f"{type(error).__name__}: {error}"
 
 
+def sample_of(scans: FoundScans) -> Sample | None:
+    """Return a file of the input that can be read here, for workers to look at."""
+    named = ((path, str(path)) for folder in scans.folders for path in folder.files)
+    series = [item.series for item in scans.dicom.chosen] if scans.dicom is not None else []
+    unnamed = ((path, f"a file of {one.label}") for one in series for path in one.paths)
+    for path, label in itertools.chain(named, unnamed):
+        with contextlib.suppress(OSError), open_regular(path) as file:
+            return Sample(path, os.fstat(file.fileno()).st_size, label)
+    return None
+
+
 async def ready_of(name: str, dask_worker: Any = None) -> Ready | str:
     """Ask a worker, out of band, whether it can work; returns why not.
 
@@ -381,17 +410,17 @@ def _check_paths(job: Job) -> None:
         )
     if job.sample is None:
         return
-    path, size = job.sample
+    size, label = job.sample.size, job.sample.label
     try:
-        with path.open("rb") as file:
+        with job.sample.path.open("rb") as file:
             found = os.fstat(file.fileno()).st_size
     except OSError as error:
         raise SetupError(
-            f"it cannot read {path}: {error.strerror or error}: name scans on a disk that all workers share, by the "
+            f"it cannot read {label}: {error.strerror or error}: name scans on a disk that all workers share, by the "
             "path that it has on all of them"
         ) from error
     if found != size:
-        raise SetupError(f"{path} has {found} bytes there and {size} for the client: it is not on a shared disk")
+        raise SetupError(f"{label} has {found} bytes there and {size} for the client: it is not on a shared disk")
 
 
 def seen(others: OtherRuns, run: str) -> bool:

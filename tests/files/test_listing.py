@@ -1,6 +1,7 @@
 """What a file is taken for before anybody reads it."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,8 @@ def test_what_is_no_file_is_not_waited_for_and_what_cannot_be_read_is_told(tmp_p
     (tmp_path / "IM3").symlink_to("nowhere")
     assert not begins_like_dicom(tmp_path / "IM2")
     assert not begins_like_dicom(tmp_path / "IM3")
-    (path,) = write_series(tmp_path, ct_series((1, 4, 4)).datasets)
-    tmp_path.chmod(0o755)
-    with nobody(path, 0o000), pytest.raises(PermissionError):
-        begins_like_dicom(path)
+    with tempfile.TemporaryDirectory() as folder:
+        (path,) = write_series(Path(folder), ct_series((1, 4, 4)).datasets)
+        Path(folder).chmod(0o755)
+        with nobody(path, 0o000), pytest.raises(PermissionError):
+            begins_like_dicom(path)

@@ -22,6 +22,7 @@ import pytest
 
 from ctseg.errors import ServerAwayError, ServerUnavailableError, SetupError
 from ctseg.files.cases import find_cases
+from ctseg.files.scans import find_scans
 from ctseg.predict.ledger import Ledger
 from ctseg.predict.options import BatchOptions
 from ctseg.predict.outcomes import MEMORY_NAME, OutcomeStore
@@ -29,8 +30,8 @@ from ctseg.predict.presence import OtherRuns, Presence
 from ctseg.predict.report import Report
 from ctseg.recipe import Recipe
 from ctseg.runs.dask import DaskScheduler, segment_folder_on_dask
-from ctseg.runs.dask_run import _sample_of, _version_problem
-from ctseg.runs.dask_worker import CasesOnWorker, Job, Task
+from ctseg.runs.dask_run import _version_problem
+from ctseg.runs.dask_worker import CasesOnWorker, Job, Sample, Task, sample_of
 from ctseg.runs.folder import segment_folder
 from ctseg.runs.model import ServedModel
 from ctseg.serving.process import RunningServer, ServerOptions
@@ -636,11 +637,12 @@ def test_a_cluster_with_certificates_is_used_by_who_has_one(scans, tmp_path, ser
 def test_workers_look_at_a_file_that_can_be_read(tmp_path):
     os.mkfifo(tmp_path / "a.nii.gz")
     (tmp_path / "b.nii.gz").symlink_to("nowhere")
-    assert _sample_of(tmp_path) is None
+    assert sample_of(find_scans(tmp_path)) is None
     (tmp_path / "patient").mkdir()
     scan = tmp_path / "patient" / "c.nii.gz"
     scan.write_bytes(b"12345")
-    assert _sample_of(tmp_path) == _sample_of(scan) == (scan, 5)
+    expected = Sample(scan, 5, str(scan))
+    assert sample_of(find_scans(tmp_path, recursive=True)) == sample_of(find_scans(scan)) == expected
 
 
 def test_versions_that_differ_are_told():

@@ -32,7 +32,7 @@ def keywords_in(case_name_from: Sequence[str]) -> tuple[str, ...]:
 
     keywords = tuple(word for word in case_name_from if word != FOLDER)
     for word in keywords:
-        tag = tag_for_keyword(word)
+        tag = tag_for_keyword(word) if word else None
         if tag is None or not _TEXTS & set(dictionary_VR(tag).split(" or ")):
             raise SetupError(
                 f"{word}: expected DICOM keywords of texts and numbers to name cases by, such as PatientID, "
