@@ -22,7 +22,7 @@ from ctseg.compiled.cache import copy_shipped_kernels, find_cache_home
 _log = logging.getLogger(__name__)
 
 f4, f8, i8, i2, boolean = types.float32, types.float64, types.int64, types.int16, types.boolean
-u8, u2 = types.uint64, types.uint16
+i4, u8, u2, u1 = types.int32, types.uint64, types.uint16, types.uint8
 
 
 def kernel(*arguments: Any, returns: Any = types.void) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
