@@ -9,6 +9,7 @@ import contextlib
 import tempfile
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,49 +17,44 @@ import numpy.typing as npt
 from pydicom import dcmwrite
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
-from pydicom.uid import (
-    JPEG2000,
-    UID,
-    CTImageStorage,
-    JPEG2000Lossless,
-    JPEGBaseline8Bit,
-    JPEGExtended12Bit,
-    JPEGLossless,
-    JPEGLosslessSV1,
-    JPEGLSLossless,
-    JPEGLSNearLossless,
-    RLELossless,
-)
+from pydicom.uid import UID, CTImageStorage
 
 from ctseg.errors import SetupError
 from ctseg.files.itk import import_simpleitk
-
-DECODED_SYNTAXES = frozenset(
-    (
-        RLELossless,
-        JPEGBaseline8Bit,
-        JPEGExtended12Bit,
-        "1.2.840.10008.1.2.4.53",  # spectral selection, processes 6 and 8; retired
-        "1.2.840.10008.1.2.4.55",  # full progression, processes 10 and 12; retired
-        JPEGLossless,
-        JPEGLosslessSV1,
-        JPEGLSLossless,
-        JPEGLSNearLossless,
-        JPEG2000Lossless,
-        JPEG2000,
-    )
-)
-"""Transfer syntaxes of compressed voxels that SimpleITK decodes rightly."""
 
 WORKING_BYTES = 48
 """Memory for each voxel of a slice that decoding takes at most, beside the compressed bytes."""
 
 _ANY_UID = UID("2.25.1")
-_LOSSY_JPEG = frozenset((JPEGBaseline8Bit, JPEGExtended12Bit, "1.2.840.10008.1.2.4.53", "1.2.840.10008.1.2.4.55"))
+_LOSSY_JPEG = tuple(f"1.2.840.10008.1.2.4.{number}" for number in (50, 51, 53, 55))
 _LOSSY_JPEG_BITS = 12
 _lock = threading.Lock()
 _silent = 0
 _was_loud = False
+
+
+@dataclass(frozen=True)
+class StoredForm:
+    """How the numbers of a slice are stored.
+
+    Attributes:
+        rows: Along a column.
+        columns: Along a row.
+        bits_allocated: 8, 16 or 32.
+        bits_stored: The lowest of them.
+        is_signed: Whether they can be negative.
+    """
+
+    rows: int
+    columns: int
+    bits_allocated: int
+    bits_stored: int
+    is_signed: bool
+
+    @property
+    def range(self) -> tuple[int, int]:
+        """Lowest and highest number that can be stored."""
+        return (-(2 ** (self.bits_stored - 1)) if self.is_signed else 0, 2 ** (self.bits_stored - self.is_signed) - 1)
 
 
 class CodecError(Exception):
@@ -74,13 +70,13 @@ def require_decoder() -> Any:
     return import_simpleitk("a compressed DICOM series", extra="dicom")
 
 
-def decoded(encoded: bytes, pixels: Dataset, syntax: str, scratch: Path) -> npt.NDArray[Any]:
+def decoded(encoded: bytes, form: StoredForm, syntax: str, scratch: Path) -> npt.NDArray[Any]:
     """Decode the voxels of one slice.
 
     Args:
         encoded: As they are compressed.
-        pixels: Rows, Columns, BitsAllocated, BitsStored, HighBit and PixelRepresentation.
-        syntax: Transfer syntax UID, one of :data:`DECODED_SYNTAXES`.
+        form: How they are stored.
+        syntax: Transfer syntax UID, one of :data:`ctseg.files.dicom.kinds.COMPRESSED`.
         scratch: Where a file may be put meanwhile; not there yet.
 
     Returns:
@@ -95,7 +91,7 @@ def decoded(encoded: bytes, pixels: Dataset, syntax: str, scratch: Path) -> npt.
         raise CodecError
     try:
         try:
-            _write_alone(encoded, pixels, syntax, scratch)
+            _write_alone(encoded, form, syntax, scratch)
         except OSError as error:
             raise _no_scratch(error) from error
         file = sitk.ImageFileReader()
@@ -107,9 +103,9 @@ def decoded(encoded: bytes, pixels: Dataset, syntax: str, scratch: Path) -> npt.
             raise CodecError from None
     finally:
         scratch.unlink(missing_ok=True)
-    if plane.size != pixels.Rows * pixels.Columns or plane.dtype.kind not in "iu":
+    if plane.size != form.rows * form.columns or plane.dtype.kind not in "iu":
         raise CodecError
-    return plane.reshape(pixels.Rows, pixels.Columns)
+    return plane.reshape(form.rows, form.columns)
 
 
 @contextlib.contextmanager
@@ -162,7 +158,7 @@ def _leave(sitk: Any) -> None:
             sitk.ProcessObject.SetGlobalWarningDisplay(_was_loud)
 
 
-def _write_alone(encoded: bytes, pixels: Dataset, syntax: str, path: Path) -> None:
+def _write_alone(encoded: bytes, form: StoredForm, syntax: str, path: Path) -> None:
     alone = Dataset()
     alone.file_meta = FileMetaDataset()
     alone.file_meta.TransferSyntaxUID = UID(syntax)
@@ -170,12 +166,11 @@ def _write_alone(encoded: bytes, pixels: Dataset, syntax: str, path: Path) -> No
     alone.file_meta.MediaStorageSOPInstanceUID = alone.SOPInstanceUID = _ANY_UID
     alone.SamplesPerPixel = 1
     alone.PhotometricInterpretation = "MONOCHROME2"
-    for keyword in ("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"):
-        setattr(alone, keyword, pixels[keyword].value)
-    if syntax in _LOSSY_JPEG and pixels.BitsStored <= _LOSSY_JPEG_BITS < pixels.BitsAllocated:
-        alone.BitsAllocated = (
-            _LOSSY_JPEG_BITS  # else its decoder tries 16 bits first, and says on stderr that it cannot
-        )
+    alone.Rows, alone.Columns = form.rows, form.columns
+    alone.BitsAllocated, alone.BitsStored, alone.HighBit = form.bits_allocated, form.bits_stored, form.bits_stored - 1
+    alone.PixelRepresentation = int(form.is_signed)
+    if syntax in _LOSSY_JPEG and form.bits_stored <= _LOSSY_JPEG_BITS < form.bits_allocated:
+        alone.BitsAllocated = _LOSSY_JPEG_BITS  # else 16 are tried first, and stderr is told that it failed
     alone.RescaleIntercept, alone.RescaleSlope = "0", "1"
     alone.add_new("PixelData", "OB", encapsulate([encoded]))
     alone["PixelData"].is_undefined_length = True

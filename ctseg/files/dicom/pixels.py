@@ -8,21 +8,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from ctseg.compiled.parallel import num_threads, run_parallel
 from ctseg.errors import InputError
 from ctseg.files.dicom.codecs import WORKING_BYTES, require_decoder, scratch_folder, silent_itk
+from ctseg.files.dicom.elements import numbers_of
+from ctseg.files.dicom.kinds import COMPRESSED, CT, DEFLATED, UNCOMPRESSED
 from ctseg.files.dicom.quiet import quiet
 from ctseg.files.dicom.series import CtSeries, CtSlice, uid_digest
-from ctseg.files.dicom.stored_numbers import (
-    CHANGED,
-    DEFLATED_HEADER_BYTES,
-    NATIVE_SYNTAXES,
-    READ_SYNTAXES,
-    FrameError,
-    FrameFile,
-)
+from ctseg.files.dicom.stored_numbers import CHANGED, DEFLATED_HEADER_BYTES, FrameError, FrameFile
 from ctseg.files.geometry import RAS_FROM_LPS
 from ctseg.files.grid import ChannelHeader, ChannelVolume, DicomSource, FileGrid, reorientation_of
 
@@ -80,12 +74,12 @@ def _check_can_be_read(series: CtSeries) -> None:
     if series.problem is not None:
         raise InputError(f"{series.label}: {series.problem}")
     syntaxes = _syntaxes_of(series)
-    if unread := sorted(syntaxes - READ_SYNTAXES):
+    if not syntaxes <= {*UNCOMPRESSED, *COMPRESSED}:
         raise InputError(
-            f"{series.label}: expected a transfer syntax that SimpleITK decodes, found {_known_name(unread[0])}: "
-            "decompress the series first"
+            f"{series.label}: expected a transfer syntax that SimpleITK decodes, found another: export the series "
+            "uncompressed"
         )
-    if not syntaxes <= NATIVE_SYNTAXES:
+    if not syntaxes <= set(UNCOMPRESSED):
         require_decoder()
     scaling = [(slice_.slope, slice_.intercept) for slice_ in series.slices]
     if not np.isfinite(scaling).all() or not all(slope for slope, _ in scaling):
@@ -97,12 +91,6 @@ def _check_can_be_read(series: CtSeries) -> None:
 
 def _syntaxes_of(series: CtSeries) -> set[str]:
     return {slice_.transfer_syntax_uid for slice_ in series.slices}
-
-
-def _known_name(syntax: str) -> str:
-    """Return the standard's name of a transfer syntax; of others not even the UID, which anything may stand in."""
-    name = UID(syntax).name
-    return "one that is not in the standard" if name == syntax else name
 
 
 def _grid_of(series: CtSeries, reader: str) -> FileGrid:
@@ -142,10 +130,10 @@ def _reading_bytes(series: CtSeries, dtype: "np.dtype[Any]") -> int:
     whole = shared = 0
     for path, slices in _slices_by_path(series).items():
         syntax = slices[0].transfer_syntax_uid
-        if syntax in NATIVE_SYNTAXES and syntax != DeflatedExplicitVRLittleEndian:
+        if syntax in UNCOMPRESSED and syntax != DEFLATED:
             continue
         size = _size_of(path, series)
-        if syntax == DeflatedExplicitVRLittleEndian:
+        if syntax == DEFLATED:
             of_file = size + 2 * (len(slices) * plane * stored_bytes + DEFLATED_HEADER_BYTES)
         else:
             of_file = _COPIES_WHOLE * size
@@ -186,7 +174,7 @@ def _fill(voxels: npt.NDArray[Any], series: CtSeries) -> None:
     with contextlib.ExitStack() as stack:
         stack.enter_context(quiet())
         folder = Path()
-        if not _syntaxes_of(series) <= NATIVE_SYNTAXES:
+        if not _syntaxes_of(series) <= set(UNCOMPRESSED):
             stack.enter_context(silent_itk())
             folder = stack.enter_context(scratch_folder())
         shared: dict[Path, FrameFile] = {}
@@ -203,7 +191,8 @@ def _fill(voxels: npt.NDArray[Any], series: CtSeries) -> None:
                         _read_slice(voxels[z], slice_, shared[slice_.path], scratch)
                         continue
                     with _opened(series, slice_, 1) as file:
-                        _check_unchanged(file, slice_)
+                        if series.sop_class_uid == CT:
+                            _check_unchanged(file, slice_)
                         _read_slice(voxels[z], slice_, file, scratch)
 
         run_parallel(read, len(voxels))
@@ -216,11 +205,11 @@ def _opened(series: CtSeries, slice_: CtSlice, slices: int) -> FrameFile:
     lowest, highest = _stored_range(series)
     if file.sop_instance_uid != slice_.sop_instance_uid:
         problem = FrameError("the instance that it was", "another", CHANGED)
-    elif (file.rows, file.columns) != (series.rows, series.columns):
-        found = f"{file.rows} and {file.columns}"
+    elif (file.form.rows, file.form.columns) != (series.rows, series.columns):
+        found = f"{file.form.rows} and {file.form.columns}"
         problem = FrameError(f"{series.rows} rows and {series.columns} columns", found, CHANGED)
-    elif file.stored_range[0] < lowest or file.stored_range[1] > highest:
-        found = f"{file.stored_range[0]} to {file.stored_range[1]}"
+    elif file.form.range[0] < lowest or file.form.range[1] > highest:
+        found = f"{file.form.range[0]} to {file.form.range[1]}"
         problem = FrameError(f"numbers from {lowest} to {highest}", found, CHANGED)
     else:
         return file
@@ -235,21 +224,13 @@ def _check_unchanged(file: FrameFile, slice_: CtSlice) -> None:
         ("RescaleSlope", (slice_.slope,), 0.0),
         ("RescaleIntercept", (slice_.intercept,), 0.0),
     ):
-        found = _numbers_of(file, keyword)
-        if len(found) == len(numbers) and not np.allclose(found, numbers, rtol=0, atol=tolerance):
-            raise FrameError(f"{keyword} {_told(numbers)}", _told(found), CHANGED)
-
-
-def _numbers_of(file: FrameFile, keyword: str) -> tuple[float, ...]:
-    """Return a tag's numbers, none where it has none: what that means was decided where headers are read."""
-    try:
-        return tuple(float(number) for number in np.atleast_1d(file.header[keyword].value))
-    except (KeyError, TypeError, ValueError):
-        return ()
+        found = numbers_of(file.header, keyword, len(numbers))
+        if found is None or not np.allclose(found, numbers, rtol=0, atol=tolerance):
+            raise FrameError(f"{keyword} {_told(numbers)}", _told(found or ()), CHANGED)
 
 
 def _told(numbers: tuple[float, ...]) -> str:
-    return " ".join(f"{number:g}" for number in numbers)
+    return " ".join(f"{number:g}" for number in numbers) or "none"
 
 
 def _read_slice(target: npt.NDArray[Any], slice_: CtSlice, file: FrameFile, scratch: Path) -> None:

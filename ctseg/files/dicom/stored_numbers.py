@@ -13,22 +13,12 @@ from pydicom.encaps import generate_frames
 from pydicom.filereader import read_dataset, read_preamble
 from pydicom.fileutil import read_undefined_length_value
 from pydicom.tag import BaseTag, SequenceDelimiterTag, Tag
-from pydicom.uid import (
-    DeflatedExplicitVRLittleEndian,
-    ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-)
 
-from ctseg.files.dicom.codecs import DECODED_SYNTAXES, CodecError, decoded
+from ctseg.files.dicom.codecs import CodecError, StoredForm, decoded
+from ctseg.files.dicom.elements import uid_of, unsigned_of, whole_number_of
+from ctseg.files.dicom.kinds import DEFLATED, EXPLICIT_BIG_ENDIAN, IMPLICIT_LITTLE_ENDIAN, UNCOMPRESSED
 from ctseg.files.regular import open_regular
 
-NATIVE_SYNTAXES = frozenset(
-    (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian)
-)
-"""Transfer syntaxes whose voxels are read as they lie."""
-READ_SYNTAXES = NATIVE_SYNTAXES | DECODED_SYNTAXES
-"""Transfer syntaxes that are read at all."""
 DEFLATED_HEADER_BYTES = 16 << 20
 """What a deflated file may hold beside its voxels."""
 
@@ -40,7 +30,7 @@ _ODD = "convert the series, such as with dcmconv, or take it from where it comes
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 _PIXEL_DATA = Tag("PixelData")
 _NUMBERS = ("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation")
-_ENDS = (Tag("FloatPixelData"), Tag("DoubleFloatPixelData"), _PIXEL_DATA)
+_ENDS = frozenset((Tag("FloatPixelData"), Tag("DoubleFloatPixelData"), _PIXEL_DATA))
 _TAGS: list[BaseTag | int] = [
     Tag(keyword)
     for keyword in (
@@ -68,16 +58,13 @@ class FrameFile:
 
     Args:
         path: The file.
-        syntax: Its transfer syntax UID, one of :data:`READ_SYNTAXES`.
+        syntax: Its transfer syntax UID, one of :mod:`ctseg.files.dicom.kinds`' that are read.
         voxel_bytes: What all its voxels take at most; bounds what a deflated file is inflated to.
 
     Attributes:
         header: What it says of itself.
         sop_instance_uid: Its SOPInstanceUID.
-        rows: Voxels along a column.
-        columns: Voxels along a row.
-        bits_stored: Of each number.
-        is_signed: Whether numbers can be negative.
+        form: How the numbers of each slice are stored.
         frames: How many slices it holds.
 
     Raises:
@@ -91,8 +78,8 @@ class FrameFile:
         self._file: BinaryIO = open_regular(path)
         try:
             self.header, self._start, self._length = self._read_header(voxel_bytes)
-            self._take_form()
-            self._encoded = None if syntax in NATIVE_SYNTAXES else self._read_encoded()
+            self.form, self.frames = self._form_and_frames()
+            self._encoded = None if syntax in UNCOMPRESSED else self._read_encoded()
         except (FrameError, OSError, MemoryError):
             self.close()
             raise
@@ -109,11 +96,6 @@ class FrameFile:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
-
-    @property
-    def stored_range(self) -> tuple[int, int]:
-        """Lowest and highest number that can be stored."""
-        return (-(2 ** (self.bits_stored - 1)) if self.is_signed else 0, self._highest)
 
     def stored(self, frame: int, scratch: Path, memory: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
         """Read one slice.
@@ -132,13 +114,13 @@ class FrameFile:
         """
         if frame >= self.frames:
             raise FrameError(f"at least {frame + 1} frames", f"{self.frames}")
-        unsigned = np.dtype(f"u{self._bits_allocated // 8}")
+        unsigned = np.dtype(f"u{self.form.bits_allocated // 8}")
         if self._encoded is None:
             whole = self._native(frame, unsigned, memory)
         else:
             whole = self._decoded(self._encoded[frame], scratch).astype(unsigned)
-        numbers = whole.view(f"i{unsigned.itemsize}") if self.is_signed else whole
-        if unused := self._bits_allocated - self.bits_stored:  # whatever stands in them, overlays too
+        numbers = whole.view(f"i{unsigned.itemsize}") if self.form.is_signed else whole
+        if unused := self.form.bits_allocated - self.form.bits_stored:  # whatever stands in them, overlays too
             numbers <<= unused
             numbers >>= unused
         return numbers
@@ -147,20 +129,22 @@ class FrameFile:
         """Return the header, and where the value of the pixel data begins and how long it is."""
         read_preamble(self._file, force=True)
         meta = read_dataset(self._file, False, True, stop_when=lambda tag, *_: tag >> 16 != 2)
-        if str(meta.get("TransferSyntaxUID") or self._syntax) != self._syntax:
+        if (uid_of(meta, "TransferSyntaxUID") or self._syntax) != self._syntax:
             raise FrameError("the transfer syntax that it had", "another", CHANGED)
-        if self._syntax == DeflatedExplicitVRLittleEndian:
+        if self._syntax == DEFLATED:
             self._file = self._inflated(voxel_bytes + DEFLATED_HEADER_BYTES)
         place: list[int] = []
 
         def at_pixel_data(tag: BaseTag, _: str | None, length: int) -> bool:
+            if tag not in _ENDS:
+                return False
             if tag == _PIXEL_DATA:
                 place.extend((self._file.tell(), length))
-            return tag in _ENDS
+            return True
 
-        is_implicit, is_little = self._syntax == ImplicitVRLittleEndian, self._syntax != ExplicitVRBigEndian
+        is_implicit, is_little = self._syntax == IMPLICIT_LITTLE_ENDIAN, self._syntax != EXPLICIT_BIG_ENDIAN
         header = read_dataset(self._file, is_implicit, is_little, stop_when=at_pixel_data, specific_tags=_TAGS)
-        self.sop_instance_uid = str(header.get("SOPInstanceUID") or meta.get("MediaStorageSOPInstanceUID") or "")
+        self.sop_instance_uid = uid_of(header, "SOPInstanceUID") or uid_of(meta, "MediaStorageSOPInstanceUID")
         if not place:
             raise FrameError("voxels", "the end of the file before them")
         return header, place[0], place[1]
@@ -173,32 +157,28 @@ class FrameFile:
             raise FrameError(f"at most {most_bytes} bytes in a deflated file", "more", _ODD)
         return BytesIO(content)
 
-    def _take_form(self) -> None:
-        """Refuse numbers that are stored in a way that is not read, or that libraries understand differently."""
-        samples = self.header.get("SamplesPerPixel", 1)
+    def _form_and_frames(self) -> tuple[StoredForm, int]:
+        """Return how numbers are stored, and of how many slices; refuse what libraries understand differently."""
+        samples = unsigned_of(self.header, "SamplesPerPixel") or 1
         if samples != 1:
-            raise FrameError("one number per voxel", f"{int(samples)}", _ODD)
-        missing = [keyword for keyword in _NUMBERS if self.header.get(keyword) is None]
-        if missing:
+            raise FrameError("one number per voxel", f"{samples}", _ODD)
+        numbers = {keyword: unsigned_of(self.header, keyword) for keyword in _NUMBERS}
+        if missing := [keyword for keyword, number in numbers.items() if number is None]:
             raise FrameError(missing[0], "none")
-        self.rows, self.columns, bits_allocated, bits_stored, high_bit, representation = (
-            int(self.header[keyword].value) for keyword in _NUMBERS
-        )
-        self._bits_allocated, self.bits_stored, self.is_signed = bits_allocated, bits_stored, representation == 1
-        self._highest = 2 ** (bits_stored - self.is_signed) - 1
-        self.frames = int(self.header.get("NumberOfFrames") or 1)
-        whole = (16,) if self._syntax == ExplicitVRBigEndian else (8, 16, 32)
-        if bits_allocated not in whole:
-            raise FrameError(f"BitsAllocated {' or '.join(map(str, whole))}", f"{bits_allocated}", _ODD)
-        if not 0 < bits_stored <= bits_allocated or high_bit != bits_stored - 1:
-            what = f"BitsStored up to {bits_allocated} and HighBit one less"
-            raise FrameError(what, f"{bits_stored} and {high_bit}", _ODD)
+        rows, columns, allocated, stored, high, representation = (number or 0 for number in numbers.values())
+        whole = (16,) if self._syntax == EXPLICIT_BIG_ENDIAN else (8, 16, 32)
+        if allocated not in whole:
+            raise FrameError(f"BitsAllocated {' or '.join(map(str, whole))}", f"{allocated}", _ODD)
+        if not 1 < stored <= allocated or high != stored - 1:
+            raise FrameError(f"BitsStored up to {allocated} and HighBit one less", f"{stored} and {high}", _ODD)
+        frames = whole_number_of(self.header, "NumberOfFrames") or 1
+        return StoredForm(rows, columns, allocated, stored, representation == 1), frames
 
     def _native(self, frame: int, unsigned: "np.dtype[Any]", memory: npt.NDArray[Any] | None) -> npt.NDArray[Any]:
         if memory is not None and memory.dtype.kind in "iu" and memory.dtype.itemsize == unsigned.itemsize:
             numbers = memory.view(unsigned)
         else:
-            numbers = np.empty((self.rows, self.columns), unsigned)
+            numbers = np.empty((self.form.rows, self.form.columns), unsigned)
         first, last = frame * numbers.nbytes, (frame + 1) * numbers.nbytes
         if self._length == _UNDEFINED_LENGTH or last > self._length:
             found = "no length" if self._length == _UNDEFINED_LENGTH else f"{self._length}"
@@ -211,7 +191,7 @@ class FrameFile:
                 if not count:
                     raise FrameError(f"at least {last} bytes of voxels", f"{first + done}")
                 done += count
-        if (self._syntax == ExplicitVRBigEndian) != (not np.little_endian):
+        if (self._syntax == EXPLICIT_BIG_ENDIAN) != (not np.little_endian):
             numbers.byteswap(inplace=True)
         return numbers
 
@@ -233,10 +213,11 @@ class FrameFile:
 
     def _decoded(self, encoded: bytes, scratch: Path) -> npt.NDArray[Any]:
         try:
-            plane = decoded(encoded, self.header, self._syntax, scratch)
+            plane = decoded(encoded, self.form, self._syntax, scratch)
         except CodecError:
             raise FrameError("compressed voxels that SimpleITK decodes", "others: they are damaged") from None
         lowest, highest = int(plane.min()), int(plane.max())
-        if lowest < -(2 ** (self.bits_stored - 1)) or highest >= 2**self.bits_stored:
-            raise FrameError(f"numbers of {self.bits_stored} bits", f"{lowest} to {highest}", _ODD)
+        bits = self.form.bits_stored
+        if lowest < -(2 ** (bits - 1)) or highest >= 2**bits:
+            raise FrameError(f"numbers of {bits} bits", f"{lowest} to {highest}", _ODD)
         return plane
