@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ctseg.errors import PacsError
-from ctseg.pacs.session import PacsSession
+from ctseg.files.dicom.series import series_label
+from ctseg.pacs.session import PacsRefusedError, PacsSession
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,11 @@ class PacsSeries:
     def path(self) -> str:
         """Below the root of the PACS."""
         return f"/studies/{self.study_uid}/series/{self.series_uid}"
+
+    @property
+    def label(self) -> str:
+        """What messages call it: no patient, and as they call it once it is fetched."""
+        return series_label(self.number, self.series_uid, self.study_uid)
 
 
 def find_series(session: PacsSession, study_date: str, *, modality: str = "CT", page: int = PAGE) -> list[PacsSeries]:
@@ -145,3 +151,19 @@ def _whole_number(value: Any) -> int | None:
         return int(value) if isinstance(value, int | str) else None
     except ValueError:
         return None
+
+
+def has_series(session: PacsSession, study_uid: str, series_uid: str) -> bool:
+    """Return whether a PACS has any instance of a series.
+
+    Raises:
+        PacsError: The PACS is away, refuses, or answers nonsense.
+    """
+    query = {"limit": 1, "offset": 0}
+    path = f"{PacsSeries(study_uid, series_uid).path}/instances"
+    try:
+        return bool(session.json("the search for instances", path, query))
+    except PacsRefusedError as error:
+        if error.status == 404:  # some answer so where nothing is found
+            return False
+        raise

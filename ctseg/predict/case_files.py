@@ -149,6 +149,15 @@ class CaseFiles:
         frames = _BINARY * labels if self._options.segmentation_type == "binary" else 0
         return int(voxels * (_NUMBERED * (1 if labels < 256 else 2) + frames))
 
+    def series_uids(self, case: Case) -> Mapping[OutputFormat, str]:
+        """Return the SeriesInstanceUIDs that the objects of a case will have, known before anything is computed."""
+        series = series_of(case)
+        if series is None or case.problem is not None:
+            return {}
+        result = self._result(series, self._made_by)
+        writable = self.writable(case, self.asked(case))
+        return {format_: result.series_uid(format_) for format_ in DICOM_ENDINGS if format_ in writable}
+
     def write(
         self,
         case: Case,

@@ -67,7 +67,7 @@ class CaseWork:
         self._segmenter = segmenter
         self._options = options
         self._progress = progress
-        self._made_by = _made_by(segmenter, presence.run, options, list_digest)
+        self._made_by = made_by_of(segmenter, presence.run, options, list_digest)
         self._stager = CaseStager(segmenter, presence.folder, options, budget, progress, self._made_by)
         self._disk_away = False
         self._put_off: set[str] = set()
@@ -295,7 +295,15 @@ def _told_of(case: Case, error: BaseException) -> CaseError:
     return CaseError(type=told.type, message=prefix + told.message, settings=told.settings)
 
 
-def _made_by(segmenter: CaseSegmenter, run: str, options: BatchOptions, list_digest: str | None) -> MadeBy:
+def made_by_of(segmenter: CaseSegmenter, run: str, options: BatchOptions, list_digest: str | None = None) -> MadeBy:
+    """Return what the outcomes of a run say that made them.
+
+    Args:
+        segmenter: Segments its cases.
+        run: Its name.
+        options: How it segments them.
+        list_digest: See :class:`ctseg.predict.outcomes.MadeBy`.
+    """
     identity = segmenter.identity
     return MadeBy(
         run=run,

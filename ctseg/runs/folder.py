@@ -104,9 +104,19 @@ def cases_for(scans: FoundScans, contract: ScanContract, output: Path, options: 
     return cases
 
 
-def _checked_cases(scans: FoundScans, contract: ScanContract, output: Path, options: BatchOptions) -> list[Case]:
+def check_options(contract: ScanContract, options: BatchOptions) -> None:
+    """Refuse a model that cannot be used with the options.
+
+    Raises:
+        SetupError: It mirrors in its graph, has no probabilities, or needs label maps of a previous stage, or none.
+    """
     _check_mirroring(contract, options)
     _check_outputs(contract, options)
+    _previous_stage(contract, options)
+
+
+def _checked_cases(scans: FoundScans, contract: ScanContract, output: Path, options: BatchOptions) -> list[Case]:
+    check_options(contract, options)
     cases = cases_of(scans, len(contract.channels))
     if (folder := _previous_stage(contract, options)) is not None:
         cases = with_previous_stage(cases, folder, contract.file_ending)

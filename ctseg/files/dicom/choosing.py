@@ -39,6 +39,14 @@ class SeriesRules:
                 f"{self.most_slices}"
             )
 
+    def may_fit(self, description: str) -> bool:
+        """Whether a series may be taken of which only the description is known.
+
+        Args:
+            description: Empty where it is not known either.
+        """
+        return not (self.descriptions and description.strip()) or _fits(self.descriptions, (description.strip(),))
+
     def against(self, series: CtSeries) -> Rule | None:
         """Return the first rule that a series does not fit; None: it is taken."""
         if self.descriptions and not _fits(self.descriptions, (series.description.strip(),)):

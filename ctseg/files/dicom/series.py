@@ -18,6 +18,12 @@ def uid_digest(uid: str) -> str:
     return hashlib.sha256(uid.encode()).hexdigest()[:_DIGEST_LENGTH]
 
 
+def series_label(number: int | None, series_uid: str, study_uid: str) -> str:
+    """Return what messages call a series: no patient, no path."""
+    shown = "without number" if number is None else str(number)
+    return f"series {shown} ({uid_digest(series_uid)}) of study {uid_digest(study_uid)}"
+
+
 @dataclass(frozen=True)
 class CtSlice:
     """One slice: a file of its own, or a frame of a multi-frame file.
@@ -93,8 +99,7 @@ class CtSeries:
     @property
     def label(self) -> str:
         """What messages call it: no patient, no path."""
-        number = "without number" if self.series_number is None else str(self.series_number)
-        return f"series {number} ({uid_digest(self.series_uid)}) of study {uid_digest(self.study_uid)}"
+        return series_label(self.series_number, self.series_uid, self.study_uid)
 
     @property
     def paths(self) -> tuple[Path, ...]:

@@ -1,0 +1,91 @@
+"""What a watcher remembers of each series: ``OUT/.ctseg/watch/<key>.json``, beside the outcomes of its cases."""
+
+import hashlib
+import logging
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ValidationError
+
+from ctseg.documents import Document
+from ctseg.files.regular import open_regular
+from ctseg.pacs.find import PacsSeries
+from ctseg.predict.notes import write_note
+from ctseg.predict.outcomes import MEMORY_NAME, CaseError, WrittenObject
+
+logger = logging.getLogger(__name__)
+
+State = Literal["segmented", "stored", "left out", "refused", "failed"]
+
+
+class WatchNote(Document):
+    """How far a series has come.
+
+    Attributes:
+        series: What messages call it.
+        instances: Digest of the set of its instances, see :func:`ctseg.pacs.stability.digest_of_instances`.
+        count: How many they were.
+        state: ``segmented``: its files lie in the output folder, and are not all stored yet. ``stored``: all are in
+            the PACS, or were. ``left out``: it is no CT series, or does not fit the rules. ``refused``: it can never
+            be segmented as it is. ``failed``: it was tried, and may be tried again.
+        case: Its name in the output folder.
+        objects: That are to be stored, or were.
+        why: It was left out, refused, or failed.
+        attempts: How often it has failed.
+    """
+
+    schema_version: Literal[1] = 1
+    series: str
+    instances: str
+    count: int
+    state: State
+    case: str | None = None
+    objects: tuple[WrittenObject, ...] = ()
+    why: CaseError | None = None
+    attempts: int = 0
+
+
+class WatchNotes:
+    """The notes of an output folder, of one way to segment: another model, or other options, have their own.
+
+    Args:
+        output: The folder.
+        work: Digest of what decides what is stored.
+        through: Where files lie that are not whole yet.
+    """
+
+    def __init__(self, output: Path, work: str, *, through: Path) -> None:
+        self._folder = output / MEMORY_NAME / "watch"
+        self._work = work
+        self._through = through
+
+    def key(self, series: PacsSeries) -> str:
+        """Return what names a series here: no UID."""
+        return hashlib.sha256(f"{series.path}\0{self._work}".encode()).hexdigest()[:32]
+
+    def read(self, series: PacsSeries) -> WatchNote | None:
+        """Return what is known of a series; None: nothing, or nothing that can be used, which is told.
+
+        Raises:
+            OSError: The note is there and cannot be read.
+        """
+        path = self._path(series)
+        try:
+            with open_regular(path) as file:
+                return WatchNote.model_validate_json(file.read())
+        except FileNotFoundError:
+            return None
+        except ValidationError:
+            logger.warning("%s: cannot be used: nothing is known of %s", path, series.label)
+            return None
+
+    def write(self, series: PacsSeries, note: WatchNote) -> None:
+        """Write down how far a series has come.
+
+        Raises:
+            OutputError: It cannot be written; what was known before stays.
+        """
+        write_note(self._path(series), note, through=self._through)
+
+    def _path(self, series: PacsSeries) -> Path:
+        return self._folder / f"{self.key(series)}.json"
