@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ctseg.files.cases import Case, find_cases
+    from ctseg.files.dicom.choosing import SeriesRules
     from ctseg.files.geometry import Geometry
     from ctseg.files.volume import Volume, read_volume, volume_from_array, write_label_map
     from ctseg.model_spec import ModelSpec
@@ -41,6 +42,7 @@ __all__ = [
     "Geometry",
     "ModelSpec",
     "Part",
+    "SeriesRules",
     "ServedModel",
     "ServerOptions",
     "Volume",
@@ -66,6 +68,7 @@ _HOMES = {
     "Geometry": "ctseg.files.geometry",
     "ModelSpec": "ctseg.model_spec",
     "Part": "ctseg.predict.parts",
+    "SeriesRules": "ctseg.files.dicom.choosing",
     "ServedModel": "ctseg.runs.model",
     "ServerOptions": "ctseg.serving.process",
     "Volume": "ctseg.files.volume",
