@@ -14,7 +14,7 @@ from ctseg.errors import InputError, OutputError, SetupError, missing_package
 from ctseg.files.atomic import replacing
 from ctseg.files.cases import Case
 from ctseg.files.codes import coded
-from ctseg.files.dicom.object_kinds import DICOM_ENDINGS, DicomFormat
+from ctseg.files.dicom.object_kinds import DICOM_ENDINGS, DicomFormat, SegmentationType
 from ctseg.files.dicom.series import CtSeries
 from ctseg.files.volume import Volume, write_label_map
 from ctseg.predict.contract import ScanContract
@@ -34,12 +34,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_SEGMENTATION_TYPES: dict[str, SegmentationType] = {"binary": "BINARY", "labelmap": "LABELMAP"}
+_MANY_LABELS = 20
+"""From which on a frame for each label and slice makes a segmentation large, and slow to open."""
 _NUMBERED = 1.2
 """Bytes a voxel, of each byte that its number takes, while a segmentation is made of numbered labels."""
+_CONTOURS = 1
+"""Bytes a voxel while contours of organs are written; labels that are scattered like noise take more, up to a limit."""
 _BINARY = 0.32
 """Bytes a voxel and label while frames of one bit a voxel are put together: 2.5 times what they take in the file."""
-_MANY_LABELS = 20
-"""From which a segmentation with a frame for each label and slice becomes large and slow to open."""
 
 
 @dataclass
@@ -143,11 +146,13 @@ class CaseFiles:
             voxels: Of the scan.
             formats: In which it is written.
         """
-        if "dicom_seg" not in formats:
-            return 0
-        labels = len(self._contract.labels)
-        frames = _BINARY * labels if self._options.segmentation_type == "binary" else 0
-        return int(voxels * (_NUMBERED * (1 if labels < 256 else 2) + frames))
+        labels, found = len(self._contract.labels), 0.0
+        if "dicom_rtstruct" in formats:
+            found = _CONTOURS
+        if "dicom_seg" in formats:
+            frames = _BINARY * labels if self._options.segmentation_type == "binary" else 0
+            found = max(found, _NUMBERED * (1 if labels < 256 else 2) + frames)
+        return int(found * voxels)
 
     def series_uids(self, case: Case) -> Mapping[OutputFormat, str]:
         """Return the SeriesInstanceUIDs that the objects of a case will have, known before anything is computed."""
@@ -220,19 +225,11 @@ class CaseFiles:
 
         options = tuple(made_by.options.model_dump().items())
         maker = Maker(made_by.model, made_by.model_version, made_by.spec_digest, options)
-        kind = "LABELMAP" if self._options.segmentation_type == "labelmap" else "BINARY"
-        return DicomResult(series, self._segments, maker, kind)  # type: ignore[arg-type]
+        return DicomResult(series, self._segments, maker, _SEGMENTATION_TYPES[self._options.segmentation_type])
 
     @cached_property
     def _segments(self) -> "tuple[Segment, ...]":
-        from ctseg.files.dicom.results import Segment
-
-        contract = self._contract
-        presentation, _ = coded(contract.labels, contract.presentation, self._options.codes)
-        return tuple(
-            Segment(number, name, values, presentation[name])
-            for number, (name, values) in enumerate(contract.labels.items(), start=1)
-        )
+        return _segments_of(self._contract, self._options)
 
 
 class _ObjectWriter:
@@ -334,7 +331,7 @@ def check_formats(cases: Sequence[Case], contract: ScanContract, options: BatchO
 
 
 def tell_of_formats(cases: Sequence[Case], contract: ScanContract, options: BatchOptions) -> None:
-    """Tell once a run of labels without codes, and of labels too many for one frame each."""
+    """Tell once a run of labels without codes, and of labels too many for frames of their own."""
     if not _has_objects(cases, options):
         return
     _, uncoded = coded(contract.labels, contract.presentation, options.codes)
@@ -347,8 +344,18 @@ def tell_of_formats(cases: Sequence[Case], contract: ScanContract, options: Batc
     if writes_segmentations and options.segmentation_type == "binary" and len(contract.labels) >= _MANY_LABELS:
         logger.info(
             "%s: %d labels: segmentations of the type labelmap are much smaller, and faster to write and to open, "
-            "where what reads them is young enough to know them", contract.name, len(contract.labels),
+            "where viewer and archive take them", contract.name, len(contract.labels),
         )  # fmt: skip
+
+
+def _segments_of(contract: ScanContract, options: BatchOptions) -> "tuple[Segment, ...]":
+    from ctseg.files.dicom.results import Segment
+
+    presentation, _ = coded(contract.labels, contract.presentation, options.codes)
+    return tuple(
+        Segment(number, name, values, presentation[name])
+        for number, (name, values) in enumerate(contract.labels.items(), start=1)
+    )
 
 
 def _has_objects(cases: Sequence[Case], options: BatchOptions) -> bool:

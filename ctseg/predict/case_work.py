@@ -195,7 +195,10 @@ class CaseWork:
             return None
         self.ledger.claims.forget(case.name)
         refused = files.refused(case, files.asked(case))
-        return outcome.model_copy(update={"status": "skipped", "failed_formats": refused})
+        if refused != outcome.failed_formats:  # of formats that another command asked for
+            outcome = outcome.model_copy(update={"failed_formats": refused})
+            self.ledger.say_again(case.name, outcome)
+        return outcome.model_copy(update={"status": "skipped"})
 
     def _why_not_ours(self, outcome: Outcome, case: Case) -> str | None:
         """Return why what another run made of a case is not what this one would have made."""

@@ -179,6 +179,18 @@ class Ledger:
             self._store.write(claim.case, outcome)
         return outcome
 
+    def say_again(self, case: str, outcome: Outcome) -> None:
+        """Write down something else of a case that is done; nothing happens where another run works on it.
+
+        Raises:
+            OutputError: It cannot be written.
+        """
+        if (claim := self.claims.take(case)) is not None:
+            try:
+                self._store.write(case, outcome)
+            finally:
+                self.claims.drop(claim, is_done=True)
+
     def _found_done(
         self, case: Case, wanted: Sequence[str], made_by: MadeBy, why_stale: Callable[[Outcome], str | None]
     ) -> Outcome | str | None:

@@ -18,7 +18,7 @@ from ctseg.files.volume import Volume, read_label_map, read_volume, read_volume_
 from ctseg.model_spec import Reader
 from ctseg.numerics.volumes import volumes_ml
 from ctseg.predict.case_files import CaseFiles, series_of
-from ctseg.predict.estimate import with_writing
+from ctseg.predict.estimate import MemoryEstimate, with_writing
 from ctseg.predict.ledger import Staged
 from ctseg.predict.memory import MemoryBudget
 from ctseg.predict.options import BatchOptions, OutputFormat
@@ -153,14 +153,22 @@ class CaseStager:
             with suppress(OSError):
                 (self._scratch / name).unlink(missing_ok=True)
 
+    def estimate(self, case: Case, formats: Sequence[OutputFormat]) -> MemoryEstimate:
+        """Estimate the memory that a case takes by its headers, writing it in some formats included.
+
+        Raises:
+            InputError: It cannot be segmented.
+        """
+        header = read_volume_header(case.channels, self._segmenter.contract.reader)
+        estimate = self._segmenter.estimate(header, saves_probabilities=self._options.save_probabilities)
+        writing_bytes = self.case_files.writing_bytes(prod(header.geometry.shape), formats)
+        return with_writing(estimate, header, self._segmenter.contract.label_dtype.itemsize, writing_bytes)
+
     @contextmanager
     def _memory_for(self, case: Case, clock: StageClock, formats: Sequence[OutputFormat]) -> Iterator[None]:
         """Wait until the memory is there that a case will take by its headers, and hold it meanwhile."""
         with clock.stage("read"):
-            header = read_volume_header(case.channels, self._segmenter.contract.reader)
-        estimate = self._segmenter.estimate(header, saves_probabilities=self._options.save_probabilities)
-        writing_bytes = self.case_files.writing_bytes(prod(header.geometry.shape), formats)
-        estimate = with_writing(estimate, header, self._segmenter.contract.label_dtype.itemsize, writing_bytes)
+            estimate = self.estimate(case, formats)
         with self._budget.reserved(estimate, printable(case.name)):
             yield
 

@@ -57,6 +57,10 @@ def test_what_headers_refuse_is_not_tried_again_and_stays_a_failure(folder, capl
     assert [failed.format for failed in case.failed_formats] == ["dicom_seg"]
     (case,) = run(folder, predictor, continue_prediction=True).cases  # which is not asked for any more
     assert (case.status, predictor.calls, case.failed_formats) == ("skipped", 0, ())
+    assert review_folder(folder.parent / "out").left == ()
+    run(folder, predictor, output_formats=formats, continue_prediction=True)
+    ((_, why),) = review_folder(folder.parent / "out").left
+    assert why.startswith("failed: dicom_seg: a scan that is no DICOM series")
 
 
 def test_report_says_which_formats_failed_and_its_exit_status_does(tmp_path, capsys):

@@ -33,6 +33,16 @@ def test_the_estimate_lies_near_the_peak_of_a_real_process(name):
     assert LOWEST <= found["estimate"] / found["peak"] <= HIGHEST, found
 
 
+@pytest.mark.full
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="NEEDS LINUX: measures by /proc")
+@pytest.mark.parametrize(("kind", "labels"), [("binary", 2), ("binary", 40), ("labelmap", 40), ("dicom_rtstruct", 40)])
+def test_the_estimate_holds_what_writing_dicom_objects_takes(kind, labels):
+    small = 32 << 20  # which estimates have beside it
+    found = measured_in_processes("tests.support.measured_writing", kind, str(labels))
+    assert found["peak"] <= found["estimate"] + small, found
+    assert kind == "dicom_rtstruct" or found["estimate"] <= 3 * found["peak"], found
+
+
 def test_the_estimate_grows_with_the_classes_times_the_patch_and_not_times_the_scan(tmp_path):
     shape = Shape((100, 100, 60), (0.977, 0.977, 3.27))
     few, many = (estimated(replace(shape, heads=heads), tmp_path).peak_bytes for heads in (10, 110))

@@ -12,6 +12,7 @@ from ctseg.files.cases import find_cases
 from ctseg.predict.folder import segment_cases
 from ctseg.predict.options import BatchOptions
 from ctseg.predict.outcomes import OutcomeStore
+from tests.support.dicom_series import ct_series, write_series
 from tests.support.label_maps import labels_of
 from tests.support.threshold import ThresholdPredictor, write_scan
 
@@ -24,6 +25,7 @@ from ctseg.predict.options import BatchOptions
 from tests.support.threshold import ThresholdPredictor
 
 scans, base, folder, saves = *map(Path, sys.argv[1:4]), sys.argv[4] == "True"
+formats = tuple(sys.argv[5:]) or None
 
 def run_until(change, out):
     done = 0
@@ -35,7 +37,8 @@ def run_until(change, out):
                 os.kill(os.getpid(), signal.SIGKILL)
             done += 1
     sys.addaudithook(count)  # the interpreter calls it before each change
-    segment_cases(find_cases(scans, channels=1), ThresholdPredictor(), out, BatchOptions(save_probabilities=saves))
+    options = BatchOptions(save_probabilities=saves, output_formats=formats)
+    segment_cases(find_cases(scans, channels=1), ThresholdPredictor(), out, options)
 
 for change in range(1000):
     out = folder / str(change)
@@ -96,3 +99,39 @@ def test_a_kill_before_any_change_is_made_good_and_told_from_a_persons_edit(
         else:
             assert run(scans, edited, save_probabilities=saves) == {"a": "ok"}, change
             assert np.array_equal(labels_of(edited / "a.nii.gz"), expected), change
+
+
+def dicom_scan(folder: Path, value: int) -> None:
+    stored = np.zeros((2, 18, 12), np.uint16)
+    stored[:, 3:9, 2:7] = value
+    tags = {"pixel_spacing_mm": (2.0, 1.0), "slice_spacing_mm": 3.0, "intercept": -1024.0}
+    write_series(folder, ct_series(stored.shape, stored=stored, **tags).datasets)
+
+
+def files_in(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in out.iterdir() if path.suffix in (".gz", ".dcm")}
+
+
+@pytest.mark.full
+def test_a_kill_before_any_change_leaves_no_half_of_a_dicom_object(tmp_path: Path) -> None:
+    scans, base, killed, undisturbed = (tmp_path / name for name in ("in", "base", "killed", "undisturbed"))
+    base.mkdir()
+    killed.mkdir()
+    formats = ("nifti", "dicom_seg", "dicom_rtstruct", "dicom_sr")
+    dicom_scan(scans, 1500)
+    run(scans, base, output_formats=formats)
+    dicom_scan(scans, 0)  # the same instances, with other voxels
+    run(scans, undisturbed, output_formats=formats)
+    before, after = files_in(base), files_in(undisturbed)
+    assert len(after) == 4
+    assert all(before[name] != after[name] for name in after)
+    words = [sys.executable, "-c", KILLED, str(scans), str(base), str(killed), "False", *formats]
+    driver = subprocess.run(words, timeout=400, check=False, capture_output=True, text=True)
+    assert driver.returncode == 0, driver.stderr
+    changes = driver.stdout.splitlines()
+    assert sum(change.endswith(".seg.dcm") for change in changes) >= 2
+    for number, change in enumerate(changes):
+        out = killed / str(number)
+        assert all(content in (before.get(name), after.get(name)) for name, content in files_in(out).items()), change
+        run(scans, out, continue_prediction=True, output_formats=formats)
+        assert files_in(out) == after, change

@@ -17,6 +17,7 @@ ALLOWED_OF_SOURCE = (
     # a name that the images have
     "Warning - </PatientName(0010,0010)[1]> - Value dubious for this VR [PN]",
 )
+ALLOWED_OF_PRIVATE_CODES = ("Unrecognized defined term = <99CTSEG>",)  # which no label with codes has
 
 
 def required_tool(name: str) -> str:

@@ -18,14 +18,17 @@ import numpy as np
 
 from ctseg.arrays import Logits, Patches
 from ctseg.files.cases import find_cases
-from ctseg.files.volume import read_volume_header
 from ctseg.model_spec import ModelSpec
 from ctseg.predict.folder import segment_cases
+from ctseg.predict.memory import MemoryBudget
 from ctseg.predict.options import BatchOptions
+from ctseg.predict.outcomes import MadeBy, Options
 from ctseg.predict.predictor import Identity
 from ctseg.predict.progress import Progress
 from ctseg.predict.segment import BATCHES_AHEAD
 from ctseg.predict.segmenter import WindowSegmenter
+from ctseg.predict.staged_case import CaseStager
+from tests.support.dicom_series import ct_series, write_series
 
 DEMO_SPEC = Path(__file__).parents[2] / "model_repository" / "sarcoma" / "ctseg.json"
 _PATIENCE_S = 300.0
@@ -68,7 +71,8 @@ class Shape:
         first = 1 if "regions_class_order" in self.spec else 0
         values = range(first, first + self.heads)
         raw["labels"] = [{"name": f"label{i}" if i else "background", "values": [i]} for i in values]
-        raw |= {"spacing_mm": (3.27, 0.977, 0.977), "mirroring": "none", "file_ending": self.ending}
+        written = ".nii.gz" if self.ending == ".dcm" else self.ending
+        raw |= {"spacing_mm": (3.27, 0.977, 0.977), "mirroring": "none", "file_ending": written}
         return ModelSpec.validated({**raw, **self.spec}, source="measured")
 
 
@@ -110,6 +114,7 @@ SHAPES = {
     "largest component": Shape((512, 512, 150), _NETWORK_SPACING, {"postprocessing": ({"labels": (1,)},)}),
     "MetaImage": Shape((512, 512, 150), _NETWORK_SPACING, ending=".mha", dtype="float64"),
     "NRRD": Shape((512, 512, 150), _NETWORK_SPACING, ending=".nrrd"),
+    "DICOM": Shape((512, 512, 150), _NETWORK_SPACING, ending=".dcm"),
 }  # fmt: skip
 
 
@@ -203,7 +208,12 @@ def write_scan(folder: Path, shape: Shape, voxels: tuple[int, int, int]) -> None
         columns = np.random.default_rng(channel).integers(-900, 900, (*voxels[:2], 1))
         array = np.repeat(columns.astype(shape.dtype), voxels[2], axis=2)
         path = folder / f"case_{channel:04d}{shape.ending}"
-        if shape.ending.startswith(".nii"):
+        if shape.ending == ".dcm":
+            x, y, z = shape.spacing_mm
+            stored = (array + 1024).astype(np.uint16).T
+            series = ct_series(stored.shape, pixel_spacing_mm=(y, x), slice_spacing_mm=z, stored=stored)
+            write_series(folder, series.datasets)
+        elif shape.ending.startswith(".nii"):
             nib.save(nib.Nifti1Image(array, np.diag([*shape.spacing_mm, 1.0])), path)
         else:
             import SimpleITK as sitk
@@ -224,8 +234,13 @@ def segment(folder: Path, output: Path, shape: Shape) -> None:
 def estimated_bytes(folder: Path, shape: Shape) -> int:
     spec = shape.model_spec
     segmenter = WindowSegmenter(InstantPredictor(spec))
-    header = read_volume_header(find_cases(folder, channels=shape.channels)[0].channels, spec.reader)
-    estimate = segmenter.estimate(header, saves_probabilities=shape.saves_probabilities)
+    options = BatchOptions(save_probabilities=shape.saves_probabilities)
+    made_by = MadeBy(
+        run="", model="", model_version="", spec_digest="", options=Options(tile_step_size=0.5, mirroring=True)
+    )
+    (case,) = find_cases(folder, channels=shape.channels)
+    stager = CaseStager(segmenter, folder, options, MemoryBudget(), Progress(), made_by)
+    estimate = stager.estimate(case, stager.case_files.asked(case))
     segmenter.close()
     return estimate.peak_bytes
 
