@@ -28,6 +28,8 @@ from ctseg.files.regular import open_regular
 
 logger = logging.getLogger(__name__)
 
+_MANY = 50_000
+"""Files after which a search says how far it is."""
 _PEEKED = 100
 """Sub-folders that are looked into, only to say what lies in them."""
 
@@ -178,6 +180,7 @@ class _Search:
         self._left_folders: list[Path] = []
         self._found: dict[Path, tuple[Path, ...]] = {}
         self._dicom: list[Path] = []
+        self._looked_at = 0
         self._unreadable: dict[Path, InputError] = {}
 
     def scans(self, rules: SeriesRules, case_name_from: Sequence[str]) -> FoundScans:
@@ -225,11 +228,18 @@ class _Search:
         if files and (self._recursive or folder == self._root):
             self._found[folder] = files
         look = _looked_at([path for path in _visible(listing.others) if printable(path.name) not in own])
+        self._tell_of_many(len(listing.others))
         self._dicom += look.dicom
         self._folders += listing.folders
         kinds = kinds_of(listing, own, ({*look.dicom, *look.unreadable}))
         kinds["file that cannot be read"] += len(look.unreadable)
         return +kinds
+
+    def _tell_of_many(self, files: int) -> None:
+        """Tell from time to time how far a long search is."""
+        before, self._looked_at = self._looked_at, self._looked_at + files
+        if before // _MANY < self._looked_at // _MANY:
+            logger.info("looking for DICOM: %d files so far", self._looked_at)
 
     def _look_into_folders(self) -> None:
         """Look into sub-folders: links last, so that what they lead to has its own name if it lies in the input."""
@@ -262,7 +272,9 @@ class _Search:
                 raise
             logger.warning("%d DICOM files are passed over: %s", len(self._dicom), error)
             return None
-        self._kinds_below += Counter(kind_by_name(path) or "hidden file" for path in found.others)
+        for path in found.others:
+            kinds = self._kinds if path.parent == self._root else self._kinds_below
+            kinds[kind_by_name(path) or "hidden file"] += 1
         return found if found.series or found.left_out else None
 
     def _tell(self, dicom: DicomOfInput | None) -> None:
