@@ -154,7 +154,7 @@ def _told(files: Sequence[CtFile]) -> tuple[str, ...]:
     """Return what people are to know of the voxels."""
     told = []
     if lossy := sum(file.lossy for file in files):
-        told.append(f"{lossy} of {len(files)} files were compressed with loss: their numbers are not the scanner's")
+        told.append(f"compressed with loss ({lossy} of {len(files)} files): its numbers are not quite the scanner's")
     units = {frame.unit for file in files for frame in file.frames} - {"HU", ""}
     if units:
         named = sorted(unit for unit in units if unit in _UNITS)

@@ -5,24 +5,38 @@ They are taken from the raw bytes: pydicom's own conversion raises, or warns, wi
 
 import math
 from collections.abc import Sequence
+from functools import cache
 
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
+from pydicom.sequence import Sequence as Items
+from pydicom.tag import BaseTag
 
 _LONGEST_TEXT = 1024
 """Characters of a text that are kept; the standard allows 64 of those that are read here."""
 _LONGEST_UID = 64
+_LARGEST_IS = 2**31
+
+
+@cache
+def tag_of(keyword: str) -> BaseTag | None:
+    """Return the tag of a keyword; None: there is no such keyword."""
+    number = tag_for_keyword(keyword)
+    return None if number is None else BaseTag(number)
 
 
 def text_of(dataset: Dataset, keyword: str) -> str:
     """Return a text in the data set's own character set, its values joined by a backslash; empty: there is none."""
+    tag = tag_of(keyword)
+    if tag is None or tag not in dataset:
+        return ""
     try:
-        value = dataset.get(keyword)
+        value = dataset[tag].value
     except Exception:  # whatever pydicom makes of what stands there
         return plain_of(dataset, keyword)
-    if value is None or isinstance(value, bytes | Dataset):
+    if value is None or isinstance(value, bytes | Items):
         return ""
     text = "\\".join(map(str, value)) if isinstance(value, MultiValue) else str(value)
     return text.strip(" \0")[:_LONGEST_TEXT]
@@ -67,7 +81,7 @@ def number_of(dataset: Dataset, keyword: str) -> float | None:
 def whole_number_of(dataset: Dataset, keyword: str) -> int | None:
     """Return a whole number that stands there as text (IS); None: what stands there is none."""
     number = number_of(dataset, keyword)
-    return int(number) if number is not None and number == int(number) else None
+    return int(number) if number is not None and abs(number) < _LARGEST_IS and number.is_integer() else None
 
 
 def unsigned_of(dataset: Dataset, keyword: str) -> int | None:
@@ -83,9 +97,10 @@ def unsigned_of(dataset: Dataset, keyword: str) -> int | None:
 
 def items_of(dataset: Dataset, keyword: str) -> Sequence[Dataset]:
     """Return the items of a sequence; none where it is missing, or is no sequence."""
+    tag = tag_of(keyword)
     try:
-        value = dataset.get(keyword)
-        return list(value) if value is not None and all(isinstance(item, Dataset) for item in value) else []
+        value = None if tag is None or tag not in dataset else dataset[tag].value
+        return value if isinstance(value, Items) else []
     except Exception:  # whatever pydicom makes of what stands there
         return []
 
@@ -96,8 +111,11 @@ def holds(dataset: Dataset, keyword: str) -> bool:
 
 
 def _element(dataset: Dataset, keyword: str) -> object:
-    tag = tag_for_keyword(keyword)
-    return dataset.get_item(tag) if tag is not None and tag in dataset else None
+    tag = tag_of(keyword)
+    try:
+        return None if tag is None else dataset.get_item(tag)
+    except KeyError:
+        return None
 
 
 def _number(text: str) -> float | None:

@@ -115,7 +115,7 @@ TAGS = (
     "PatientID", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness",
     "SpacingBetweenSlices", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
     "SamplesPerPixel", "PhotometricInterpretation", "RescaleSlope", "RescaleIntercept", "RescaleType",
-    "NumberOfFrames", "GantryDetectorTilt", "LossyImageCompression", "AcquisitionNumber", "AcquisitionTime",
+    "NumberOfFrames", "LossyImageCompression", "AcquisitionNumber", "AcquisitionTime",
     "TemporalPositionIdentifier", "ModalityLUTSequence", "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
 )  # fmt: skip
@@ -158,7 +158,7 @@ def file_of(path: Path, dataset: Dataset, meta: Dataset, syntax_uid: str, keywor
         text_of(dataset, "StudyID"),
         whole_number_of(dataset, "SeriesNumber"),
         text_of(dataset, "SeriesDescription"),
-        text_of(dataset, "ConvolutionKernel"),
+        text_of(dataset, "ConvolutionKernel") or _kernel_of_frames(dataset),
         syntax_uid,
         unsigned_of(dataset, "Rows") or 0,
         unsigned_of(dataset, "Columns") or 0,
@@ -227,6 +227,15 @@ def _frame(
         words_of(rescale, "RescaleType")[0],
         told_apart,
     )
+
+
+def _kernel_of_frames(dataset: Dataset) -> str:
+    for keyword in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
+        for group in items_of(dataset, keyword)[:1]:
+            for item in items_of(group, "CTReconstructionSequence"):
+                if kernel := text_of(item, "ConvolutionKernel"):
+                    return kernel
+    return ""
 
 
 def _thickness_of(measures: Dataset) -> tuple[float | None, str]:

@@ -34,10 +34,11 @@ def find_series(files: Sequence[Path], *, keywords: Sequence[str] = ()) -> Found
                 grouped[found.study_uid, found.series_uid].append(found)
             elif found is not None:
                 left_out[found] += 1
+        unread = _folders_of_unread(files, read)
         series = []
         for group in grouped.values():
             kept, problem = _each_instance_once(group)
-            series.append(series_of(kept, problem))
+            series.append(_warned(series_of(kept, problem), unread))
             if doubled := len(group) - len(kept):
                 left_out[_doubled(series[-1])] += doubled
     others = tuple(path for path, found in zip(files, read, strict=True) if found is None)
@@ -45,27 +46,34 @@ def find_series(files: Sequence[Path], *, keywords: Sequence[str] = ()) -> Found
 
 
 def _read_files(files: Sequence[Path], keywords: Sequence[str]) -> list[CtFile | OtherFile | None]:
-    with ThreadPoolExecutor(min(_THREADS, max(1, len(files)))) as pool:
+    pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="ctseg-headers")
+    try:
         return list(pool.map(lambda path: read_file(path, keywords), files))
+    except RuntimeError:  # no more threads are to be had
+        return [read_file(path, keywords) for path in files]
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _each_instance_once(files: Iterable[CtFile]) -> tuple[list[CtFile], str | None]:
-    """Return files without those that repeat an instance, and why the series is refused if they only seem to.
+    """Return files without those that repeat another one, and why the series is refused if some only seem to.
 
     The order, and which of equal files is kept, depends on what the files are, not on how they were found.
     """
     instances: dict[str, list[CtFile]] = defaultdict(list)
+    kept = []
     for file in sorted(files, key=lambda file: (file.sop_instance_uid, str(file.path))):
-        instances[file.sop_instance_uid].append(file)
-    nameless = instances.pop("", [])
-    different = sum(any(not _are_equal(same[0], other) for other in same[1:]) for same in instances.values())
-    problem = None
-    if different:
-        problem = (
-            f"{different} of {len(instances)} slices are there in several files with different contents under one "
-            "SOPInstanceUID: keep the right ones"
-        )
-    return [same[0] for same in instances.values()] + nameless, problem
+        same = instances[file.sop_instance_uid]
+        if not (file.sop_instance_uid and len(same) == 1 and _are_equal(same[0], file)):
+            same.append(file)
+            kept.append(file)
+    different = [same for uid, same in instances.items() if uid and len(same) > 1]
+    if not different:
+        return kept, None
+    return kept, (
+        f"{len(different)} of {len(instances)} slices are there in several files with different contents under one "
+        "SOPInstanceUID: keep the right ones"
+    )
 
 
 def _are_equal(one: CtFile, other: CtFile) -> bool:
@@ -90,6 +98,21 @@ def _from(one: Path, one_at: int, other: Path, other_at: int) -> bool:
                 return False
             if not chunk:
                 return True
+
+
+def _folders_of_unread(files: Sequence[Path], read: Sequence[CtFile | OtherFile | None]) -> Counter[Path]:
+    return Counter(
+        path.parent for path, found in zip(files, read, strict=True) if isinstance(found, OtherFile) and found.is_unread
+    )
+
+
+def _warned(series: CtSeries, unread: Counter[Path]) -> CtSeries:
+    """Return a series with a warning of files beside it that may be slices of it: its ends would be missing unseen."""
+    count = sum(unread[folder] for folder in {path.parent for path in series.paths})
+    if not count or series.problem is not None:
+        return series
+    told = f"{count} file{'s' if count > 1 else ''} beside its own cannot be read: slices at its ends may be missing"
+    return replace(series, warnings=(*series.warnings, told))
 
 
 def _doubled(series: CtSeries) -> OtherFile:

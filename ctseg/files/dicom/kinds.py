@@ -4,10 +4,12 @@ CT = "1.2.840.10008.5.1.4.1.1.2"
 """CT Image Storage: one slice a file."""
 MULTI_FRAME_CT = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
 """Enhanced CT Image Storage, and Legacy Converted Enhanced CT Image Storage."""
+DICOMDIR = "1.2.840.10008.1.3.10"
+"""Media Storage Directory Storage: lists the files of a disc."""
 
 _IMAGES = "1.2.840.10008.5.1.4.1.1."
 _KINDS = {
-    "1.2.840.10008.1.3.10": "DICOMDIR",
+    DICOMDIR: "DICOMDIR",
     _IMAGES + "2.1": "enhanced CT image",
     _IMAGES + "7": "secondary capture",
     _IMAGES + "7.1": "secondary capture",

@@ -23,6 +23,8 @@ _LOST_STEPS = 0.1
 """How far a gap may be from a whole number of steps to look like slices that are missing."""
 _SHEAR_MM, _SHEAR_VOXELS = 0.1, 0.05
 """How far slices, or rows, may be displaced over the whole of them, whichever is more."""
+_GAP_STEPS = 1.5
+"""From how many times the thickness of a slice on a step is told."""
 _TOLD_MM = 0.01
 """Displacements below are not told."""
 _FARTHEST_MM = 1e5
@@ -78,14 +80,15 @@ def stack_of(frames: Sequence[Frame], rows: int) -> Stack:
     order = tuple(np.argsort(positions @ normal, kind="stable").tolist())
     if len(order) == 1:
         length, told_of_step = _step_of_one(frames[0])
-        step = length * normal
+        step, told_of_gaps = length * normal, ""
     else:
         positions = positions[list(order)]
         _check_one_volume(frames, positions @ normal)
         step = (positions[-1] - positions[0]) / (len(order) - 1)
         _check_steps(positions, step, normal)
         told_of_step = _check_shear(step, normal, len(order), _most_displaced_mm(spacing))
-    warnings = tuple(told for told in (told_of_axes, told_of_step) if told)
+        told_of_gaps = _gaps_told(frames, float(np.linalg.norm(step)))
+    warnings = tuple(told for told in (told_of_axes, told_of_step, told_of_gaps) if told)
     return Stack(order, along_x, along_y, spacing, step, warnings)
 
 
@@ -217,7 +220,8 @@ def _check_one_volume(frames: Sequence[Frame], places_mm: Vectors) -> None:
             f"its {len(frames)} slices lie at {places} places, so it holds several volumes, reconstructions or points "
             f"in time{told}: give each a series of its own"
         )
-    if of_frames := [keyword for keyword in apart if keyword in _OF_ONE_VOLUME]:
+    of_frames = [keyword for keyword in _OF_ONE_VOLUME if len(_values(frames, keyword)) > 1]
+    if of_frames:
         raise StackError(
             f"its frames differ in {' and '.join(of_frames)}, so it holds several volumes: give each a "
             "series of its own"
@@ -226,11 +230,12 @@ def _check_one_volume(frames: Sequence[Frame], places_mm: Vectors) -> None:
 
 def _what_differs(frames: Sequence[Frame]) -> list[str]:
     """Return the keywords of what tells the volumes of a series apart: few values, each of several slices."""
-    values: dict[str, set[str]] = {}
-    for frame in frames:
-        for keyword, value in frame.told_apart:
-            values.setdefault(keyword, set()).add(value)
-    return [keyword for keyword, found in values.items() if 1 < len(found) <= max(2, len(frames) // 2)]
+    keywords = dict.fromkeys(keyword for frame in frames for keyword, _ in frame.told_apart)
+    return [keyword for keyword in keywords if 1 < len(_values(frames, keyword)) <= len(frames) // 2]
+
+
+def _values(frames: Sequence[Frame], keyword: str) -> set[str]:
+    return {value for frame in frames for key, value in frame.told_apart if key == keyword}
 
 
 def _check_steps(positions: Vectors, step: Vectors, normal: Vectors) -> None:
@@ -242,7 +247,7 @@ def _check_steps(positions: Vectors, step: Vectors, normal: Vectors) -> None:
         return
     places = positions @ normal
     gaps = np.diff(places)
-    usual = float(np.median(gaps))
+    usual = float(np.sort(gaps)[(gaps.size - 1) // 2])
     odd = np.flatnonzero(np.abs(gaps - usual) > max(_OFF_THE_LINE_MM, _OFF_THE_LINE_STEPS * usual))
     if not odd.size:
         worst = int(off.argmax())
@@ -274,6 +279,17 @@ def _check_shear(step: Vectors, normal: Vectors, count: int, limit_mm: float) ->
         )
     told = f"sheared by {degrees:.2g} degrees, {displaced:.2g} mm from the first slice to the last: made orthogonal"
     return told if displaced > _TOLD_MM else ""
+
+
+def _gaps_told(frames: Sequence[Frame], step_mm: float) -> str:
+    """Return what is told of slices that are much thinner than the step from one to the next."""
+    for frame in frames:
+        if frame.thickness_mm is not None and step_mm > _GAP_STEPS * frame.thickness_mm:
+            return (
+                f"its slices lie {step_mm:.4g} mm apart, where {frame.thickness_mm:g} mm are said "
+                f"({frame.thickness_from}): what lies between them is not seen, or every other slice is missing"
+            )
+    return ""
 
 
 def _degrees_between(one: Vectors, other: Vectors) -> float:

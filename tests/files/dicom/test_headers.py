@@ -1,17 +1,30 @@
 """Which series a set of files holds: right, or refused by name with the measured figure."""
 
 import os
+import pickle
 import re
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    RLELossless,
+)
 
 from ctseg.files.dicom.headers import find_series
+from ctseg.files.dicom.quiet import quiet
 from ctseg.files.dicom.series import CtSeries, FoundDicom
 from ctseg.files.geometry import Geometry
-from tests.support.dicom_series import ct_series, write_series
+from ctseg.files.volume import read_volume_header
+from tests.support.dicom_series import OBLIQUE, ct_series, enhanced_ct, other_object, set_tags, uid, write_series
 from tests.support.dicom_traps import REFUSED, RIGHT
 
 
@@ -84,3 +97,281 @@ def test_pipes_and_what_is_no_dicom_are_neither_waited_for_nor_lost(tmp_path: Pa
     found = found_in(tmp_path)
     assert [len(series.slices) for series in found.series] == [8]
     assert [path.name for path in found.others] == ["pipe", "text.txt"]
+
+
+@pytest.mark.parametrize("degrees", [0.05, 0.3])
+def test_grid_of_a_sheared_series_lies_within_half_a_tenth_of_where_its_slices_are(
+    degrees: float, tmp_path: Path
+) -> None:
+    true = ct_series(shear_degrees=degrees, orientation=OBLIQUE)
+    write_series(tmp_path, true.datasets)
+    geometry = one_series(tmp_path).geometry
+    assert not geometry.is_sheared
+    off_mm = geometry.distance_mm(Geometry(true.hu.shape, true.affine_ras))
+    assert off_mm == pytest.approx(17.5 * np.tan(np.deg2rad(degrees)) / 2, abs=1e-6)
+    assert off_mm < 0.05
+
+
+@given(st.permutations(range(13)))
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_order_in_which_files_are_given_changes_nothing(tmp_path: Path, order: list[int]) -> None:
+    if not any(tmp_path.iterdir()):
+        RIGHT["the same file twice"](tmp_path)
+    files = files_in(tmp_path)
+    assert find_series([files[index] for index in order]) == find_series(files)
+
+
+def test_tree_of_several_patients_holds_a_series_each(tmp_path: Path) -> None:
+    for study, name in ((1, "Doe^Jane"), (2, "Roe^Richard")):
+        for number in (7, 3):
+            series = ct_series(
+                (3, 4, 5), study=study, series=number, patient_name=name, SeriesDescription=f"{study}.{number}"
+            )
+            write_series(tmp_path / name / f"{number}", series.datasets, names=["a", "b.dcm", "c (1).tmp"])
+    found = found_in(tmp_path, keywords=("PatientName", "AccessionNumber", "NoSuchKeyword"))
+    assert {series.study_uid for series in found.series} == {uid(1), uid(2)}
+    numbers = [series.series_number for series in found.series]
+    assert numbers == [3, 7, 3, 7]
+    for series in found.series:
+        study = series.description[0]
+        assert series.tags == (
+            ("PatientName", {"1": "Doe^Jane", "2": "Roe^Richard"}[study]),
+            ("AccessionNumber", f"A{study}"),
+            ("NoSuchKeyword", ""),
+        )
+        assert (series.study_id, series.kernel) == (study, "B30f")
+        assert pickle.loads(pickle.dumps(series)) == series
+
+
+@pytest.mark.parametrize(
+    ("sop_class_uid", "what"),
+    [
+        ("1.2.840.10008.5.1.4.1.1.7", "secondary capture"),
+        ("1.2.840.10008.5.1.4.1.1.88.67", "dose report"),
+        ("1.2.840.10008.5.1.4.1.1.88.33", "structured report"),
+        ("1.2.840.10008.5.1.4.1.1.481.3", "RTSTRUCT"),
+        ("1.2.840.10008.5.1.4.1.1.481.2", "RTDOSE"),
+        ("1.2.840.10008.5.1.4.1.1.66.4", "SEG"),
+        ("1.2.840.10008.5.1.4.1.1.4", "MR image"),
+        ("1.2.840.10008.5.1.4.1.1.128", "PET image"),
+        ("1.2.840.10008.1.3.10", "DICOMDIR"),
+        ("1.2.3.4", "other DICOM object"),
+    ],
+)
+def test_what_is_no_ct_is_left_out_and_told(sop_class_uid: str, what: str, tmp_path: Path) -> None:
+    series = ct_series((3, 4, 5))
+    write_series(tmp_path, series.datasets)
+    write_series(tmp_path / "other", [other_object(series.datasets[0], sop_class_uid, "OT", SeriesDescription="Doe")])
+    found = found_in(tmp_path)
+    assert [len(series.slices) for series in found.series] == [3]
+    assert [(item.what, item.files) for item in found.left_out] == [(what, 1)]
+    assert found.told == f"1 × {what}"
+    assert found.left_out[0].series_number == (900 if what != "DICOMDIR" else None)
+
+
+@pytest.mark.parametrize(
+    "syntax",
+    [ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian, RLELossless],
+)
+def test_every_encoding_of_headers_says_the_same_and_shows_what_is_cut_off(syntax: str, tmp_path: Path) -> None:
+    true = ct_series(slope=[1.0, 2.0, 3.0], shape=(3, 20, 24))
+    paths = write_series(tmp_path, true.datasets, syntax=syntax)
+    series = one_series(tmp_path)
+    assert series.problem is None
+    assert {slice_.transfer_syntax_uid for slice_ in series.slices} == {syntax}
+    assert [slice_.slope for slice_ in series.slices] == [1.0, 2.0, 3.0]
+    assert series.geometry.distance_mm(Geometry(true.hu.shape, true.affine_ras)) < 1e-9
+    paths[0].write_bytes(paths[0].read_bytes()[:-200])
+    problem = one_series(tmp_path).problem
+    assert problem is not None
+    assert problem.startswith("1 of 3 files: cut off ")
+    assert problem.endswith(": copy them again")
+
+
+def test_file_without_preamble_is_a_slice_like_any_other(tmp_path: Path) -> None:
+    true = ct_series((3, 4, 5))
+    write_series(tmp_path, true.datasets[:1], preamble=False)
+    write_series(tmp_path / "others", true.datasets[1:], syntax=ImplicitVRLittleEndian)
+    series = one_series(tmp_path)
+    assert series.problem is None
+    assert len(series.slices) == 3
+
+
+def test_what_is_cut_off_before_it_says_to_which_series_it_belongs_is_told_beside_the_others(tmp_path: Path) -> None:
+    paths = write_series(tmp_path, ct_series().datasets)
+    paths[-1].write_bytes(paths[-1].read_bytes()[:600])
+    paths[0].write_bytes(b"")
+    found = found_in(tmp_path)
+    assert found.told == "1 × CT image that does not say to which series it belongs, 1 × empty file"
+    assert found.series[0].warnings == ("2 files beside its own cannot be read: slices at its ends may be missing",)
+
+
+def test_header_that_ends_before_its_voxels_refuses_its_series(tmp_path: Path) -> None:
+    paths = write_series(tmp_path, ct_series().datasets)
+    paths[3].write_bytes(paths[3].read_bytes()[:-1100])
+    assert one_series(tmp_path).problem == "1 of 8 files: ended before the voxels: copy again what was cut off"
+
+
+def test_copy_whose_patient_was_renamed_is_the_same_slice(tmp_path: Path) -> None:
+    series = ct_series((3, 4, 5))
+    write_series(tmp_path, series.datasets)
+    renamed = ct_series((3, 4, 5), patient_name="Anonymous")
+    write_series(tmp_path / "again", renamed.datasets)
+    found = found_in(tmp_path)
+    assert [len(series.slices) for series in found.series] == [3]
+    assert found.told == "3 × doubled file"
+
+
+@pytest.mark.parametrize("change", [{"PixelData": bytes(40)}, {"RescaleSlope": "2"}])
+def test_two_contents_under_one_instance_uid_are_refused(change: dict[str, object], tmp_path: Path) -> None:
+    series = ct_series((3, 4, 5))
+    write_series(tmp_path, series.datasets)
+    set_tags(series.datasets[1], **change)
+    write_series(tmp_path / "again", series.datasets[:2])
+    found = found_in(tmp_path)
+    assert found.told == "1 × doubled file"
+    assert found.series[0].problem == (
+        "1 of 3 slices are there in several files with different contents under one SOPInstanceUID: keep the right ones"
+    )
+
+
+@pytest.mark.parametrize(
+    ("tags", "match"),
+    [
+        ({"PatientID": "0043"}, r"slices of 2 patients \(PatientID\): give each a series of its own"),
+        ({"FrameOfReferenceUID": "1.2.3"}, "slices of 2 frames of reference"),
+        ({"FrameOfReferenceUID": None}, "slices of 2 frames of reference"),
+        ({"PixelRepresentation": 1}, "numbers of 2 types"),
+        ({"BitsAllocated": 12}, "expected numbers of 8, 16 or 32 bits.* found 12 bits"),
+        ({"HighBit": 15}, "lowest of 16, found 12 of them up to bit 15"),
+        ({"Rows": None}, r"2 sizes \(2 of 5 x 4, 1 of 5 x 0 voxels\)"),
+        ({"RescaleSlope": None, "RescaleIntercept": None}, "1 of 3 slices do not say how their numbers become HU"),
+        ({"ImagePositionPatient": ["1", "2", "nan"]}, "1 of 3 slices do not say where they lie"),
+        ({"ImagePositionPatient": ["1", "2"]}, "1 of 3 slices do not say where they lie"),
+        ({"ModalityLUTSequence": []}, "1 of 3 files: a table"),
+        ({"NumberOfFrames": 2}, "1 of 3 files: 2 frames, of which nothing says where they lie"),
+        ({"PixelData": bytes(20)}, r"1 of 3 files: cut off \(20 of 40 bytes"),
+        ({"PixelData": None}, "1 of 3 files: ended before the voxels"),
+        ({"PhotometricInterpretation": "PALETTE COLOR"}, "1 of 3 files are in colour"),
+    ],
+)
+def test_one_slice_that_differs_refuses_its_series(tags: dict[str, object], match: str, tmp_path: Path) -> None:
+    series = ct_series((3, 4, 5))
+    with quiet():
+        set_tags(series.datasets[1], **tags)
+    write_series(tmp_path, series.datasets)
+    problem = one_series(tmp_path).problem
+    assert problem is not None
+    assert re.search(match, problem), problem
+
+
+def test_series_in_an_encoding_that_is_not_read_is_refused_at_its_headers(tmp_path: Path) -> None:
+    paths = write_series(tmp_path, ct_series((3, 4, 5)).datasets)
+    for path in paths:
+        path.write_bytes(path.read_bytes().replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.9\0"))
+    assert one_series(tmp_path).problem == (
+        "3 of 3 files are encoded in a way that cannot be read (TransferSyntaxUID): export the series uncompressed"
+    )
+
+
+@pytest.mark.parametrize(
+    ("unit", "told"), [("HU", None), (None, None), ("US", "US"), ("DOE^JANE", "another unit")], ids=str
+)
+def test_unit_that_is_not_hu_is_told(unit: str | None, told: str | None, tmp_path: Path) -> None:
+    write_series(tmp_path, ct_series((3, 4, 5), RescaleType=unit).datasets)
+    expected = () if told is None else (f"its numbers are said to be {told}, not HU (RescaleType): taken as they are",)
+    assert one_series(tmp_path).warnings == expected
+
+
+def test_lossy_compression_is_told(tmp_path: Path) -> None:
+    RIGHT["lossy"](tmp_path)
+    assert one_series(tmp_path).warnings == (
+        "compressed with loss (8 of 8 files): its numbers are not quite the scanner's",
+    )
+
+
+def test_malformed_tags_are_none_and_stop_nothing(tmp_path: Path) -> None:
+    RIGHT["malformed tags"](tmp_path)
+    series = one_series(tmp_path)
+    assert series.series_number is None
+    assert series.label.startswith("series without number (")
+    assert series.study_id == "a StudyID longer than sixteen characters"
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_frames_say_their_places_in_groups_of_their_own_or_shared_ones(shared: bool, tmp_path: Path) -> None:
+    true = ct_series(orientation=OBLIQUE, pixel_spacing_mm=(0.7, 0.9))
+    write_series(tmp_path, [enhanced_ct(true, order=[2, 0, 1, 7, 6, 5, 4, 3], shared=shared)])
+    series = one_series(tmp_path)
+    assert series.geometry.distance_mm(Geometry(true.hu.shape, true.affine_ras)) < 1e-9
+    assert series.kernel == "B30f"
+
+
+@pytest.mark.parametrize(
+    ("tags", "match"),
+    [
+        ({"StackID": "2"}, "frames differ in StackID"),
+        ({"TemporalPositionIndex": 2}, "frames differ in TemporalPositionIndex"),
+    ],
+)
+def test_frames_of_several_stacks_or_times_are_refused(tags: dict[str, object], match: str, tmp_path: Path) -> None:
+    frame_tags = [{} if number < 4 else tags for number in range(8)]
+    write_series(tmp_path, [enhanced_ct(ct_series(), frame_tags=frame_tags)])
+    problem = one_series(tmp_path).problem
+    assert problem is not None
+    assert re.search(match, problem), problem
+
+
+def test_frames_without_groups_are_refused(tmp_path: Path) -> None:
+    dataset = enhanced_ct(ct_series())
+    dataset.NumberOfFrames = 9
+    write_series(tmp_path, [dataset])
+    assert one_series(tmp_path).problem == (
+        "1 of 1 files: 9 frames, of which 8 say where they lie: export the series again"
+    )
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("folder", "twin", "reader", "within_mm"),
+    [
+        ("sts_sarcoma_dicom", "sts_sarcoma/test/STS_042_ct.nii.gz", "NibabelIO", 2e-5),  # NIfTI: single precision
+        ("chest_small/cip_ct64_dicom", "chest_small/cip_ct64_ct.nrrd", "SimpleITKIO", 5e-4),  # positions: 6 digits
+    ],
+)
+def test_real_series_lie_where_their_twins_do(
+    folder: str, twin: str, reader: str, within_mm: float, shared_data: Path
+) -> None:
+    found = found_in(shared_data / folder)
+    (series,) = found.series
+    expected = read_volume_header([shared_data / twin], reader).geometry
+    assert series.geometry.shape == expected.shape
+    assert np.abs(series.geometry.affine_ras - expected.affine_ras).max() < within_mm
+    assert found.told in ("", "1 × RTSTRUCT")
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("archive", "problem"),
+    [
+        ("d2n_gantry_tilt_scrubbed", "sheared by 14 degrees, .* 3.63 mm beside the normal of the first"),
+        ("d2n_missing_slice_scrubbed", "5 mm apart, but 10 mm from .*: 1 slice is missing"),
+        ("dcmqi_3slice/ct_3slice_dicom", None),
+    ],
+)
+def test_real_odd_series_are_right_or_refused(
+    archive: str, problem: str | None, shared_data: Path, tmp_path: Path
+) -> None:
+    with tarfile.open(shared_data / "odd" / f"{archive}.tar.xz") as packed:
+        packed.extractall(tmp_path, filter="data")
+    series = one_series(tmp_path)
+    assert re.search(problem or "^None$", str(series.problem)), series.problem
+
+
+@pytest.mark.data
+def test_real_odd_files_are_right_or_refused(shared_data: Path) -> None:
+    found = found_in(shared_data / "odd")
+    assert found.told == "1 × SEG, 1 × localizer"
+    assert [len(series.slices) for series in found.series if series.problem is None] == [1, 1, 2]
+    (refused,) = [series.problem for series in found.series if series.problem is not None]
+    assert refused.startswith("1 of 7 slices are there in several files with different contents")
