@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from statistics import median
 
-from benchmarks.results import Budget, EndToEnd, Floor, Memory, Micro, StartUp, runs_text, scans_text
+from benchmarks.results import Budget, DicomReading, EndToEnd, Floor, Memory, Micro, StartUp, runs_text, scans_text
 
 PREPARE_SPEEDUP = 10.0
 EXPORT_SPEEDUP = 40.0
@@ -11,6 +11,7 @@ SWIN_SPEEDUP = 3.0
 FLOOR_RATIO = 1.05
 FLOOR_SLEEPS_MS = (100.0, 350.0)
 IMPORT_S = 1.0
+DICOM_RATIO = 2.0
 
 
 def budgets_of(
@@ -19,11 +20,14 @@ def budgets_of(
     floor: Sequence[Floor],
     micro: Sequence[Micro],
     memory: Sequence[Memory],
+    *,
+    dicom: Sequence[DicomReading] = (),
 ) -> tuple[Budget, ...]:
     """Return every budget that something was measured for, met or missed."""
     return (
         *_of_functions(micro),
         *(_of_memory(row) for row in memory),
+        *(_of_dicom(row, row.ratio) for row in dicom if row.ratio is not None),
         *(_of_floor(row) for row in floor if row.sleep_ms is None or row.sleep_ms in FLOOR_SLEEPS_MS),
         *(budget for row in end_to_end for budget in _of_commands(row)),
         *(() if startup is None else (_of_startup(startup),)),
@@ -65,6 +69,16 @@ def _of_memory(row: Memory) -> Budget:
         figure=f"{row.peak_mb:.0f} MiB",
         met=row.peak_mb <= row.allowed_mb,
         runs=1,
+    )
+
+
+def _of_dicom(row: DicomReading, ratio: float) -> Budget:
+    return Budget(
+        what=f"reading DICOM, {row.encoding}, {'x'.join(map(str, row.shape))}",
+        budget=f"{DICOM_RATIO:g} x the time of pydicom with two threads",
+        figure=f"{ratio:.2f} x",
+        met=ratio <= DICOM_RATIO,
+        runs=len(row.ctseg_s),
     )
 
 

@@ -13,7 +13,7 @@ from ctseg.compiled.cpus import usable_cpus
 IDLE_WATCH_S = 3.0
 _PACKAGES = (
     "ctseg", "nnunetv2", "torch", "monai", "onnxruntime", "openvino", "numpy", "numba", "scipy", "scikit-image",
-    "tritonclient", "nvidia-pytriton",
+    "tritonclient", "nvidia-pytriton", "SimpleITK", "pydicom",
 )  # fmt: skip
 
 

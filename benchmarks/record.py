@@ -12,6 +12,7 @@ from benchmarks.results import (
     JSON_NAME,
     PAGE_NAME,
     BenchmarkResult,
+    DicomReading,
     EndToEnd,
     Floor,
     Memory,
@@ -48,6 +49,7 @@ class Record:
         self.traces: list[Trace] = []
         self.micro: list[Micro] = []
         self.memory: list[Memory] = []
+        self.dicom: list[DicomReading] = []
         self._problems: list[Problem] = []
         self._opening = opening
         self._minutes = minutes
@@ -99,7 +101,10 @@ class Record:
                 "traces": tuple(self.traces),
                 "micro": tuple(self.micro),
                 "memory": tuple(self.memory),
-                "budgets": budgets_of(self.startup, self.end_to_end, self.floor, self.micro, self.memory),
+                "dicom": tuple(self.dicom),
+                "budgets": budgets_of(
+                    self.startup, self.end_to_end, self.floor, self.micro, self.memory, dicom=self.dicom
+                ),
                 "problems": tuple(self._problems),
             }
         )

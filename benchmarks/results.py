@@ -16,6 +16,8 @@ LEAST_VOXELS_OF_A_DICE = 1000
 Mode = Literal["tiny", "quick", "standard", "full"]
 """How much is measured."""
 Program = Literal["nnunet", "ctseg"]
+DicomProgram = Literal["pydicom", "ctseg"]
+DicomEncoding = Literal["uncompressed", "JPEG lossless", "JPEG 2000 lossless"]
 FunctionName = Literal["prepare", "blend", "export"]
 Stage = Literal["read", "prepare", "network", "restore", "write", "compute"]
 """Of a case, as :class:`ctseg.predict.progress.Progress` is told; the server computes."""
@@ -311,6 +313,36 @@ class Memory(Document):
     allowed_mb: float
 
 
+class DicomReading(Document):
+    """A CT series in DICOM, a file a slice, read by ctseg and by pydicom with two threads.
+
+    Attributes:
+        encoding: Of the voxels.
+        shape: (z, y, x).
+        files_mb: Of all files, MB.
+        pydicom_s: Wall seconds of each run, from the names of the files to the volume in HU; none: it has no decoder.
+        ctseg_s: The same.
+        ctseg_headers_s: Of them, finding the series.
+    """
+
+    encoding: DicomEncoding
+    shape: tuple[int, int, int]
+    files_mb: float
+    pydicom_s: tuple[float, ...]
+    ctseg_s: tuple[float, ...]
+    ctseg_headers_s: tuple[float, ...]
+
+    @property
+    def ratio(self) -> float | None:
+        """Shortest run of ctseg against the shortest of pydicom."""
+        return min(self.ctseg_s) / min(self.pydicom_s) if self.pydicom_s else None
+
+    @property
+    def pydicom_text(self) -> str:
+        """The shortest run, or that there is none."""
+        return f"{min(self.pydicom_s):.2f}" if self.pydicom_s else "no decoder"
+
+
 class StartUp(Document):
     """What happens before the first case, in wall seconds.
 
@@ -369,6 +401,7 @@ class BenchmarkResult(Document):
     traces: tuple[Trace, ...] = ()
     micro: tuple[Micro, ...] = ()
     memory: tuple[Memory, ...] = ()
+    dicom: tuple[DicomReading, ...] = ()
     budgets: tuple[Budget, ...] = ()
     problems: tuple[Problem, ...] = ()
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from benchmarks.bench import set_up_bench
 from benchmarks.experiments.commands import WholeCommands
+from benchmarks.experiments.dicom import measure_dicom
 from benchmarks.experiments.floor import measure_floors
 from benchmarks.experiments.functions import measure_functions
 from benchmarks.experiments.start_up import measure_start_up
@@ -69,6 +70,7 @@ def run_benchmark(
         for row in sizes.rows[:ROWS_BEFORE_THE_REST]:
             commands.compare(row)
         measure_functions(bench, record)
+        measure_dicom(bench, record)
         measure_floors(bench, record, commands.ready)
         measure_traces(bench, record, commands.ready)
         for row in sizes.rows[ROWS_BEFORE_THE_REST:]:

@@ -16,13 +16,15 @@ from ctseg.files.dicom.elements import numbers_of
 from ctseg.files.dicom.kinds import COMPRESSED, CT, DEFLATED, UNCOMPRESSED
 from ctseg.files.dicom.quiet import quiet
 from ctseg.files.dicom.series import CtSeries, CtSlice, uid_digest
-from ctseg.files.dicom.stored_numbers import CHANGED, DEFLATED_HEADER_BYTES, FrameError, FrameFile
+from ctseg.files.dicom.stored_numbers import CHANGED, DEFLATED_HEADER_BYTES, START_BYTES, FrameError, FrameFile
 from ctseg.files.geometry import RAS_FROM_LPS
 from ctseg.files.grid import ChannelHeader, ChannelVolume, DicomSource, FileGrid, reorientation_of
 
 _AGAIN = "take the series from where it comes from again"
 _POSITION_TOLERANCE_MM = 1e-3
-_COPIES_WHOLE, _COPIES_OF_A_SLICE = 3, 6
+_HEADER_BYTES = 4 * START_BYTES
+"""What a header takes while it is looked at."""
+_COPIES_WHOLE, _COPIES_OF_A_SLICE = 2, 6
 """Of compressed bytes: of a whole file while it is cut into slices, of a slice while it is decoded."""
 
 
@@ -126,7 +128,7 @@ def _reading_bytes(series: CtSeries, dtype: "np.dtype[Any]") -> int:
     """Return the most memory that is held: the volume, shared files, and what each thread has in hand."""
     stored_bytes = series.dtype.itemsize
     plane = series.rows * series.columns
-    working = plane * (0 if dtype == np.dtype(np.int16) and stored_bytes == 2 else stored_bytes + 8)
+    working = _HEADER_BYTES + plane * (0 if dtype == np.dtype(np.int16) and stored_bytes == 2 else stored_bytes + 8)
     whole = shared = 0
     for path, slices in _slices_by_path(series).items():
         syntax = slices[0].transfer_syntax_uid
@@ -138,7 +140,7 @@ def _reading_bytes(series: CtSeries, dtype: "np.dtype[Any]") -> int:
         else:
             of_file = _COPIES_WHOLE * size
             of_slice = size if len(slices) == 1 else min(size, 2 * plane * stored_bytes)
-            working = max(working, plane * WORKING_BYTES + _COPIES_OF_A_SLICE * of_slice)
+            working = max(working, _HEADER_BYTES + plane * WORKING_BYTES + _COPIES_OF_A_SLICE * of_slice)
         if len(slices) == 1:
             whole = max(whole, of_file)
         else:
@@ -225,7 +227,7 @@ def _check_unchanged(file: FrameFile, slice_: CtSlice) -> None:
         ("RescaleIntercept", (slice_.intercept,), 0.0),
     ):
         found = numbers_of(file.header, keyword, len(numbers))
-        if found is None or not np.allclose(found, numbers, rtol=0, atol=tolerance):
+        if found is None or any(abs(a - b) > tolerance for a, b in zip(found, numbers, strict=True)):
             raise FrameError(f"{keyword} {_told(numbers)}", _told(found or ()), CHANGED)
 
 

@@ -19,7 +19,9 @@ from ctseg.files.dicom.elements import uid_of, unsigned_of, whole_number_of
 from ctseg.files.dicom.kinds import DEFLATED, EXPLICIT_BIG_ENDIAN, IMPLICIT_LITTLE_ENDIAN, UNCOMPRESSED
 from ctseg.files.regular import open_regular
 
-DEFLATED_HEADER_BYTES = 16 << 20
+START_BYTES = 1 << 16
+"""Of a file, that are read first; most headers are shorter."""
+DEFLATED_HEADER_BYTES = 4 << 20
 """What a deflated file may hold beside its voxels."""
 
 CHANGED = "the series was changed after its headers were read, begin again when nobody writes it any more"
@@ -127,27 +129,41 @@ class FrameFile:
 
     def _read_header(self, voxel_bytes: int) -> tuple[Dataset, int, int]:
         """Return the header, and where the value of the pixel data begins and how long it is."""
-        read_preamble(self._file, force=True)
-        meta = read_dataset(self._file, False, True, stop_when=lambda tag, *_: tag >> 16 != 2)
+        source: BinaryIO = BytesIO(self._file.read(START_BYTES))  # element by element, memory is much faster
+        read_preamble(source, force=True)
+        meta = read_dataset(source, False, True, stop_when=lambda tag, *_: tag >> 16 != 2)
         if (uid_of(meta, "TransferSyntaxUID") or self._syntax) != self._syntax:
             raise FrameError("the transfer syntax that it had", "another", CHANGED)
+        begin = source.tell()
         if self._syntax == DEFLATED:
-            self._file = self._inflated(voxel_bytes + DEFLATED_HEADER_BYTES)
-        place: list[int] = []
+            self._file.seek(begin)
+            self._file = source = self._inflated(voxel_bytes + DEFLATED_HEADER_BYTES)
+        try:
+            header, place = self._data_set_of(source)
+        except Exception:  # whatever pydicom makes of a sequence that ends with what was read
+            place = None
+        if place is None:
+            self._file.seek(0 if self._syntax == DEFLATED else begin)
+            header, place = self._data_set_of(self._file)
+        self.sop_instance_uid = uid_of(header, "SOPInstanceUID") or uid_of(meta, "MediaStorageSOPInstanceUID")
+        if place is None:
+            raise FrameError("voxels", "the end of the file before them")
+        return header, *place
+
+    def _data_set_of(self, source: BinaryIO) -> tuple[Dataset, tuple[int, int] | None]:
+        """Return the elements before the pixel data, and where its value begins and how long it is, if it is there."""
+        place: list[tuple[int, int]] = []
 
         def at_pixel_data(tag: BaseTag, _: str | None, length: int) -> bool:
             if tag not in _ENDS:
                 return False
             if tag == _PIXEL_DATA:
-                place.extend((self._file.tell(), length))
+                place.append((source.tell(), length))
             return True
 
         is_implicit, is_little = self._syntax == IMPLICIT_LITTLE_ENDIAN, self._syntax != EXPLICIT_BIG_ENDIAN
-        header = read_dataset(self._file, is_implicit, is_little, stop_when=at_pixel_data, specific_tags=_TAGS)
-        self.sop_instance_uid = uid_of(header, "SOPInstanceUID") or uid_of(meta, "MediaStorageSOPInstanceUID")
-        if not place:
-            raise FrameError("voxels", "the end of the file before them")
-        return header, place[0], place[1]
+        header = read_dataset(source, is_implicit, is_little, stop_when=at_pixel_data, specific_tags=_TAGS)
+        return header, place[0] if place else None
 
     def _inflated(self, most_bytes: int) -> BinaryIO:
         inflate = zlib.decompressobj(-zlib.MAX_WBITS)

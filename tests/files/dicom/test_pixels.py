@@ -1,4 +1,5 @@
 import os
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,8 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
+from highdicom import imread
+from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, encapsulate_extended, generate_frames
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
@@ -25,6 +28,7 @@ from ctseg.files.dicom.pixels import read_series, read_series_header
 from ctseg.files.dicom.quiet import quiet
 from ctseg.files.dicom.series import CtSeries
 from ctseg.files.formats import of_series
+from ctseg.files.geometry import RAS_FROM_LPS
 from ctseg.files.volume import read_volume, write_on_grid
 from tests.support.dicom_series import AXIAL, CORONAL, OBLIQUE, ct_series, enhanced_ct, set_raw, set_tags, write_series
 from tests.support.scan_files import READERS, check_header_says
@@ -91,6 +95,17 @@ def test_odd_paddings_move_no_voxel(tmp_path, name):
         for path in series.paths:
             path.write_bytes(path.read_bytes() + b"\7" * 11)
     check_equal(series, synthetic.hu)
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian])
+def test_headers_may_be_long(tmp_path, syntax):
+    synthetic = ct_series(SHAPE)
+    for index, dataset in enumerate(synthetic.datasets):
+        item = Dataset()
+        item.TextValue = "long" * 3000
+        dataset.ContentSequence = [item] * (8 if index else 5)
+        dataset["ContentSequence"].is_undefined_length = item.is_undefined_length_sequence_item = True
+    check_equal(written(tmp_path, synthetic, syntax=syntax), synthetic.hu)
 
 
 @pytest.mark.parametrize(("bits", "stored_type", "dtype"), [(8, np.uint8, np.int16), (32, np.int32, np.int32)])
@@ -175,6 +190,18 @@ def test_frames_are_read_by_their_own_number_slope_and_intercept(tmp_path):
     for name, syntax in (("native", ExplicitVRLittleEndian), ("deflated", DeflatedExplicitVRLittleEndian)):
         paths = write_series(tmp_path / name, [enhanced_ct(synthetic, order=order)], syntax=syntax)
         check_equal(series_in(paths), synthetic.hu)
+
+
+def test_frames_lie_where_highdicom_finds_them(tmp_path):
+    scaling = {"slope": [1, 2, 3.5, 2, 1], "intercept": [-1024, 7, 0.25, -5, 9]}
+    synthetic = ct_series((5, 6, 10), orientation=OBLIQUE, pixel_spacing_mm=(0.7, 1.1), **scaling)
+    paths = write_series(tmp_path, [enhanced_ct(synthetic, order=[3, 0, 4, 1, 2])])
+    found, expected = read_series(series_in(paths), READER), imread(paths[0]).get_volume(dtype=np.float64)
+    np.testing.assert_array_equal(found.voxels[::-1], expected.array.astype(np.float32))  # its slices run the other way
+    z, y, x = np.meshgrid([0, 4], [0, 5], [0, 9], indexing="ij")
+    ours = found.geometry.affine_ras @ np.stack([x, y, z, np.ones_like(x)]).reshape(4, -1)
+    theirs = expected.affine @ np.stack([4 - z, y, x, np.ones_like(x)]).reshape(4, -1)
+    np.testing.assert_allclose(ours[:3], RAS_FROM_LPS @ theirs[:3], atol=1e-9)
 
 
 @pytest.mark.parametrize("table", ["none", "basic", "extended", "two fragments each"])
@@ -350,6 +377,58 @@ def test_a_damaged_slice_is_refused(tmp_path, capfd, damage, syntax):
         read_series(series, READER)
     assert "Doe" not in str(caught.value)
     assert "Doe" not in "".join(capfd.readouterr())
+
+
+PEAK = """
+import sys
+from pathlib import Path
+from ctseg.files.dicom.headers import find_series
+from ctseg.files.dicom.pixels import read_series, read_series_header
+def status(name):
+    return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith(name))
+small, series = (find_series(sorted(Path(folder).iterdir())).series[0] for folder in sys.argv[1:])
+read_series(small, "SimpleITKIO")
+Path("/proc/self/clear_refs").write_text("5")
+before = status("VmRSS")
+read_series(series, "SimpleITKIO")
+print(status("VmHWM") - before, read_series_header(series, "SimpleITKIO").reading_bytes)
+"""
+
+
+@pytest.mark.full
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="memory is measured as Linux shows it")
+@pytest.mark.parametrize(
+    ("form", "slope"),
+    [
+        ("uncompressed", 1),
+        ("uncompressed", 1.5),
+        ("deflated", 1),
+        ("JPEG 2000", 1.5),
+        ("multi-frame", 1),
+        ("multi-frame JPEG-LS", 1),
+    ],
+)
+def test_reading_takes_no_more_memory_than_the_headers_say(tmp_path, form, slope):
+    small, large = (ct_series((depth, 512, 512), slope=slope) for depth in (2, 40))
+    for name, synthetic in (("small", small), ("large", large)):
+        datasets, syntax = synthetic.datasets, ExplicitVRLittleEndian
+        if form == "deflated":
+            syntax = DeflatedExplicitVRLittleEndian
+        elif form == "JPEG 2000":
+            syntax, encoded = JPEG2000Lossless, by_jpeg_2000(synthetic.stored[0], tmp_path / "scratch.dcm")
+            for dataset in datasets:
+                put(dataset, encapsulate([encoded]))
+        elif form.startswith("multi-frame"):
+            datasets = [enhanced_ct(synthetic)]
+            if form.endswith("JPEG-LS"):
+                syntax, encoded = JPEGLSLossless, by_jpeg_ls(synthetic.stored[0])
+                put(datasets[0], encapsulate([encoded] * len(synthetic.stored)))
+        write_series(tmp_path / name, datasets, syntax=syntax)
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, tmp_path / "small", tmp_path / "large"], capture_output=True, text=True, check=True
+    )
+    peak, estimated = map(int, done.stdout.split())
+    assert 0.3 * estimated < peak <= estimated
 
 
 def test_a_file_that_deflates_to_too_much_is_refused(tmp_path, monkeypatch):
