@@ -36,6 +36,9 @@ class ChannelFiles:
         if not self.paths:
             raise ValueError("expected at least one file for a channel, found none")
 
+    def __repr__(self) -> str:
+        return f"<channel {self.name}>"
+
     @property
     def name(self) -> str:
         """What messages call it: the file's name, or that of the first of many; of a series, no path."""

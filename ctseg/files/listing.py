@@ -27,6 +27,11 @@ _KIND_OF_ENDING = {
 _NOUN = re.compile(r"\b(file|archive|scan|link)\b")
 _DETACHED_HEADERS = (".mhd", ".nhdr")
 _DETACHED_VOXELS = (".raw", ".zraw", ".raw.gz")
+_ENDING_IN = "file ending in "
+_COMMON_ENDINGS = (
+    ".csv", ".dcm", ".doc", ".docx", ".exe", ".htm", ".html", ".ima", ".inf", ".ini", ".jpeg", ".jpg", ".json", ".log",
+    ".md", ".pdf", ".png", ".txt", ".xls", ".xlsx", ".xml",
+)  # fmt: skip
 _FIRST_BYTES = 132
 _MAGIC = b"DICM"
 _FIRST_ELEMENTS = (b"\x02\x00", b"\x08\x00")
@@ -104,6 +109,15 @@ def described(kinds: Counter[str]) -> str:
     return ", ".join(told)
 
 
+def nameless(kinds: Counter[str]) -> Counter[str]:
+    """Return kinds without endings of names that may be part of a person's, as in ``scan.Doe``."""
+    told: Counter[str] = Counter()
+    for kind, count in kinds.items():
+        ending = kind.removeprefix(_ENDING_IN)
+        told[kind if ending == kind or ending in _COMMON_ENDINGS else "file of another kind"] += count
+    return told
+
+
 def kind_of_file(path: Path) -> str:
     """Return what a file that is no scan is, in words, with what to give instead."""
     kind = kind_by_name(path) or "hidden file"
@@ -140,7 +154,7 @@ def kind_by_name(path: Path) -> str | None:
         return _KIND_OF_ENDING[ending]
     suffix = path.suffix.lower()
     is_ending = 1 < len(suffix) <= 9 and suffix[1:].isalnum() and not suffix[1:].isdigit()
-    return f"file ending in {suffix}" if is_ending else "file without an ending"
+    return f"{_ENDING_IN}{suffix}" if is_ending else "file without an ending"
 
 
 def _plural(kind: str) -> str:

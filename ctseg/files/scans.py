@@ -23,6 +23,7 @@ from ctseg.files.listing import (
     kind_of_file,
     kinds_of,
     list_folder,
+    nameless,
 )
 from ctseg.files.regular import open_regular
 
@@ -290,7 +291,7 @@ class _Search:
     def _passed_over(self, dicom: DicomOfInput | None) -> str:
         kinds = self._kinds if dicom is None and not self._recursive else self._kinds + self._kinds_below
         told = [] if dicom is None or not dicom.left_out else [dicom.left_out_told]
-        told += [described(kinds)] if kinds else []
+        told += [described(kinds if dicom is None else nameless(kinds))] if kinds else []
         return "; ".join(filter(None, [*told, self._not_looked_into()]))
 
     def _not_looked_into(self) -> str:

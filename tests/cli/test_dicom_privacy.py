@@ -50,6 +50,7 @@ def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_series(root, [other], names=[f"{SECRET}.dcm"])
     (root / f"{SECRET} cut off").write_bytes((root / SECRET / names[0]).read_bytes()[:400])
     (root / f"{SECRET}.txt").write_text(NAME)
+    (root / f"notes.{SECRET}").write_text(NAME)
     (root / f"{SECRET} loop").symlink_to(root)
     return root
 

@@ -1,8 +1,11 @@
-"""What the headers say of DICOM series: plain data, which needs no pydicom and travels to workers."""
+"""What the headers say of DICOM series: plain data, which needs no pydicom and travels to workers.
+
+``repr`` tells no path, no UID and no text of a tag: it stands in traces and in other programs' logs.
+"""
 
 import hashlib
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +41,9 @@ class CtSlice:
         transfer_syntax_uid: How the file's voxels are encoded.
     """
 
-    path: Path
+    path: Path = field(repr=False)
     frame: int
-    sop_instance_uid: str
+    sop_instance_uid: str = field(repr=False)
     position_lps_mm: tuple[float, float, float]
     slope: float
     intercept: float
@@ -95,6 +98,9 @@ class CtSeries:
     stored_range: tuple[int, int] | None = None
     problem: str | None = None
     warnings: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"<{self.label}>"
 
     @property
     def label(self) -> str:
@@ -152,10 +158,10 @@ class LeftOut:
     """
 
     what: str
-    study_uid: str
-    series_uid: str
+    study_uid: str = field(repr=False)
+    series_uid: str = field(repr=False)
     series_number: int | None
-    description: str
+    description: str = field(repr=False)
     files: int
 
 

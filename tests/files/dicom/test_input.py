@@ -256,6 +256,11 @@ def test_without_its_packages_dicom_is_told_by_name(
     assert "4 DICOM files are passed over: reading DICOM needs pydicom" in caplog.text
 
 
+def test_what_stands_in_traces_names_nobody(tmp_path: Path) -> None:
+    write(tmp_path / NAME, SeriesDescription=NAME, StudyID=NAME)
+    assert "Secret" not in repr((find_cases(tmp_path, channels=1), find_dicom(tmp_path), find_dicom(tmp_path).series))
+
+
 def test_a_scan_is_its_slices_whatever_they_are_called(tmp_path: Path) -> None:
     write(tmp_path / "a")
     (part,) = next(iter(cases_in(tmp_path).values())).parts
