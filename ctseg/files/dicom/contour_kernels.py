@@ -219,7 +219,8 @@ def toggle_contour(points, plane):  # type: ignore[no-untyped-def]
         other_row, other_column = points[after, 0], points[after, 1]
         if other_row < row:
             row, column, other_row, other_column = other_row, other_column, row, column
-        first, last = max(np.ceil(row), 0.0), min(np.ceil(other_row), np.float64(rows))
+        first = min(max(np.ceil(row), 0.0), np.float64(rows))
+        last = min(max(np.ceil(other_row), 0.0), np.float64(rows))
         slope = (other_column - column) / (other_row - row) if other_row > row else 0.0
         for line in range(np.int64(first), np.int64(last)):
             entered = np.ceil(column + (line - row) * slope)
