@@ -12,10 +12,11 @@ ALLOWED_OF_LABELMAP = (
     "Error - Information Object Not found",
     "SegmentNumber not monotonically increasing from one by one - have SegmentSequence item number 1 (from one) with "
     "SegmentNumber of 0",
+    "ReferencedSegmentNumber(0062,000b)> - Shall not be present for Referenced SOP Class that is not segmentation",
 )
 ALLOWED_OF_SOURCE = (
     # a name that the images have
-    "Warning - </PatientName(0010,0010)[1]> - Value dubious for this VR [PN]",
+    "Retired Person Name form",
 )
 ALLOWED_OF_PRIVATE_CODES = ("Unrecognized defined term = <99CTSEG>",)  # which no label with codes has
 

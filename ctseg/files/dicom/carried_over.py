@@ -30,6 +30,7 @@ _NAME_GROUPS, _NAME_PARTS = 3, 5
 _FORMS = {
     "AS": re.compile(r"\d{3}[DWMY]"),
     "CS": re.compile(r"[A-Z0-9 _]{1,16}"),
+    "DS": re.compile(r"(?=.{1,16}$)[+-]?\d+(\.\d+)?([eE][+-]?\d+)?"),
     "DA": re.compile(r"\d{4}(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])"),
     "TM": re.compile(r"([01]\d|2[0-3])([0-5]\d([0-5]\d(\.\d{1,6})?)?)?"),
     "UI": re.compile(r"[0-9.]{1,64}"),
@@ -76,6 +77,8 @@ def valid_value(header: Dataset, keyword: str) -> str:
 
 def valid_text(value: Any, vr: str) -> str:
     """Return a text as a value representation takes it: cut where it is too long, empty where its form is wrong."""
+    if isinstance(value, MultiValue) and vr in _FORMS:
+        return ""
     raw = " ".join(map(str, value)) if isinstance(value, MultiValue) else str(value)
     text = " ".join("".join(c if _is_printed(c) else " " for c in raw).replace("\\", " ").split())
     if vr == "PN":

@@ -9,7 +9,7 @@ from highdicom import sr
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 
-from ctseg.errors import InputError
+from ctseg.errors import CtsegError, InputError
 from ctseg.files.dicom.carried_over import content_moment, patient_and_study, valid_text
 from ctseg.files.dicom.own_objects import equipment, series_description, series_number, write_object
 from ctseg.files.dicom.quiet import quiet
@@ -75,7 +75,9 @@ def _header_of(segmentation: Path, result: DicomResult) -> Dataset:
         for keyword in ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
             setattr(header, keyword, read[keyword].value)
         header.ContentDate, header.ContentTime = read.ContentDate, read.ContentTime
-    except (OSError, AttributeError, KeyError, pydicom.errors.InvalidDicomError) as error:
+    except CtsegError:
+        raise
+    except Exception as error:  # whatever pydicom makes of it
         raise InputError(f"{result.series.label}: the SEG to which the report refers cannot be read") from error
     return header
 

@@ -14,7 +14,7 @@ from ctseg.files.dicom.measurement_report import write_measurement_report
 from ctseg.files.dicom.segmentation import write_segmentation
 from tests.support.dicom_results import MAKER, result_of, some_labels, write_ct
 from tests.support.dicom_series import ct_series
-from tests.support.dicom_tools import dciodvfy_findings
+from tests.support.dicom_tools import ALLOWED_OF_LABELMAP, dciodvfy_findings
 
 SHAPE = (6, 7, 9)
 VOLUMES_ML = {"liver": 1234.5678901, "kidney_left": 0.0, "liver_tumor": 0.0016}
@@ -79,6 +79,13 @@ def _items(item):
     yield item
     for below in item.get("ContentSequence", ()):
         yield from _items(below)
+
+
+def test_the_report_may_refer_to_a_label_map(result, tmp_path):
+    labelmap = replace(result, segmentation_type="LABELMAP")
+    write_segmentation(tmp_path / "seg.dcm", some_labels(SHAPE), labelmap)
+    write_measurement_report(tmp_path / "sr.dcm", VOLUMES_ML, labelmap, tmp_path / "seg.dcm")
+    assert dciodvfy_findings(tmp_path / "sr.dcm", ALLOWED_OF_LABELMAP) == []
 
 
 def test_an_empty_label_map_has_a_report_of_nothing(result, tmp_path):
