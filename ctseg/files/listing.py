@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from ctseg.errors import InputError
 from ctseg.files.formats import ending_of
@@ -36,8 +37,10 @@ _FIRST_BYTES = 132
 _MAGIC = b"DICM"
 _FIRST_ELEMENTS = (b"\x02\x00", b"\x08\x00")
 """How DICOM begins where its preamble was left out: an element of one of the first groups, little endian."""
-_HIGHEST_FIRST = 0x60
-"""Element number; files of other kinds that begin so are told by whoever reads the header."""
+_HIGHEST_FIRST, _SHORTEST_BARE = 0x60, 16
+"""Element number, bytes; files of other kinds that begin so are told by whoever reads the header."""
+FirstLook = Literal["dicom", "nothing", "unreadable", "other"]
+"""What a file may be: it begins as DICOM does; is empty, or a link that leads nowhere; cannot be read; or is none."""
 
 
 @dataclass(frozen=True)
@@ -125,21 +128,20 @@ def kind_of_file(path: Path) -> str:
     return f"{article} {kind}: {_INSTEAD.get(kind, 'convert it')}"
 
 
-def begins_like_dicom(path: Path) -> bool:
-    """Whether a file begins as DICOM files do, by its first bytes alone; what is no file does not.
-
-    Raises:
-        OSError: It is a file, and cannot be read.
-    """
+def first_look(path: Path) -> FirstLook:
+    """Look at how a file begins, and at nothing else of it; what is no file is never waited for."""
     try:
         first = first_bytes(path, _FIRST_BYTES)
     except OSError as error:
-        if error.errno in (errno.EINVAL, errno.ENOENT, errno.ELOOP, errno.ENXIO):
-            return False
-        raise
+        if error.errno in (errno.ENOENT, errno.ELOOP):
+            return "nothing"
+        return "other" if error.errno in (errno.EINVAL, errno.ENXIO) else "unreadable"
+    if not first:
+        return "nothing"
     if first[128:] == _MAGIC:
-        return True
-    return first[:2] in _FIRST_ELEMENTS and len(first) > 8 and int.from_bytes(first[2:4], "little") <= _HIGHEST_FIRST
+        return "dicom"
+    is_bare = first[:2] in _FIRST_ELEMENTS and int.from_bytes(first[2:4], "little") <= _HIGHEST_FIRST
+    return "dicom" if is_bare and len(first) > _SHORTEST_BARE else "other"
 
 
 def kind_by_name(path: Path) -> str | None:

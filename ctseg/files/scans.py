@@ -16,9 +16,10 @@ from ctseg.files.dicom.series import uid_digest
 from ctseg.files.formats import READ_ENDINGS, ending_of, require_packages
 from ctseg.files.identity import printable
 from ctseg.files.listing import (
+    FirstLook,
     Listing,
-    begins_like_dicom,
     described,
+    first_look,
     kind_by_name,
     kind_of_file,
     kinds_of,
@@ -157,7 +158,7 @@ def _dicom_of_file(file: Path, case_name_from: Sequence[str]) -> FoundScans:
     Raises:
         InputError: It is none, or of no CT series.
     """
-    if not begins_like_dicom(file):
+    if first_look(file) != "dicom":
         endings = ", ".join(READ_ENDINGS)
         raise InputError(f"{file}: expected a scan in DICOM or one of {endings}, found {kind_of_file(file)}")
     beside = [path for path in _visible(list_folder(file.parent).others) if path.name != file.name]
@@ -210,8 +211,8 @@ class _Search:
         self._look_through()
         if told := self._not_looked_into():
             logger.warning("the input: %s", told)
-        found = self._dicom
-        return dicom_of_input(found, self._root, rules, case_name_from) if found else None
+        found = dicom_of_input(self._dicom, self._root, rules, case_name_from) if self._dicom else None
+        return found if found is not None and (found.series or found.left_out) else None
 
     def _look_through(self) -> None:
         listing = list_folder(self._root)
@@ -343,21 +344,19 @@ def _no_series(dicom: DicomOfInput) -> InputError:
 
 @dataclass(frozen=True)
 class _Look:
-    """Files that begin like DICOM, and those that cannot be read."""
+    """Files that may be DICOM, those that cannot be read or are empty beside them too; and such files elsewhere."""
 
     dicom: tuple[Path, ...]
     unreadable: tuple[Path, ...]
 
 
 def _looked_at(files: Sequence[Path]) -> _Look:
-    dicom, unreadable = [], []
+    found: dict[FirstLook, list[Path]] = {"dicom": [], "nothing": [], "unreadable": [], "other": []}
     for path in files:
-        try:
-            if begins_like_dicom(path):
-                dicom.append(path)
-        except OSError:
-            unreadable.append(path)
-    return _Look(tuple(dicom), tuple(unreadable))
+        found[first_look(path)].append(path)
+    if not found["dicom"]:
+        return _Look((), tuple(found["unreadable"]))
+    return _Look(tuple(sorted([*found["dicom"], *found["nothing"], *found["unreadable"]])), ())
 
 
 def _visible(files: Sequence[Path]) -> list[Path]:

@@ -93,6 +93,7 @@ def test_wrong_words_exit_2(scans: Path, capsys: pytest.CaptureFixture[str], wor
 
 def test_no_dicom_exits_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "notes.txt").write_text("no DICOM")
+    (tmp_path / "begins").write_bytes(b"\x08\x00\x05\x00" + bytes(30))
     for path in (tmp_path, tmp_path / "notes.txt", tmp_path / "nowhere"):
         assert ctseg(["dicom", "list", str(path)]) == 2
     assert "expected DICOM files, found none" in capsys.readouterr().err

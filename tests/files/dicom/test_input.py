@@ -235,10 +235,17 @@ def test_a_slice_that_cannot_be_read_is_told(caplog: pytest.LogCaptureFixture) -
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder))
         Path(folder).chmod(0o755)
+        (Path(folder) / "empty.dcm").touch()
+        (Path(folder) / "link").symlink_to("nowhere")
         with nobody(Path(folder) / f"{NAME} 3 3", 0o000):
             (case,) = cases_in(Path(folder)).values()
-    assert len(case.paths) == SHAPE[0] - 1
-    assert "the input: passed over 1 file that cannot be read" in caplog.text
+            (alone,) = cases_in(Path(folder) / f"{NAME} 3 0").values()
+    told = "3 files beside its own cannot be read: slices at its ends may be missing"
+    for found in (case, alone):
+        assert len(found.paths) == SHAPE[0] - 1
+        assert found.channels[0].series is not None
+        assert found.channels[0].series.warnings == (told,)
+    assert "the input: passed over 1 × empty file, 2 × file that cannot be opened" in caplog.text
 
 
 def test_without_its_packages_dicom_is_told_by_name(
