@@ -22,7 +22,7 @@ from ctseg.predict.options import BatchOptions
 from ctseg.predict.outcomes import Outcome
 from ctseg.predict.report import Report
 from ctseg.presentation import Code, LabelPresentation
-from tests.support.dicom_series import CORONAL, OBLIQUE, SyntheticSeries, ct_series, write_series
+from tests.support.dicom_series import CORONAL, OBLIQUE, SyntheticSeries, ct_series, enhanced_ct, write_series
 from tests.support.dicom_tools import ALLOWED_OF_LABELMAP, ALLOWED_OF_PRIVATE_CODES, dciodvfy_findings
 from tests.support.threshold import ThresholdPredictor
 
@@ -30,12 +30,14 @@ SHAPE = (7, 18, 12)
 """At the network's spacing nothing is resampled: what is above 0 HU is label 1."""
 LANDMARKS = ((1, 2, 3), (2, 15, 9), (4, 4, 10), (5, 11, 1))
 """Single voxels (z, y, x) that no mirroring or turn maps onto each other."""
+FRAMES = (3, 0, 6, 5, 1, 4, 2)
+"""Slices in order of the frames of a multi-frame file."""
 SAME_PLACE_MM = 0.05
 ALL = ("nifti", "dicom_seg", "dicom_rtstruct", "dicom_sr")
 OBJECTS = ALL[1:]
 NUMBERS = {
     "axial": 1, "coronal": 2, "oblique": 3, "sheared by 0.05": 4, "sheared by 0.3": 5, "sheared by 0.6": 6,
-    "empty": 7, "no frame of reference": 8,
+    "empty": 7, "no frame of reference": 8, "multi-frame": 9,
 }  # fmt: skip
 LIVER = LabelPresentation(
     category=Code(value="123037004", scheme="SCT", meaning="Anatomical Structure"),
@@ -146,7 +148,9 @@ def run(scans: Path, output: Path, predictor: ThresholdPredictor | None = None, 
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Tree:
     folder = tmp_path_factory.mktemp("tree")
     for name in NUMBERS:
-        write_series(folder / "in" / "CT" / name.replace(" ", "_"), made(name).datasets)
+        series = made(name)
+        datasets = [enhanced_ct(series, order=FRAMES)] if name == "multi-frame" else series.datasets
+        write_series(folder / "in" / "CT" / name.replace(" ", "_"), datasets)
     series = made("axial")
     nib.save(nib.Nifti1Image(series.hu.T.astype(np.int16), series.affine_ras), folder / "in" / "twin.nii.gz")
     names = {
@@ -178,7 +182,7 @@ def test_a_dicom_case_has_the_labels_of_the_same_scan_in_nifti(tree):
 
 
 @pytest.mark.parametrize("reader", READERS)
-@pytest.mark.parametrize("name", ["axial", "coronal", "oblique", "sheared by 0.05", "sheared by 0.3"])
+@pytest.mark.parametrize("name", ["axial", "coronal", "oblique", "sheared by 0.05", "sheared by 0.3", "multi-frame"])
 def test_all_files_of_a_case_lie_in_one_place(tree, name, reader):
     read, ending = READERS[reader]
     label_map, expected = by_nibabel(tree.path(name, ".nii.gz")), landmarks_of(made(name))
@@ -192,6 +196,30 @@ def test_a_shear_that_would_move_voxels_is_refused_by_name_and_stops_no_other(tr
     assert outcome.status == "failed"
     assert "0.6" in outcome.error.message
     assert tree.outcome("sheared by 0.3").status == "ok"
+
+
+def test_what_people_are_to_know_of_a_series_and_of_its_objects_stands_in_the_outcome(tree):
+    assert tree.outcome("axial").warnings == ()
+    (sheared,) = tree.outcome("sheared by 0.3").warnings
+    assert "0.3" in sheared
+    (coronal,) = tree.outcome("coronal").warnings
+    assert coronal.startswith("dicom_rtstruct: ")
+
+
+@pytest.mark.parametrize(("reader", "ending"), [("NibabelIOWithReorient", ".nii.gz"), ("SimpleITKIO", ".mha")])
+def test_objects_lie_there_whatever_the_reader_turns_and_the_label_map_is(tmp_path, reader, ending):
+    write_series(tmp_path / "in", made("coronal").datasets)
+    predictor = ThresholdPredictor()
+    spec = predictor.spec.model_copy(update={"reader": reader, "file_ending": ending, "spacing_mm": (3.0, 2.0, 1.0)})
+    if reader == "NibabelIOWithReorient":  # the second axis of the patient is that of the slices
+        spec = spec.model_copy(update={"spacing_mm": (2.0, 3.0, 1.0)})
+    predictor.spec = spec
+    (case,) = run(tmp_path / "in", tmp_path / "out", predictor, output_formats=ALL).cases
+    expected = landmarks_of(made("coronal"))
+    assert case.status == "ok", case.error
+    assert far_from(by_simpleitk(tmp_path / "out" / f"{case.case}{ending}"), expected) <= SAME_PLACE_MM
+    assert far_from(by_highdicom(tmp_path / "out" / f"{case.case}.seg.dcm"), expected) <= SAME_PLACE_MM
+    assert far_from(by_contours(tmp_path / "out" / f"{case.case}.rtstruct.dcm"), expected) <= SAME_PLACE_MM
 
 
 def test_outcomes_say_which_objects_were_written_and_what_their_segments_are(tree):
@@ -241,7 +269,7 @@ def measured_in(path: Path) -> list[float]:
     return [float(element.value) for element in pydicom.dcmread(path).iterall() if element.keyword == "NumericValue"]
 
 
-@pytest.mark.parametrize("name", ["axial", "coronal", "oblique", "sheared by 0.3", "empty"])
+@pytest.mark.parametrize("name", ["axial", "coronal", "oblique", "sheared by 0.3", "empty", "multi-frame"])
 @pytest.mark.parametrize("ending", [".seg.dcm", ".rtstruct.dcm", ".sr.dcm"])
 def test_a_validator_finds_nothing(tree, name, ending):
     assert dciodvfy_findings(tree.path(name, ending), ALLOWED_OF_PRIVATE_CODES) == []
