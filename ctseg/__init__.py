@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ctseg.files.cases import Case, find_cases
+    from ctseg.files.codes import read_codes
     from ctseg.files.dicom.choosing import SeriesRules
     from ctseg.files.geometry import Geometry
     from ctseg.files.volume import Volume, read_volume, volume_from_array, write_label_map
@@ -50,6 +51,7 @@ __all__ = [
     "embedded_server",
     "find_cases",
     "opened_segmenter",
+    "read_codes",
     "read_volume",
     "review_folder",
     "segment_cases",
@@ -76,6 +78,7 @@ _HOMES = {
     "embedded_server": "ctseg.serving.server",
     "find_cases": "ctseg.files.cases",
     "opened_segmenter": "ctseg.runs.where",
+    "read_codes": "ctseg.files.codes",
     "read_volume": "ctseg.files.volume",
     "review_folder": "ctseg.predict.review",
     "segment_cases": "ctseg.predict.folder",
