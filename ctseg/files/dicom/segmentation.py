@@ -167,7 +167,7 @@ def _numbered(
         table[value] = 0 if value == 0 else number_of[members]
     numbered = np.empty(labels.shape, table.dtype)
     for z, plane in enumerate(labels):
-        np.take(table, np.minimum(plane, highest + 1), out=numbered[z])
+        np.take(table, np.minimum(plane, np.intp(highest + 1)), out=numbered[z])
     return numbered, {
         segment.number: [number for members, number in number_of.items() if segment.number in members]
         for segment in segments
