@@ -106,6 +106,7 @@ def write_segmentation(path: Path, labels: npt.NDArray[Any], result: DicomResult
         )
         del made.InstanceCreationDate, made.InstanceCreationTime, made.ContributingEquipmentSequence
         made.update(equipment(result))
+        made.ContentCreatorName = None  # may be empty, not absent
         _refer(made, series, slices)
         _derive_dimensions(made, result)
         if len(made.PixelData) > _MOST_PIXEL_BYTES:

@@ -210,6 +210,7 @@ def test_segments_say_what_they_are_and_who_made_them(tmp_path, series):
     assert (read.PatientName, read.PatientID, read.PatientBirthDate) == ("Doe^Jane", "0042", "19700101")
     assert (read.ContentDate, read.ContentTime) == ("20260102", "101500")
     assert "InstanceCreationDate" not in read
+    assert read.ContentCreatorName == ""
 
 
 def test_what_was_done_otherwise_is_another_series_with_another_description(tmp_path, series):
