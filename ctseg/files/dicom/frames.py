@@ -101,7 +101,7 @@ class CtFile:
     lossy: bool
     tilt_degrees: float | None
     frames: tuple[Frame, ...]
-    tags: tuple[tuple[str, str], ...]
+    tags: tuple[tuple[str, str], ...] = field(default=(), compare=False)
     damage: str | None = None
     voxels_at: int = field(default=0, compare=False)
 

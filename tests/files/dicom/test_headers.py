@@ -217,7 +217,8 @@ def test_copy_whose_patient_was_renamed_is_the_same_slice(tmp_path: Path) -> Non
     write_series(tmp_path, series.datasets)
     renamed = ct_series((3, 4, 5), patient_name="Anonymous")
     write_series(tmp_path / "again", renamed.datasets)
-    found = found_in(tmp_path)
+    found = found_in(tmp_path, keywords=["PatientName"])
+    assert found.series[0].tags == (("PatientName", "Doe^Jane"),)
     assert [len(series.slices) for series in found.series] == [3]
     assert found.told == "3 × doubled file"
 
@@ -281,6 +282,29 @@ def test_unit_that_is_not_hu_is_told(unit: str | None, told: str | None, tmp_pat
     write_series(tmp_path, ct_series((3, 4, 5), RescaleType=unit).datasets)
     expected = () if told is None else (f"its numbers are said to be {told}, not HU (RescaleType): taken as they are",)
     assert one_series(tmp_path).warnings == expected
+
+
+@pytest.mark.parametrize(
+    ("signed", "bits", "dtype", "ends"),
+    [
+        (False, 12, "uint16", (0, 4095)),
+        (True, 12, "int16", (-2048, 2047)),
+        (True, 16, "int16", (-32768, 32767)),
+    ],
+)
+def test_numbers_that_slices_may_store_follow_from_their_bits(
+    signed: bool, bits: int, dtype: str, ends: tuple[int, int], tmp_path: Path
+) -> None:
+    write_series(tmp_path, ct_series((2, 4, 5), signed=signed, bits_stored=bits).datasets)
+    series = one_series(tmp_path)
+    assert (series.stored_dtype, series.stored_range) == (dtype, ends)
+
+
+def test_single_slice_takes_the_spacing_between_slices_before_its_thickness(tmp_path: Path) -> None:
+    write_series(tmp_path, ct_series((1, 4, 5), SpacingBetweenSlices="3", SliceThickness="5").datasets)
+    series = one_series(tmp_path)
+    assert series.geometry.spacing_mm == (3, 0.8, 0.8)
+    assert series.warnings == ("one slice only, taken to be 3 mm thick (SpacingBetweenSlices)",)
 
 
 def test_lossy_compression_is_told(tmp_path: Path) -> None:
