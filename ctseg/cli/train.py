@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from ctseg.cli.console import log_to_standard_output
+from ctseg.cli.dicom import add_dicom, series_rules
 from ctseg.cli.exit_codes import TERMINATED
 from ctseg.cli.parser import Parser, flags_worded
 from ctseg.errors import InputError, SetupError
@@ -42,8 +43,11 @@ def _add_dataset(commands: "argparse._SubParsersAction[Parser]") -> None:
     create = actions.add_parser("create", help="from a folder of images and one of labels")
     create.add_argument("-d", dest="dataset", type=int, required=True, metavar="ID", help="1 to 999")
     create.add_argument("--name", required=True, help="DatasetXXX_NAME")
-    create.add_argument("--images", type=Path, required=True, metavar="DIR", help="NIfTI, NRRD or MHA")
-    create.add_argument("--labels", type=Path, required=True, metavar="DIR", help="may be the same folder")
+    create.add_argument("--images", type=Path, required=True, metavar="DIR", help="NIfTI, NRRD, MHA; or DICOM series")
+    create.add_argument(
+        "--labels", type=Path, required=True, metavar="DIR",
+        help="label maps; or DICOM segmentations and structure sets; may be the same folder",
+    )  # fmt: skip
     create.add_argument("--image_suffix", nargs="+", metavar="END", help="end of the names, per channel: _ct")
     create.add_argument("--label_suffix", default="", metavar="END", help="end of the names of label maps: _gtv")
     create.add_argument("--test_images", type=Path, metavar="DIR", help="becomes imagesTs")
@@ -56,6 +60,20 @@ def _add_dataset(commands: "argparse._SubParsersAction[Parser]") -> None:
     )
     create.add_argument("--regions_class_order", type=int, nargs="+", metavar="VALUE", help="what each region writes")
     create.add_argument("--channel", action="append", metavar="NAME", help="once per channel, in order (default: CT)")
+    create.add_argument(
+        "--roi", action="append", default=[], metavar="LABEL=NAME",
+        help="what the label's segment or region is called in DICOM: * is any text, capitals do not matter "
+        "(default: as the label)",
+    )  # fmt: skip
+    create.add_argument(
+        "--precedence", nargs="+", default=[], metavar="LABEL",
+        help="labels in the order in which they win where segments or regions overlap",
+    )  # fmt: skip
+    create.add_argument(
+        "--missing_is_empty", action="store_true",
+        help="take a label that no object of a case has as nowhere in it, with a warning (default: refuse the case)",
+    )  # fmt: skip
+    add_dicom(create)
     _paths_arguments(create)
     create.set_defaults(run=_run_create)
     _add_verify_arguments(actions.add_parser("verify", help="tell all problems at once"))
@@ -73,6 +91,7 @@ def _add_verify_arguments(parser: argparse.ArgumentParser) -> None:
 def _run_create(args: argparse.Namespace) -> int:
     from ctseg.files.dataset_cases import ScanFolders
     from ctseg.train.dataset import DatasetDescription, create_dataset
+    from ctseg.train.dicom_labels import RegionRules
     from ctseg.train.paths import require_paths
 
     paths = require_paths({"nnUNet_raw"}, _overrides(args))
@@ -90,7 +109,10 @@ def _run_create(args: argparse.Namespace) -> int:
             image_suffixes=None if args.image_suffix is None else tuple(args.image_suffix),
             label_suffix=args.label_suffix,
             test_images=args.test_images,
+            series=series_rules(args),
+            case_name_from=tuple(args.case_name_from),
         ),
+        RegionRules(_names(args.roi), tuple(args.precedence), args.missing_is_empty),
     )
     count = sum(1 for _ in (folder / "labelsTr").iterdir())
     print(f"{folder}: {count} cases; next: `ctseg dataset verify -d {args.dataset}`")
@@ -109,6 +131,18 @@ def _labels(words: list[str]) -> dict[str, int | list[int]]:
             raise SetupError(f"--label {word}: {name} is given twice")
         labels[name] = numbers[0] if len(numbers) == 1 else numbers
     return labels
+
+
+def _names(words: list[str]) -> dict[str, str]:
+    names: dict[str, str] = {}
+    for word in words:
+        label, equals, name = word.partition("=")
+        if not equals or not label or not name:
+            raise SetupError(f"--roi {word}: expected LABEL=NAME")
+        if label in names:
+            raise SetupError(f"--roi {word}: {label} is given twice; * stands for any text")
+        names[label] = name
+    return names
 
 
 def _run_verify(args: argparse.Namespace) -> int:

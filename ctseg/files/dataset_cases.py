@@ -3,10 +3,12 @@
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ctseg.files.dicom.choosing import SeriesRules
+from ctseg.files.dicom.label_objects import LabelObject
 from ctseg.files.formats import ChannelFiles, stem_of
 from ctseg.files.listing import list_folder
 
@@ -19,11 +21,13 @@ class LabelledCase:
         name: Of the case.
         channels: One for each channel of the data set, in order; None where it is missing.
         label: The label map; None where it is missing, and for images that have none.
+        objects: DICOM objects that hold the labels of a series, in place of a label map.
     """
 
     name: str
     channels: tuple[ChannelFiles | None, ...]
     label: ChannelFiles | None
+    objects: tuple[LabelObject, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,15 +60,20 @@ class DatasetCases:
 
 @dataclass(frozen=True)
 class ScanFolders:
-    """Where the images and label maps of a new data set lie, and how their names end.
+    """Where the images and labels of a new data set lie, and how their names end.
+
+    A folder of images without scans of other formats is searched for DICOM series, at any depth; their labels are then
+    the segmentations and structure sets in the folder of labels, see :mod:`ctseg.files.labelled_series`.
 
     Attributes:
         images: Folder of images.
-        labels: Folder of label maps; may be the same.
+        labels: Folder of label maps, or of DICOM objects; may be the same.
         image_suffixes: End of an image's name for each channel (``_ct``); None takes nnU-Net's ``_0000`` …,
             and for one channel also names without it.
         label_suffix: End of a label map's name (``_gtv``).
         test_images: Folder of images without label maps.
+        series: Which DICOM series are taken.
+        case_name_from: What names of DICOM cases are made of, see :func:`ctseg.files.dicom.names.keywords_in`.
     """
 
     images: Path
@@ -72,6 +81,8 @@ class ScanFolders:
     image_suffixes: tuple[str, ...] | None = None
     label_suffix: str = ""
     test_images: Path | None = None
+    series: SeriesRules = field(default_factory=SeriesRules)
+    case_name_from: tuple[str, ...] = ()
 
 
 def find_labelled_cases(folders: ScanFolders, *, channels: int) -> DatasetCases:

@@ -138,6 +138,15 @@ def find_dicom(
     return found
 
 
+def find_dicom_files(folder: Path) -> tuple[Path, ...]:
+    """Return the files of a folder, at any depth, that begin like DICOM, in order of their paths.
+
+    Raises:
+        InputError: The folder cannot be read.
+    """
+    return _Search(folder, lambda _: (), (), recursive=True).dicom_files()
+
+
 def _is_folder(path: Path) -> bool:
     """Whether an input is a folder, and no file that can be read.
 
@@ -215,6 +224,17 @@ class _Search:
             logger.warning("the input: %s", told)
         found = dicom_of_input(self._dicom, self._root, rules, case_name_from) if self._dicom else None
         return found if found is not None and (found.series or found.left_out) else None
+
+    def dicom_files(self) -> tuple[Path, ...]:
+        """Return the files that begin like DICOM.
+
+        Raises:
+            InputError: A folder cannot be read.
+        """
+        self._look_through()
+        for error in self._unreadable.values():
+            raise error
+        return tuple(sorted(self._dicom))
 
     def _look_through(self) -> None:
         listing = list_folder(self._root)

@@ -27,16 +27,17 @@ from ctseg.files.dataset_cases import (
 from ctseg.files.formats import READ_ENDINGS, ChannelFiles
 from ctseg.files.geometry import Geometry
 from ctseg.files.grid import ChannelVolume, FileGrid
+from ctseg.files.labelled_series import find_labelled_series, find_test_series
 from ctseg.files.volume import write_on_grid
+from ctseg.train.dicom_labels import LabelValues, RegionRules, labels_of, values_of_label
 from ctseg.train.scans import image_problems, label_problems, read_or_tell
 
 FILE_ENDING = ".nii.gz"
+_SETTINGS = {"missing_label": "roi", "overlap": "precedence"}
+"""What mends a kind of problem."""
 _CASE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]*[A-Za-z0-9_-])?")
 _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-
-LabelValues = Mapping[str, int | Sequence[int]]
-"""Value in the label map by name; several values make a region."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class DatasetDescription:
 
 def values_of(labels: LabelValues) -> set[int]:
     """Return every value that the labels name."""
-    return {int(v) for value in labels.values() for v in ([value] if isinstance(value, int) else value)}
+    return {int(v) for value in labels.values() for v in values_of_label(value)}
 
 
 def declared_label_problems(labels: LabelValues, regions_class_order: Sequence[int] | None) -> list[DatasetProblem]:
@@ -199,13 +200,19 @@ def check_and_write_case(
 
 
 def create_dataset(
-    raw: Path, dataset_id: int, name: str, description: DatasetDescription, folders: ScanFolders
+    raw: Path,
+    dataset_id: int,
+    name: str,
+    description: DatasetDescription,
+    folders: ScanFolders,
+    regions: RegionRules = RegionRules(),  # noqa: B008 (frozen)
 ) -> Path:
     """Build a data set from a folder of images and a folder of labels, in any format that can be read.
 
-    An image belongs to the label whose name is the same once ending and suffix are taken off. Labels
-    are written as the smallest fitting integer type on the exact grid of their image; float label
-    maps of whole numbers are converted. Nothing is written unless every case is right.
+    An image belongs to the label whose name is the same once ending and suffix are taken off, a DICOM series to the
+    segmentations and structure sets that refer to it. Labels are written as the smallest fitting integer type on the
+    exact grid of their image; float label maps of whole numbers are converted. Nothing is written unless every case
+    is right.
 
     Args:
         raw: The folder ``nnUNet_raw``.
@@ -213,28 +220,33 @@ def create_dataset(
         name: Letters, digits, ``_`` and ``-``.
         description: Channels and labels.
         folders: Where images and labels lie, and how their names end.
+        regions: Which segments and regions of DICOM objects are which label.
 
     Returns:
         The new folder.
 
     Raises:
-        SetupError: The id or the name cannot be used, the id is taken, or a folder is missing.
+        SetupError: The id or the name cannot be used, the id is taken, a folder or a package is missing, or the rules
+            for regions do not fit the labels.
         InputError: All that is wrong with the cases, told at once.
         OutputError: The data set cannot be written.
     """
     target = _new_folder(raw, dataset_id, name)
+    regions.check(description.labels)
     plan = _plan(folders, description)
     with _appearing(target) as part:
         for kind in ("imagesTr", "labelsTr", *(["imagesTs"] if plan.tests else [])):
             (part / kind).mkdir()
         problems = list(plan.problems)
         for case in plan.cases:
-            problems += _add_case(part, case, description, write=not problems)
+            problems += _add_case(part, case, description, regions, write=not problems)
         for test in plan.tests:
             problems += _add_test_case(part, test, write=not problems)
         if problems:
             listed = "\n".join(f"  {problem.message}" for problem in problems)
-            raise InputError(f"{target.name}: {len(problems)} problems, nothing was written:\n{listed}")
+            settings = [_SETTINGS[problem.kind] for problem in problems if problem.kind in _SETTINGS]
+            text = f"{target.name}: {len(problems)} problems, nothing was written:\n{listed}"
+            raise InputError(text, settings=tuple(dict.fromkeys(settings)))
         _write_json(part / "dataset.json", description.to_json(len(plan.cases)))
     return target
 
@@ -261,17 +273,21 @@ def _plan(folders: ScanFolders, description: DatasetDescription) -> _Plan:
     channels, suffixes = len(description.channel_names), folders.image_suffixes
     if suffixes is not None and len(suffixes) != channels:
         raise SetupError(f"{channels} channels need as many image suffixes, found {list(suffixes)}")
-    found = find_labelled_cases(folders, channels=channels)
-    if not found.cases and not found.problems:
+    found, tests = find_labelled_cases(folders, channels=channels), find_test_cases(folders, channels=channels)
+    series, test_series = find_labelled_series(folders), find_test_series(folders)
+    if channels > 1 and (series.cases or test_series.cases):
+        raise InputError(f"a DICOM series is one channel, and the data set has {channels}: convert the images")
+    cases, problems = (*found.cases, *series.cases), (*found.problems, *series.problems)
+    if not cases and not problems:
         ends = f" after {list(suffixes or [])} and {folders.label_suffix!r}" if suffixes or folders.label_suffix else ""
-        endings = ", ".join(READ_ENDINGS)
-        raise InputError(f"no scans in {folders.images} and {folders.labels}: expected files ending in {endings}{ends}")
-    tests = find_test_cases(folders, channels=channels)
-    problems = [*_name_problems([case.name for case in found.cases]), *found.problems, *tests.problems]
+        raise InputError(
+            f"no scans in {folders.images} and {folders.labels}: expected files ending in {', '.join(READ_ENDINGS)}"
+            f"{ends}, or DICOM series with segmentations or structure sets that refer to them"
+        )
     return _Plan(
-        tuple(case for case in found.cases if case.label is not None and None not in case.channels),
-        tuple(case for case in tests.cases if None not in case.channels),
-        tuple(problems),
+        tuple(case for case in cases if (case.label or case.objects) and None not in case.channels),
+        tuple(case for case in (*tests.cases, *test_series.cases) if None not in case.channels),
+        (*_name_problems([case.name for case in cases]), *problems, *tests.problems, *test_series.problems),
     )
 
 
@@ -298,12 +314,12 @@ def _appearing(target: Path) -> Iterator[Path]:
         raise OutputError(f"{target}: cannot be written: {error.strerror or error}") from error
 
 
-def _add_case(part: Path, case: LabelledCase, description: DatasetDescription, *, write: bool) -> list[DatasetProblem]:
+def _add_case(
+    part: Path, case: LabelledCase, description: DatasetDescription, regions: RegionRules, *, write: bool
+) -> list[DatasetProblem]:
     """Check a complete case and, if wanted and nothing is wrong, write it."""
-    if case.label is None:
-        raise ValueError(f"case {case.name}: expected a label map")
     files = [channel for channel in case.channels if channel is not None]
-    label, problems = read_or_tell(case.label, case=case.name)
+    label, voxels, dtype, problems = _read_labels(case, files, description, regions)
     images = []
     for i, channel in enumerate(files):
         image, unreadable = read_or_tell(channel, case=case.name)
@@ -311,9 +327,8 @@ def _add_case(part: Path, case: LabelledCase, description: DatasetDescription, *
         if image is not None:
             images.append(image)
             problems += image_problems(image, label, case=case.name, file=channel.name, what=f"channel {i}")
-    if label is None:
+    if voxels is None:
         return problems
-    voxels, dtype = _whole_numbers(label)
     problems += label_problems(voxels, description.values, case=case.name, stored=dtype)
     if problems or not write:
         return problems
@@ -322,6 +337,20 @@ def _add_case(part: Path, case: LabelledCase, description: DatasetDescription, *
     # the grid of the image, to the last digit
     write_on_grid(_label_path(part, case.name), voxels.astype(_label_dtype(voxels)), images[0].grid)
     return []
+
+
+def _read_labels(
+    case: LabelledCase, files: Sequence[ChannelFiles], description: DatasetDescription, regions: RegionRules
+) -> tuple[ChannelVolume | None, NDArray[Any] | None, "np.dtype[Any] | None", list[DatasetProblem]]:
+    """Return the label map, if it is one, the labels, their type in the file, and what is wrong."""
+    if case.label is not None:
+        label, problems = read_or_tell(case.label, case=case.name)
+        return (None, None, None, problems) if label is None else (label, *_whole_numbers(label), problems)
+    series = files[0].series
+    if series is None or series.problem is not None:
+        return None, None, None, []  # it is told where the image is read
+    voxels, problems = labels_of(case, series, description.labels, regions)
+    return None, voxels, None, problems
 
 
 def _add_test_case(part: Path, case: LabelledCase, *, write: bool) -> list[DatasetProblem]:

@@ -14,7 +14,7 @@ from pydicom.sequence import Sequence as Items
 
 from ctseg.errors import InputError
 from ctseg.files.dicom.headers import find_series
-from ctseg.files.dicom.label_objects import find_label_objects
+from ctseg.files.dicom.label_headers import find_label_objects
 from ctseg.files.dicom.series import CtSeries
 from ctseg.files.dicom.structure_set import write_structure_set
 from ctseg.files.dicom.structure_set_reader import read_structure_set
