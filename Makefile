@@ -14,7 +14,7 @@ TEST_WORKERS ?= 3
 IN_PARALLEL := -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 PIP_INSTALL = $(1)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help install install-server demo test test-data test-full check faults images format benchmark \
+.PHONY: help install install-server demo test test-data test-full check faults pacs images format benchmark \
 	benchmark-network gpu gpu-wheels imports compatibility clean
 
 help:  ## show this list
@@ -51,10 +51,14 @@ check: $(TEST_VENV)/.ready  ## style, types, and what else needs no run
 	$(TEST_VENV)/bin/shellcheck scripts/*.sh docker/*/*.sh examples/*.sh examples/clients/*.sh .ci/run
 	$(TEST_VENV)/bin/yamllint -s docs/examples examples .github .pre-commit-config.yaml
 	$(TEST_VENV)/bin/docker-compose -f docs/examples/compose.yaml config -q
+	$(TEST_VENV)/bin/docker-compose -f docs/examples/compose.pacs.yaml config -q
 	$(TEST_VENV)/bin/kubernetes-validate --strict --quiet docs/examples/kubernetes.yaml examples/kubernetes_indexed_job.yaml
 
 faults: $(TEST_VENV)/.ready  ## kill, stop and starve runs and servers, 10 idle minutes; prints the table of faults
 	$(TEST_VENV)/bin/python -m scripts.faults
+
+pacs: $(TEST_VENV)/.ready  ## watch a real Orthanc, kill and stop both, five minutes; writes pacs_output/ (scripts/dicom_tools.sh)
+	$(TEST_VENV)/bin/python -m scripts.pacs --output pacs_output
 
 images: $(TEST_VENV)/.ready  ## build both images on stand-in bases and walk the road through them (root, podman)
 	$(TEST_VENV)/bin/python -m scripts.check_images
@@ -87,7 +91,7 @@ imports: $(TEST_VENV)/.ready  ## draw which room imports which, into docs/pictur
 	$(TEST_VENV)/bin/python scripts/draw_imports.py --output docs/pictures/imports.svg
 
 clean:  ## remove the environments and all output
-	rm -rf $(DEMO_VENV) $(TEST_VENV) .venv-client demo_output benchmark_output gpu_output compatibility_output .wheels build *.egg-info
+	rm -rf $(DEMO_VENV) $(TEST_VENV) .venv-client demo_output benchmark_output gpu_output pacs_output compatibility_output .wheels build *.egg-info
 
 $(CLIENT_VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "ctseg needs Python 3.10 or newer; set PYTHON=...")'

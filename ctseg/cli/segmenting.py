@@ -83,7 +83,7 @@ def add_limits(predict: Parser) -> None:
     limits.add_argument("--case_timeout_s", type=seconds, help="longest time for one case (no limit)")
     limits.add_argument("--max_in_flight", type=int, help="requests at once (default: what keeps the server busy)")
     limits.add_argument(
-        "--memory_gb", dest="memory_bytes", type=_gigabytes, metavar="GB",
+        "--memory_gb", dest="memory_bytes", type=gigabytes, metavar="GB",
         help="memory for the cases in flight, and the most for one (half of what is free; one alone: all of it)",
     )  # fmt: skip
 
@@ -162,8 +162,8 @@ def seconds(text: str) -> float:
     return value
 
 
-def _gigabytes(text: str) -> int:
-    """Return bytes."""
+def gigabytes(text: str) -> int:
+    """Return a number of gigabytes in bytes."""
     value = float(text)
     if not 1e-9 < value <= _MOST_GB:
         raise argparse.ArgumentTypeError(f"expected gigabytes above 0 and at most {_MOST_GB}, found {text}")

@@ -8,7 +8,7 @@ from ctseg.cli.console import add_verbosity
 from ctseg.cli.dicom import add_dicom, series_rules
 from ctseg.cli.exit_codes import DONE, SOME_FAILED
 from ctseg.cli.parser import Parser
-from ctseg.cli.segmenting import add_limits, add_output, add_server, model_of, seconds, wrong_values_told
+from ctseg.cli.segmenting import add_limits, add_output, add_server, gigabytes, model_of, seconds, wrong_values_told
 from ctseg.errors import missing_package
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ def add_commands(commands: "argparse._SubParsersAction[Parser]") -> None:
         description="Watch a PACS by DICOMweb: CT series that fit the rules and do not grow any more are fetched, "
         "segmented through a Triton server, and their DICOM objects stored in the PACS. The output folder remembers "
         "what is done: a watcher may be killed and started again, and several may share a folder. Exit status with "
-        "--once: 0 all done, 1 a series was refused or has failed, 2 wrong usage or setup, 3 the PACS or the server "
-        "went away. Without it the command ends by a signal.",
+        "--once: 0 all done, 1 a series was refused, has failed or lacks a format, 2 wrong usage or setup, 3 the PACS "
+        "or the server went away. Without it the command ends by a signal.",
     )
     watch.add_argument(
         "--dicomweb", required=True, metavar="URL", help="root of the PACS's DICOMweb: https://pacs.example/dicom-web"
@@ -83,7 +83,7 @@ def _add_pacs(watch: Parser) -> None:
         "--pacs_patience_s", type=seconds, default=60.0, help="how long a request is tried while the PACS is away (60)"
     )
     pacs.add_argument(
-        "--max_series_gb", dest="most_series_gb", type=float, default=8.0, metavar="GB",
+        "--max_series_gb", dest="most_series_bytes", type=gigabytes, default=8 << 30, metavar="GB",
         help="a larger series is not fetched (8)",
     )  # fmt: skip
 
@@ -114,7 +114,7 @@ def _run(args: argparse.Namespace) -> int:
             client_key=args.pacs_client_key,
             timeout_s=args.pacs_timeout_s,
             patience_s=args.pacs_patience_s,
-            most_series_bytes=int(args.most_series_gb * (1 << 30)),
+            most_series_bytes=args.most_series_bytes,
         )
         watching = WatchOptions(
             study_date=args.study_date,
@@ -151,9 +151,10 @@ def _summarise(summary: "WatchSummary") -> int:
     """Print the sum of a watch that has ended by itself; return the exit status."""
     counts = summary.counts
     words = [f"{counts[state]} {state}" for state in ("stored", "left out", "refused", "failed")]
+    words += [f"{summary.incomplete} of them without a format"] if summary.incomplete else []
     words += [f"{summary.left} still arriving"] if summary.left else []
     print(", ".join(words))
-    return SOME_FAILED if counts["refused"] or counts["failed"] else DONE
+    return SOME_FAILED if counts["refused"] or counts["failed"] or summary.incomplete else DONE
 
 
 def _seconds_or_none(text: str) -> float:

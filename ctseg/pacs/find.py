@@ -153,16 +153,15 @@ def _whole_number(value: Any) -> int | None:
         return None
 
 
-def has_series(session: PacsSession, study_uid: str, series_uid: str) -> bool:
-    """Return whether a PACS has any instance of a series.
+def has_instances(session: PacsSession, series: PacsSeries, sop_instance_uid: str | None = None) -> bool:
+    """Return whether a PACS has any instance of a series, or the one that is named.
 
     Raises:
         PacsError: The PACS is away, refuses, or answers nonsense.
     """
-    query = {"limit": 1, "offset": 0}
-    path = f"{PacsSeries(study_uid, series_uid).path}/instances"
+    query = {"limit": 1, "offset": 0, **({} if sop_instance_uid is None else {"SOPInstanceUID": sop_instance_uid})}
     try:
-        return bool(session.json("the search for instances", path, query))
+        return bool(session.json("the search for instances", f"{series.path}/instances", query))
     except PacsRefusedError as error:
         if error.status == 404:  # some answer so where nothing is found
             return False

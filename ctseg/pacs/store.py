@@ -13,7 +13,7 @@ from ctseg.errors import PacsAwayError, PacsError
 from ctseg.files.dicom.objects import ObjectUids, is_same_data_set, uids_of
 from ctseg.files.regular import open_regular
 from ctseg.pacs.fetch import fetch_instance
-from ctseg.pacs.find import PacsSeries, uid_in, value_in
+from ctseg.pacs.find import PacsSeries, has_instances, uid_in, value_in
 from ctseg.pacs.session import JSON, PacsRefusedError, PacsSession
 
 _FAILED, _REASON, _REFERENCED = "00081198", "00081197", "00081155"
@@ -55,24 +55,24 @@ def store_object(session: PacsSession, path: Path, scratch: Path) -> bool:
         OutputError: There is no place for what is fetched.
     """
     uids = uids_of(path)
-    if is_stored(session, path, scratch, uids=uids):
+    series = PacsSeries(uids.study, uids.series)
+    # asked first: to fetch what is not there is an error in the log of a PACS
+    if has_instances(session, series, uids.instance) and _came_back(session, path, uids, scratch):
         return False
     _sent(session, path, uids)
-    if not is_stored(session, path, scratch, uids=uids):
+    if not _came_back(session, path, uids, scratch):
         raise PacsAwayError(f"{session.options.shown}: {uids.label} was stored, and cannot be fetched yet")
     return True
 
 
-def is_stored(session: PacsSession, path: Path, scratch: Path, *, uids: ObjectUids | None = None) -> bool:
-    """Return whether a PACS has an object; see :func:`store_object`.
+def _came_back(session: PacsSession, path: Path, uids: ObjectUids, scratch: Path) -> bool:
+    """Return whether an object can be fetched, and is the same.
 
     Raises:
         PacsError: The PACS is away or refuses, or has another object of this UID.
     """
-    uids = uids or uids_of(path)
     try:
-        series = PacsSeries(uids.study, uids.series)
-        found = fetch_instance(session, series, uids.instance, scratch)
+        found = fetch_instance(session, PacsSeries(uids.study, uids.series), uids.instance, scratch)
         if found is None:
             return False
         if not is_same_data_set(path, found):

@@ -54,7 +54,7 @@ def segment_folder(
     scans = scans_for(input_path, output, options)
     if (contract := known_contract(model)) is not None:
         _checked_cases(scans, contract, output, options)
-    with signals_as_exit(), _opened_for(output, model, options) as segmenter:
+    with signals_as_exit(), opened_for(output, model, options) as segmenter:
         cases = cases_for(scans, segmenter.contract, output, options)
         return FolderRun(segmenter, output, options, progress_for(len(options.part.of(cases)))).segment(cases)
 
@@ -125,8 +125,18 @@ def _checked_cases(scans: FoundScans, contract: ScanContract, output: Path, opti
 
 
 @contextmanager
-def _opened_for(output: Path, model: ServedModel, options: BatchOptions) -> Iterator[CaseSegmenter]:
-    """Connect to a model; that no server answers is no wrong address where one has answered before."""
+def opened_for(output: Path, model: ServedModel, options: BatchOptions) -> Iterator[CaseSegmenter]:
+    """Connect to a model; that no server answers is no wrong address where one has answered before.
+
+    Args:
+        output: The output folder, which knows whether one has.
+        model: Which model, and who serves it.
+        options: How cases are segmented.
+
+    Raises:
+        ServerAwayError: No server answers, though servers have answered for this output folder before.
+        CtsegError: See :func:`ctseg.runs.where.opened_segmenter`.
+    """
     with ExitStack() as stack:
         try:
             opening = opened_segmenter(model, options.window_options, saves_probabilities=options.save_probabilities)

@@ -15,12 +15,12 @@ from datetime import date, timedelta
 from pathlib import Path
 
 from ctseg.documents import canonical
-from ctseg.errors import CtsegError, PacsAwayError, ServerError, SetupError
+from ctseg.errors import CtsegError, OutputError, PacsAwayError, PacsError, ServerError, SetupError
 from ctseg.files.dicom.object_kinds import DICOM_ENDINGS
 from ctseg.files.folders import make_folder, require_writable
 from ctseg.pacs.find import PacsSeries, find_series, instances_of
 from ctseg.pacs.options import PacsOptions
-from ctseg.pacs.session import PacsSession
+from ctseg.pacs.session import PacsSession, PacsTroubledError
 from ctseg.pacs.stability import Stability, digest_of_instances
 from ctseg.predict.claims import Claims
 from ctseg.predict.contract import ScanContract
@@ -28,11 +28,10 @@ from ctseg.predict.options import BatchOptions
 from ctseg.predict.presence import OtherRuns, Presence
 from ctseg.predict.report import folded
 from ctseg.predict.segmenter import CaseSegmenter
-from ctseg.runs.folder import check_options
+from ctseg.runs.folder import check_options, opened_for
 from ctseg.runs.model import ServedModel, known_contract
 from ctseg.runs.watch_notes import WatchNote, WatchNotes
 from ctseg.runs.watched_series import SeriesWork
-from ctseg.runs.where import opened_segmenter
 from ctseg.serving.signals import signals_as_exit
 
 logger = logging.getLogger(__name__)
@@ -99,9 +98,13 @@ class WatchSummary:
     @property
     def counts(self) -> Counter[str]:
         """How many series ended in which state; ``failed``, where something could not be stored, too."""
-        return Counter(
-            "failed" if note.why and note.state == "segmented" else note.state for note in self.ended.values()
-        )
+        notes = self.ended.values()
+        return Counter("failed" if note.why and note.state == "segmented" else note.state for note in notes)
+
+    @property
+    def incomplete(self) -> int:
+        """How many series were stored, but lack a format."""
+        return sum(note.state == "stored" and bool(note.failed_formats) for note in self.ended.values())
 
 
 def watch(
@@ -127,7 +130,7 @@ def watch(
     if not set(options.output_formats or DICOM_ENDINGS) & set(DICOM_ENDINGS):
         raise SetupError("nothing would be stored: ask for a DICOM format", settings=("output_formats",))
     require_writable(output)
-    segmenter = SegmenterOfWatch(model, options)
+    segmenter = SegmenterOfWatch(output, model, options)
     session = PacsSession(pacs)
     make_folder(output)
     try:
@@ -143,12 +146,14 @@ class SegmenterOfWatch(ExitStack):
     """The segmenter of a watcher, opened when it is needed, and again after its servers went away.
 
     Args:
+        output: The output folder.
         model: Which model, and who serves it.
         options: How series are segmented.
     """
 
-    def __init__(self, model: ServedModel, options: BatchOptions) -> None:
+    def __init__(self, output: Path, model: ServedModel, options: BatchOptions) -> None:
         super().__init__()
+        self._output = output
         self._model = model
         self._options = options
         self._known = known_contract(model)
@@ -163,7 +168,7 @@ class SegmenterOfWatch(ExitStack):
     def segmenter(self) -> CaseSegmenter:
         """Return the open segmenter."""
         if self._segmenter is None:
-            opened = self.enter_context(opened_segmenter(self._model, self._options.window_options))
+            opened = self.enter_context(opened_for(self._output, self._model, self._options))
             _check_contract(opened.contract, self._options)
             self._segmenter = opened
         return self._segmenter
@@ -209,6 +214,7 @@ class Watcher:
         self._stability = Stability(watching.stable_s)
         self._seen: dict[PacsSeries, str] = {}
         self._tried: Counter[str] = Counter()
+        self._odd: Counter[PacsSeries] = Counter()
         self._is_away = self._was_well = False
         self.summary = WatchSummary()
 
@@ -253,7 +259,8 @@ class Watcher:
         a server that is started anew.
         """
         try:
-            yield
+            with _disk_told(self._output):
+                yield
             self._is_away, self._was_well = False, True
         except CtsegError as error:
             if isinstance(error, ServerError):
@@ -278,8 +285,7 @@ class Watcher:
             seen = self._seen.get(series) if series.instances is not None else None
             if note is not None and seen is not None and self._is_ended(series, note, notes, seen):
                 continue  # it has as many instances as when its set was looked at
-            uids = instances_of(self._session, series)
-            if not uids:
+            if not (uids := self._instances(series)):
                 continue
             digest = digest_of_instances(uids)
             if note is not None and self._is_ended(series, note, notes, digest):
@@ -295,6 +301,19 @@ class Watcher:
                 )  # fmt: skip
             found.append((series, digest, len(uids)))
         return sorted(found, key=lambda item: self._claims.suspicion(_claim_of(item[0], notes)))
+
+    def _instances(self, series: PacsSeries) -> frozenset[str]:
+        """Return the instances of a series; none where the PACS cannot list those of this one, which stops no other."""
+        if self._odd[series] >= MOST_ATTEMPTS:
+            return frozenset()
+        try:
+            return instances_of(self._session, series)
+        except PacsError as error:
+            if isinstance(error, PacsAwayError) and not isinstance(error, PacsTroubledError):
+                raise
+            self._odd[series] += 1
+            logger.error("%s: passed over: %s", series.label, error)
+            return frozenset()
 
     def _is_ended(self, series: PacsSeries, note: WatchNote, notes: WatchNotes, digest: str) -> bool:
         """Whether nothing is to be done for a series whose instances have a digest."""
@@ -331,6 +350,15 @@ class Watcher:
         finally:
             self._claims.drop(claim, is_done=is_done)
         return True
+
+
+@contextmanager
+def _disk_told(output: Path) -> Iterator[None]:
+    """Let a disk that cannot be read be ctseg's error."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"{error.filename or output}: cannot be used: {error.strerror or error}") from error
 
 
 def _claim_of(series: PacsSeries, notes: WatchNotes) -> str:

@@ -11,7 +11,7 @@ from ctseg.documents import Document
 from ctseg.files.regular import open_regular
 from ctseg.pacs.find import PacsSeries
 from ctseg.predict.notes import write_note
-from ctseg.predict.outcomes import MEMORY_NAME, CaseError, WrittenObject
+from ctseg.predict.outcomes import MEMORY_NAME, CaseError, FailedFormat, WrittenObject
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +30,7 @@ class WatchNote(Document):
             be segmented as it is. ``failed``: it was tried, and may be tried again.
         case: Its name in the output folder.
         objects: That are to be stored, or were.
+        failed_formats: In which it could not be written; the others are stored.
         why: It was left out, refused, or failed.
         attempts: How often it has failed.
     """
@@ -41,6 +42,7 @@ class WatchNote(Document):
     state: State
     case: str | None = None
     objects: tuple[WrittenObject, ...] = ()
+    failed_formats: tuple[FailedFormat, ...] = ()
     why: CaseError | None = None
     attempts: int = 0
 

@@ -12,7 +12,7 @@ from ctseg.files.digests import sha256_of_file
 from ctseg.files.folders import make_folder
 from ctseg.files.scans import FoundScans, find_dicom
 from ctseg.pacs.fetch import fetch_series
-from ctseg.pacs.find import PacsSeries, has_series
+from ctseg.pacs.find import PacsSeries, has_instances
 from ctseg.pacs.session import PacsSession, PacsTroubledError
 from ctseg.pacs.store import store_object
 from ctseg.predict.case_files import CaseFiles, tell_of_formats
@@ -149,7 +149,7 @@ class SeriesWork:
         if outcome is not None and outcome.status == "ok":
             return False
         uids = self._files.series_uids(case).values()
-        return bool(uids) and all(has_series(self._session, series.study_uid, uid) for uid in uids)
+        return bool(uids) and all(has_instances(self._session, PacsSeries(series.study_uid, uid)) for uid in uids)
 
     def _segmented(self, series: PacsSeries, case: Case, blank: WatchNote) -> WatchNote:
         report = FolderRun(KeptOpen(self._segmenter), self._output, self._options).segment([case])
@@ -163,7 +163,8 @@ class SeriesWork:
         if outcome.status in ("ok", "skipped"):
             if not outcome.objects:
                 return self._refused_formats(series, blank, outcome)
-            return self._written(series, blank.model_copy(update={"state": "segmented", "objects": outcome.objects}))
+            said = {"objects": outcome.objects, "failed_formats": outcome.failed_formats}
+            return self._written(series, blank.model_copy(update={"state": "segmented", **said}))
         error = outcome.error or CaseError(type="OutputError", message="; ".join(outcome.warnings))
         if error.type == InputError.__name__:
             return self._ended(series, blank, "refused", error)
@@ -196,6 +197,8 @@ class SeriesWork:
                     raise
                 return self._failed(series, note, error_of(error))
             logger.info("%s: %s %s", series.label, written.format, "stored" if is_new else "is in the PACS already")
+        if unforeseen := [failed for failed in note.failed_formats if not failed.foreseen]:
+            return self._failed(series, note.model_copy(update={"objects": ()}), unforeseen[0].error)
         return self._written(series, note.model_copy(update={"state": "stored", "why": None}))
 
     def _ended(

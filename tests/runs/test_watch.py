@@ -21,6 +21,7 @@ from ctseg.predict.options import BatchOptions
 from ctseg.predict.presence import Presence
 from ctseg.predict.segmenter import WindowSegmenter
 from ctseg.runs.watch import Watcher, WatchOptions, WatchSummary
+from tests.support.canned_pacs import Said, canned_pacs
 from tests.support.dicom_series import ct_series, write_series
 from tests.support.dicom_tools import required_tool
 from tests.support.orthanc import Orthanc
@@ -44,6 +45,7 @@ class Place:
 
     def __init__(self, orthanc: Orthanc, folder: Path) -> None:
         self.orthanc = orthanc
+        self.url = orthanc.url
         self.folder = folder
         self.output = folder / "out"
         self.predictor = ThresholdPredictor()
@@ -64,7 +66,7 @@ class Place:
     def watcher(self, sleep: Callable[[float], object] = time.sleep, **watching: object) -> Iterator[Watcher]:
         self.output.mkdir(exist_ok=True)
         watching = {"study_date": DATES, "stable_s": 0.0, "poll_s": 0.05, "once": True, **watching}
-        session = PacsSession(PacsOptions(self.orthanc.url, patience_s=0.2))
+        session = PacsSession(PacsOptions(self.url, patience_s=0.2))
         with Presence(self.output) as presence:
             yield Watcher(
                 session, presence, self.output, OpenSegmenter(self.predictor), self.options,  # type: ignore[arg-type]
@@ -220,6 +222,20 @@ def test_what_cannot_be_stored_is_tried_again_and_then_left(place, caplog):
     assert place.watch().counts == {}
     assert "is there with another content" in caplog.text
     assert "has failed 3 times: left" in caplog.text
+
+
+def test_a_series_that_the_pacs_cannot_list_stops_no_other(place, caplog):
+    item = '{"0020000D": {"Value": ["1.2"]}, "0020000E": {"Value": ["%s"]}}'
+
+    def answer(asked):
+        if "instances" in asked.path:
+            return Said(body=b"nonsense") if "1.3" in asked.path else Said(body=b"[]")
+        return Said(body=f"[{item % '1.3'}, {item % '1.4'}]".encode())
+
+    with canned_pacs(answer) as (place.url, asked):
+        assert place.watch().counts == {}
+    assert any("1.4" in one.path for one in asked)
+    assert "passed over" in caplog.text
 
 
 @pytest.mark.parametrize("text", ["2026", "20261301", "a-b", "-", "20260101-20260102-", "20260101 "])
