@@ -23,12 +23,23 @@ def quiet() -> Iterator[None]:
     """Keep both libraries silent in the block, in every thread; what is wrong with a value, ctseg says itself.
 
     Blocks may overlap in several threads: what was set before comes back when the last of them ends.
+
+    Raises:
+        OSError: The system's own, where pydicom makes another of it, whose text is the trace of its calls.
     """
     _enter()
     try:
         yield
+    except OSError as error:
+        raise _first_of(error) from None
     finally:
         _leave()
+
+
+def _first_of(error: OSError) -> OSError:
+    while error.errno is None and isinstance(error.__cause__, OSError):
+        error = error.__cause__
+    return error
 
 
 def _enter() -> None:

@@ -1,7 +1,9 @@
 """A structure set gives back the very voxels, to every reader, and says what it must."""
 
+import errno
 import os
 import pickle
+import resource
 import subprocess
 import sys
 from dataclasses import replace
@@ -263,3 +265,14 @@ def test_labels_scattered_over_too_many_parts_are_refused_by_name(series, tmp_pa
     with pytest.raises(InputError, match="at most 50 contours and 2 GiB"):
         write_structure_set(tmp_path / "rt.dcm", random_labels(9), by_model(series, segment(1, "a"), segment(2, "b")))
     assert not (tmp_path / "rt.dcm").exists()
+
+
+def test_a_file_that_cannot_be_written_is_told_in_the_systems_words(series, tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"^\[Errno 27\] [^\n]*$") as told:
+            write_structure_set(tmp_path / "rt.dcm", random_labels(2), by_model(series, segment(1, "a")))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert told.value.errno == errno.EFBIG
