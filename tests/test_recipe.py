@@ -8,6 +8,7 @@ import pytest
 
 from ctseg.errors import SpecError
 from ctseg.model_spec import MAX_SPEC_BYTES, ModelSpec
+from ctseg.presentation import LabelPresentation
 from ctseg.recipe import MAX_DEPTH, Recipe
 from tests.support.toy_models import toy_spec
 
@@ -151,3 +152,14 @@ def test_what_does_not_fit_the_members_is_refused(step: Mapping[str, Any], specs
         recipe(step, members=members).check(found)
     assert told in str(caught.value)
     assert str(caught.value).startswith("together: ")
+
+
+def test_labels_of_a_recipe_are_called_as_it_says_itself_else_as_the_model_does_that_gives_them() -> None:
+    red, green = {"colour": (255, 0, 0)}, LabelPresentation(colour=(0, 255, 0))
+    said = {"presentation": {"liver": green, "tumour": green}}
+    specs = {name: spec.model_copy(update=said) for name, spec in SPECS.items()}
+    for step in (ONE, CASCADE, ENSEMBLE, CROP):
+        found = recipe(step, presentation={"liver": red}).presentations(specs)
+        assert found == {"liver": LabelPresentation(**red), "tumour": green}
+    assert recipe(UNION).presentations(specs) == {}  # its names are its own
+    assert recipe(UNION, presentation={"bone": red}).presentations(specs) == {"bone": LabelPresentation(**red)}

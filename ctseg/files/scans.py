@@ -133,7 +133,8 @@ def find_dicom(
         search = _Search(input_path, lambda _: (), (), recursive=recursive)
         found = search.dicom(series, case_name_from)
     if found is None:
-        raise InputError(f"{input_path}: expected DICOM files, found none", settings=("recursive",))
+        settings = () if recursive else ("recursive",)
+        raise InputError(f"{input_path}: expected DICOM files, found none", settings=settings)
     return found
 
 
@@ -218,7 +219,8 @@ class _Search:
             SetupError: A package is missing.
         """
         self._look_through()
-        if told := self._not_looked_into():
+        unreadable = f"{_folders([*self._unreadable])} that cannot be read" if self._unreadable else ""
+        if told := "; ".join(filter(None, [unreadable, self._not_looked_into()])):
             logger.warning("the input: %s", told)
         found = dicom_of_input(self._dicom, self._root, rules, case_name_from) if self._dicom else None
         return found if found is not None and (found.series or found.left_out) else None
@@ -292,7 +294,7 @@ class _Search:
         except SetupError as error:
             if not self._found or error.settings:
                 raise
-            logger.warning("%d DICOM files are passed over: %s", len(self._dicom), error)
+            logger.warning("DICOM is passed over, %d of the files: %s", len(self._dicom), error)
             return None
         for path in found.others:
             kinds = self._kinds if path.parent == self._root else self._kinds_below
@@ -345,7 +347,10 @@ class _Search:
         if by_place:
             return tuple((self._prefix(folder)[:-1], str(why)) for folder, why in sorted(self._unreadable.items()))
         return tuple(
-            (f"folder-{uid_digest(self._prefix(folder))}", f"a folder in the input cannot be read{_reason(why)}")
+            (
+                f"folder-{uid_digest(printable(self._prefix(folder)))}",
+                f"a folder in the input cannot be read{_reason(why)}",
+            )
             for folder, why in sorted(self._unreadable.items())
         )
 

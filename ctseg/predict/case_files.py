@@ -313,7 +313,8 @@ def check_formats(cases: Sequence[Case], contract: ScanContract, options: BatchO
 
     Raises:
         InputError: Codes of labels that the model does not have.
-        SetupError: A label has no codes, where they are required; or a package is missing.
+        SetupError: A label has no codes, where they are required; labels share voxels, where each can have one; or a
+            package is missing.
     """
     if not (options.codes or _has_objects(cases, options)):
         return
@@ -324,6 +325,13 @@ def check_formats(cases: Sequence[Case], contract: ScanContract, options: BatchO
         raise SetupError(
             f"{contract.name}: expected codes for every label, found none for {_listed(uncoded)}: give them",
             settings=("codes",),
+        )
+    values = [value for values in contract.labels.values() for value in values]
+    if options.segmentation_type == "labelmap" and len(set(values)) < len(values) and _writes(cases, options):
+        raise SetupError(
+            f"{contract.name}: a segmentation of the type labelmap holds one label a voxel, and labels of this model "
+            "share voxels: write it as binary",
+            settings=("segmentation_type",),
         )
     for package in ("pydicom", "highdicom"):
         if importlib.util.find_spec(package) is None:
@@ -340,8 +348,8 @@ def tell_of_formats(cases: Sequence[Case], contract: ScanContract, options: Batc
             "%s: no codes for %s: DICOM objects call them by private codes with their names; a file of codes gives "
             "them others", contract.name, _listed(uncoded),
         )  # fmt: skip
-    writes_segmentations = any("dicom_seg" in formats_of(case, options) for case in cases)
-    if writes_segmentations and options.segmentation_type == "binary" and len(contract.labels) >= _MANY_LABELS:
+    is_binary = options.segmentation_type == "binary"
+    if is_binary and len(contract.labels) >= _MANY_LABELS and _writes(cases, options):
         logger.info(
             "%s: %d labels: segmentations of the type labelmap are much smaller, and faster to write and to open, "
             "where viewer and archive take them", contract.name, len(contract.labels),
@@ -360,6 +368,11 @@ def _segments_of(contract: ScanContract, options: BatchOptions) -> "tuple[Segmen
 
 def _has_objects(cases: Sequence[Case], options: BatchOptions) -> bool:
     return any(series_of(case) is not None and set(formats_of(case, options)) & set(DICOM_ENDINGS) for case in cases)
+
+
+def _writes(cases: Sequence[Case], options: BatchOptions) -> bool:
+    """Whether there are segmentations to write."""
+    return any(series_of(case) is not None and "dicom_seg" in formats_of(case, options) for case in cases)
 
 
 def _listed(names: Sequence[str]) -> str:

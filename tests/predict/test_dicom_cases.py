@@ -17,6 +17,7 @@ from ctseg.errors import InputError, SetupError
 from ctseg.files.cases import find_cases
 from ctseg.files.dicom.quiet import quiet
 from ctseg.files.geometry import RAS_FROM_LPS
+from ctseg.model_spec import Label
 from ctseg.predict.folder import segment_cases
 from ctseg.predict.options import BatchOptions
 from ctseg.predict.outcomes import Outcome
@@ -339,6 +340,15 @@ def test_without_going_on_the_set_is_what_is_asked_for(one, tmp_path):
     run(one, tmp_path / "out", output_formats=ALL)
     run(one, tmp_path / "out", output_formats=("dicom_seg",))
     assert [Path(name).suffixes[-2] for name in written(tmp_path / "out")] == [".seg"]
+
+
+def test_a_type_that_no_segmentation_of_the_model_can_have_is_refused_before_any_work(one, tmp_path):
+    predictor = ThresholdPredictor()
+    labels = [Label(name="whole", values=(1, 2)), Label(name="core", values=(2,))]
+    predictor.spec = predictor.spec.model_copy(update={"labels": tuple(labels), "regions_class_order": (1, 2)})
+    with pytest.raises(SetupError, match="share voxels: write it as binary"):
+        run(one, tmp_path / "out", predictor, segmentation_type="labelmap")
+    assert run(one, tmp_path / "out", predictor).cases[0].objects
 
 
 def test_codes_are_looked_at_before_any_work(one, tmp_path, caplog):

@@ -4,6 +4,8 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
+import numpy as np
+
 from ctseg.files.dicom.frames import CtFile, Frame
 from ctseg.files.dicom.kinds import COMPRESSED, UNCOMPRESSED
 from ctseg.files.dicom.series import CtSeries, CtSlice
@@ -11,7 +13,11 @@ from ctseg.files.dicom.stack import Stack, StackError, stack_of
 
 _UNITS = ("HU_MOD", "OD", "MGML", "Z_EFF", "ED", "EDW", "PCT", "US")
 """Terms that the standard defines for RescaleType, beside HU; any other text is not told."""
+_GREY = ("MONOCHROME2", "MONOCHROME1", "")
+"""Terms of PhotometricInterpretation: how numbers are shown changes none of them."""
 _SHOWN = 3
+_STRAIGHT_DEGREES = 1.0
+"""From the axis of the scanner, up to which slices and gantries count as not tilted."""
 
 
 def series_of(files: Sequence[CtFile], problem: str | None = None) -> CtSeries:
@@ -44,7 +50,7 @@ def _check_files(files: Sequence[CtFile]) -> None:
     if damaged := [file.damage for file in files if file.damage]:
         raise StackError(f"{len(damaged)} of {len(files)} files: {damaged[0]}")
     if nameless := sum(not file.sop_instance_uid for file in files):
-        raise StackError(f"{nameless} of {len(files)} files have no SOPInstanceUID: export the series again")
+        raise StackError(f"SOPInstanceUID is missing in {nameless} of {len(files)} files: export the series again")
     for values, what in (
         ({file.patient for file in files if file.patient}, "patients (PatientID)"),
         ({file.frame_of_reference_uid for file in files}, "frames of reference (FrameOfReferenceUID)"),
@@ -54,8 +60,8 @@ def _check_files(files: Sequence[CtFile]) -> None:
             raise StackError(f"it holds slices of {len(values)} {what}: give each a series of its own")
     if unread := sum(file.transfer_syntax_uid not in (*UNCOMPRESSED, *COMPRESSED) for file in files):
         raise StackError(
-            f"{unread} of {len(files)} files are encoded in a way that cannot be read (TransferSyntaxUID): export the "
-            "series uncompressed"
+            f"an encoding that cannot be read (TransferSyntaxUID) in {unread} of {len(files)} files: export the series "
+            "uncompressed"
         )
 
 
@@ -65,9 +71,9 @@ def _check_voxels(files: Sequence[CtFile]) -> None:
     Raises:
         StackError: They are so.
     """
-    if coloured := [file for file in files if file.samples != 1 or not file.photometric.startswith("MONOCHROME")]:
+    if coloured := [file for file in files if file.samples != 1 or file.photometric not in _GREY]:
         raise StackError(
-            f"{len(coloured)} of {len(files)} files are in colour ({coloured[0].samples} numbers a voxel, where 1 in "
+            f"colour in {len(coloured)} of {len(files)} files (SamplesPerPixel {coloured[0].samples}, where 1 in "
             "shades of grey is expected): give the scan itself, no picture of it"
         )
     sizes = Counter((file.columns, file.rows) for file in files for _ in file.frames)
@@ -127,7 +133,7 @@ def _described(
         tags=first.tags,
         stored_range=None if problem else _stored_range(files),
         problem=problem,
-        warnings=() if stack is None else (*stack.warnings, *_told(files)),
+        warnings=() if stack is None else (*stack.warnings, *_told_of_tilt(files, stack), *_told(files)),
     )
 
 
@@ -148,6 +154,15 @@ def _stored_range(files: Sequence[CtFile]) -> tuple[int, int]:
     """Return the lowest and the highest number that any of the files may store."""
     bits = max(file.bits[1] or 0 for file in files)
     return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if files[0].bits[3] else (0, 2**bits - 1)
+
+
+def _told_of_tilt(files: Sequence[CtFile], stack: Stack) -> tuple[str, ...]:
+    """Return what is told of slices that are said to be tilted, and lie straight."""
+    tilt = max((file.tilt_degrees or 0.0 for file in files), key=abs)
+    from_axis = float(np.degrees(np.arccos(min(1.0, abs(np.cross(stack.along_x, stack.along_y)[2])))))
+    if abs(tilt) <= _STRAIGHT_DEGREES or from_axis > _STRAIGHT_DEGREES:
+        return ()
+    return (f"its gantry is said to be tilted by {tilt:.3g} degrees (GantryDetectorTilt), and its slices lie straight",)
 
 
 def _told(files: Sequence[CtFile]) -> tuple[str, ...]:

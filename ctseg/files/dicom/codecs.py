@@ -167,10 +167,11 @@ def _write_alone(encoded: bytes, form: StoredForm, syntax: str, path: Path) -> N
     alone.SamplesPerPixel = 1
     alone.PhotometricInterpretation = "MONOCHROME2"
     alone.Rows, alone.Columns = form.rows, form.columns
-    alone.BitsAllocated, alone.BitsStored, alone.HighBit = form.bits_allocated, form.bits_stored, form.bits_stored - 1
+    bits = form.bits_allocated  # all of them: what else is decoded than the header says is to be seen
+    if syntax in _LOSSY_JPEG and form.bits_stored <= _LOSSY_JPEG_BITS < bits:
+        bits = _LOSSY_JPEG_BITS  # else 16 are tried first, and stderr is told that it failed
+    alone.BitsAllocated, alone.BitsStored, alone.HighBit = bits, bits, bits - 1
     alone.PixelRepresentation = int(form.is_signed)
-    if syntax in _LOSSY_JPEG and form.bits_stored <= _LOSSY_JPEG_BITS < form.bits_allocated:
-        alone.BitsAllocated = _LOSSY_JPEG_BITS  # else 16 are tried first, and stderr is told that it failed
     alone.RescaleIntercept, alone.RescaleSlope = "0", "1"
     alone.add_new("PixelData", "OB", encapsulate([encoded]))
     alone["PixelData"].is_undefined_length = True

@@ -19,7 +19,7 @@ from ctseg.files.dicom.elements import (
     whole_number_of,
     words_of,
 )
-from ctseg.files.dicom.kinds import LOSSY, MULTI_FRAME_CT
+from ctseg.files.dicom.kinds import LOSSY, MAYBE_LOSSY, MULTI_FRAME_CT
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,7 @@ class CtFile:
         photometric: PhotometricInterpretation.
         bits: BitsAllocated, BitsStored, HighBit, PixelRepresentation.
         lossy: Whether it was compressed with loss, ever.
+        tilt_degrees: GantryDetectorTilt; None where there is none.
         frames: Its slices; none where ``damage`` says why.
         tags: What else was asked for.
         damage: Why the file cannot be used, in words; None: nothing is known to be wrong.
@@ -98,8 +99,9 @@ class CtFile:
     photometric: str
     bits: tuple[int | None, int | None, int | None, int | None]
     lossy: bool
+    tilt_degrees: float | None
     frames: tuple[Frame, ...]
-    tags: tuple[tuple[str, str], ...]
+    tags: tuple[tuple[str, str], ...] = field(default=(), compare=False)
     damage: str | None = None
     voxels_at: int = field(default=0, compare=False)
 
@@ -114,8 +116,8 @@ TAGS = (
     "SeriesInstanceUID", "StudyID", "SeriesNumber", "SeriesDescription", "ConvolutionKernel", "FrameOfReferenceUID",
     "PatientID", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness",
     "SpacingBetweenSlices", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
-    "SamplesPerPixel", "PhotometricInterpretation", "RescaleSlope", "RescaleIntercept", "RescaleType",
-    "NumberOfFrames", "LossyImageCompression", "AcquisitionNumber", "AcquisitionTime",
+    "SamplesPerPixel", "PhotometricInterpretation", "GantryDetectorTilt", "RescaleSlope", "RescaleIntercept",
+    "RescaleType", "NumberOfFrames", "LossyImageCompression", "AcquisitionNumber", "AcquisitionTime",
     "TemporalPositionIdentifier", "ModalityLUTSequence", "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
 )  # fmt: skip
@@ -165,11 +167,17 @@ def file_of(path: Path, dataset: Dataset, meta: Dataset, syntax_uid: str, keywor
         unsigned_of(dataset, "SamplesPerPixel") or 1,
         words_of(dataset, "PhotometricInterpretation")[0],
         (bits[0], bits[1], bits[2], unsigned_of(dataset, "PixelRepresentation")),
-        syntax_uid in LOSSY or words_of(dataset, "LossyImageCompression")[0] in ("01", "1"),
+        _is_lossy(dataset, syntax_uid),
+        number_of(dataset, "GantryDetectorTilt"),
         frames,
         tuple((keyword, text_of(dataset, keyword)) for keyword in keywords),
         damage,
     )
+
+
+def _is_lossy(dataset: Dataset, syntax_uid: str) -> bool:
+    said = words_of(dataset, "LossyImageCompression")[0]
+    return syntax_uid in LOSSY or said in ("01", "1") or (syntax_uid in MAYBE_LOSSY and said not in ("00", "0"))
 
 
 def _frames_of(dataset: Dataset) -> tuple[tuple[Frame, ...], str | None]:

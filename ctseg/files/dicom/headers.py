@@ -71,8 +71,8 @@ def _each_instance_once(files: Iterable[CtFile]) -> tuple[list[CtFile], str | No
     if not different:
         return kept, None
     return kept, (
-        f"{len(different)} of {len(instances)} slices are there in several files with different contents under one "
-        "SOPInstanceUID: keep the right ones"
+        f"different contents under one SOPInstanceUID for {len(different)} of {len(instances)} slices: keep the right "
+        "file of each"
     )
 
 

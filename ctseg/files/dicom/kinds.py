@@ -63,9 +63,11 @@ EXPLICIT_BIG_ENDIAN = "1.2.840.10008.1.2.2"
 UNCOMPRESSED = (IMPLICIT_LITTLE_ENDIAN, EXPLICIT_LITTLE_ENDIAN, DEFLATED, EXPLICIT_BIG_ENDIAN)
 """Transfer syntaxes whose voxels are as they are."""
 RLE = "1.2.840.10008.1.2.5"
-LOSSY = tuple(f"1.2.840.10008.1.2.4.{number}" for number in (50, 51, 53, 55, 81, 91))
-"""JPEG baseline, extended and progressive, JPEG-LS near-lossless, JPEG 2000; the last may be lossless all the same."""
-COMPRESSED = (RLE, *LOSSY, *(f"1.2.840.10008.1.2.4.{number}" for number in (57, 70, 80, 90)))
+LOSSY = tuple(f"1.2.840.10008.1.2.4.{number}" for number in (50, 51, 53, 55))
+"""JPEG: baseline, extended and progressive."""
+MAYBE_LOSSY = tuple(f"1.2.840.10008.1.2.4.{number}" for number in (81, 91))
+"""JPEG-LS and JPEG 2000 that may be lossless all the same."""
+COMPRESSED = (RLE, *LOSSY, *MAYBE_LOSSY, *(f"1.2.840.10008.1.2.4.{number}" for number in (57, 70, 80, 90)))
 """Transfer syntaxes that SimpleITK decodes."""
 
 

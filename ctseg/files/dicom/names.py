@@ -14,7 +14,8 @@ FOLDER = "folder"
 _SHORT_NUMBER = re.compile(r"\d{1,4}")
 """A StudyID that stands in a name: longer ones may be anything, an accession number or a date of birth."""
 _UNFIT = re.compile(r"[^\w.+-]+")
-_LONGEST = 60
+_LONGEST = 64
+"""Characters of one word, as many as UIDs and most texts of DICOM have."""
 _TEXTS = frozenset({"AE", "AS", "CS", "DA", "DS", "DT", "IS", "LO", "LT", "PN", "SH", "ST", "TM", "UC", "UI", "US"})
 """Value representations of which a name can be made."""
 

@@ -106,6 +106,7 @@ def write_segmentation(path: Path, labels: npt.NDArray[Any], result: DicomResult
         )
         del made.InstanceCreationDate, made.InstanceCreationTime, made.ContributingEquipmentSequence
         made.update(equipment(result))
+        made.ContentCreatorName = None  # may be empty, not absent
         _refer(made, series, slices)
         _derive_dimensions(made, result)
         if len(made.PixelData) > _MOST_PIXEL_BYTES:
@@ -167,7 +168,7 @@ def _numbered(
         table[value] = 0 if value == 0 else number_of[members]
     numbered = np.empty(labels.shape, table.dtype)
     for z, plane in enumerate(labels):
-        np.take(table, np.minimum(plane, highest + 1), out=numbered[z])
+        np.take(table, np.minimum(plane, np.intp(highest + 1)), out=numbered[z])
     return numbered, {
         segment.number: [number for members, number in number_of.items() if segment.number in members]
         for segment in segments

@@ -96,8 +96,8 @@ def _check_rescale(frames: Sequence[Frame]) -> None:
     missing = sum(frame.slope is None or frame.intercept is None for frame in frames)
     if missing:
         raise StackError(
-            f"{missing} of {len(frames)} slices do not say how their numbers become HU (RescaleSlope, "
-            "RescaleIntercept): export the series again"
+            f"what makes numbers HU (RescaleSlope, RescaleIntercept) is missing in {missing} of {len(frames)} slices: "
+            "export the series again"
         )
     for frame in frames:
         slope, intercept = frame.slope or 0.0, frame.intercept or 0.0
@@ -113,7 +113,7 @@ def _positions_of(frames: Sequence[Frame]) -> Vectors:
     found = [frame.position_lps_mm for frame in frames if frame.position_lps_mm is not None]
     if missing := len(frames) - len(found):
         raise StackError(
-            f"{missing} of {len(frames)} slices do not say where they lie (ImagePositionPatient): export the series "
+            f"positions (ImagePositionPatient) are missing in {missing} of {len(frames)} slices: export the series "
             "with positions"
         )
     positions = np.array(found, dtype=np.float64)
@@ -130,8 +130,7 @@ def _pixel_spacing_of(frames: Sequence[Frame]) -> tuple[float, float]:
     found = [frame.pixel_spacing_mm for frame in frames if frame.pixel_spacing_mm is not None]
     if missing := len(frames) - len(found):
         raise StackError(
-            f"{missing} of {len(frames)} slices do not say how large their voxels are (PixelSpacing): export the "
-            "series again"
+            f"sizes of voxels (PixelSpacing) are missing in {missing} of {len(frames)} slices: export the series again"
         )
     spacings = np.array(found, dtype=np.float64)
     lowest, highest = spacings.min(axis=0), spacings.max(axis=0)
@@ -153,7 +152,7 @@ def _orientation_of(frames: Sequence[Frame]) -> Vectors:
     found = [frame.orientation_lps for frame in frames if frame.orientation_lps is not None]
     if missing := len(frames) - len(found):
         raise StackError(
-            f"{missing} of {len(frames)} slices do not say how they are turned (ImageOrientationPatient): export the "
+            f"orientations (ImageOrientationPatient) are missing in {missing} of {len(frames)} slices: export the "
             "series with orientations"
         )
     orientations = np.array(found, dtype=np.float64)
@@ -162,8 +161,8 @@ def _orientation_of(frames: Sequence[Frame]) -> Vectors:
     if others.any():
         degrees = max(_degrees_between(orientation, middle) for orientation in orientations[others])
         raise StackError(
-            f"{others.sum()} of {len(frames)} slices are turned against the others, by up to {degrees:.3g} degrees "
-            "(ImageOrientationPatient): give each orientation a series of its own"
+            f"another orientation (ImageOrientationPatient) in {others.sum()} of {len(frames)} slices, turned by up to "
+            f"{degrees:.3g} degrees: give each orientation a series of its own"
         )
     return middle
 

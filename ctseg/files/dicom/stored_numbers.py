@@ -16,7 +16,7 @@ from pydicom.tag import BaseTag, SequenceDelimiterTag, Tag
 
 from ctseg.files.dicom.codecs import CodecError, StoredForm, decoded
 from ctseg.files.dicom.elements import uid_of, unsigned_of, whole_number_of
-from ctseg.files.dicom.kinds import DEFLATED, EXPLICIT_BIG_ENDIAN, IMPLICIT_LITTLE_ENDIAN, UNCOMPRESSED
+from ctseg.files.dicom.kinds import DEFLATED, EXPLICIT_BIG_ENDIAN, IMPLICIT_LITTLE_ENDIAN, RLE, UNCOMPRESSED
 from ctseg.files.regular import open_regular
 
 START_BYTES = 1 << 16
@@ -232,8 +232,9 @@ class FrameFile:
             plane = decoded(encoded, self.form, self._syntax, scratch)
         except CodecError:
             raise FrameError("compressed voxels that SimpleITK decodes", "others: they are damaged") from None
-        lowest, highest = int(plane.min()), int(plane.max())
-        bits = self.form.bits_stored
+        if self._syntax == RLE:  # whose bytes are those of uncompressed numbers, other bits too
+            return plane
+        lowest, highest, bits = int(plane.min()), int(plane.max()), self.form.bits_stored
         if lowest < -(2 ** (bits - 1)) or highest >= 2**bits:
             raise FrameError(f"numbers of {bits} bits", f"{lowest} to {highest}", _ODD)
         return plane

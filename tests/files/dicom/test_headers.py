@@ -49,14 +49,14 @@ PROBLEMS = {
     "gantry tilt": r"sheared by 14 degrees, .* 4.23 mm beside the normal .* 0.1 mm are allowed: have the series",
     "gantry tilt without the tag": r"sheared by 15 degrees, .* 4.53 mm beside .* 0.1 mm are allowed: have the series",
     "sheared by 0.6 degrees": r"sheared by 0.6 degrees, .* 0.183 mm beside .* 0.1 mm are allowed: have the series",
-    "no positions": r"8 of 8 slices do not say where they lie \(ImagePositionPatient\): export",
+    "no positions": r"positions \(ImagePositionPatient\) are missing in 8 of 8 slices: export",
     "truncated file": r"1 of 8 files: cut off \(660 of 960 bytes of voxels are there\): copy them again",
     "slice of another size": r"2 sizes \(7 of 24 x 20, 1 of 24 x 18 voxels\): give each size",
-    "slice of another orientation": r"1 of 8 slices are turned against the others, by up to 1 degrees .*: give each",
+    "slice of another orientation": r"another orientation .* in 1 of 8 slices, turned by up to 1 degrees: give each",
     "slice of another spacing": r"voxels of 0.8 to 0.82 mm \(PixelSpacing\): give each spacing",
-    "colour": r"8 of 8 files are in colour \(3 numbers a voxel.*: give the scan itself",
+    "colour": r"colour in 8 of 8 files \(SamplesPerPixel 3, .*: give the scan itself",
     "one slice without thickness": r"it has one slice, .* \(SpacingBetweenSlices, SliceThickness\): add",
-    "names for positions": r"8 of 8 slices do not say where they lie \(ImagePositionPatient\): export",
+    "names for positions": r"positions \(ImagePositionPatient\) are missing in 8 of 8 slices: export",
 }
 
 
@@ -217,7 +217,8 @@ def test_copy_whose_patient_was_renamed_is_the_same_slice(tmp_path: Path) -> Non
     write_series(tmp_path, series.datasets)
     renamed = ct_series((3, 4, 5), patient_name="Anonymous")
     write_series(tmp_path / "again", renamed.datasets)
-    found = found_in(tmp_path)
+    found = found_in(tmp_path, keywords=["PatientName"])
+    assert found.series[0].tags == (("PatientName", "Doe^Jane"),)
     assert [len(series.slices) for series in found.series] == [3]
     assert found.told == "3 × doubled file"
 
@@ -231,7 +232,7 @@ def test_two_contents_under_one_instance_uid_are_refused(change: dict[str, objec
     found = found_in(tmp_path)
     assert found.told == "1 × doubled file"
     assert found.series[0].problem == (
-        "1 of 3 slices are there in several files with different contents under one SOPInstanceUID: keep the right ones"
+        "different contents under one SOPInstanceUID for 1 of 3 slices: keep the right file of each"
     )
 
 
@@ -245,14 +246,14 @@ def test_two_contents_under_one_instance_uid_are_refused(change: dict[str, objec
         ({"BitsAllocated": 12}, "expected numbers of 8, 16 or 32 bits.* found 12 bits"),
         ({"HighBit": 15}, "lowest of 16, found 12 of them up to bit 15"),
         ({"Rows": None}, r"2 sizes \(2 of 5 x 4, 1 of 5 x 0 voxels\)"),
-        ({"RescaleSlope": None, "RescaleIntercept": None}, "1 of 3 slices do not say how their numbers become HU"),
-        ({"ImagePositionPatient": ["1", "2", "nan"]}, "1 of 3 slices do not say where they lie"),
-        ({"ImagePositionPatient": ["1", "2"]}, "1 of 3 slices do not say where they lie"),
+        ({"RescaleSlope": None, "RescaleIntercept": None}, "what makes numbers HU .* is missing in 1 of 3 slices"),
+        ({"ImagePositionPatient": ["1", "2", "nan"]}, "positions .* are missing in 1 of 3 slices"),
+        ({"ImagePositionPatient": ["1", "2"]}, "positions .* are missing in 1 of 3 slices"),
         ({"ModalityLUTSequence": []}, "1 of 3 files: a table"),
         ({"NumberOfFrames": 2}, "1 of 3 files: 2 frames, of which nothing says where they lie"),
         ({"PixelData": bytes(20)}, r"1 of 3 files: cut off \(20 of 40 bytes"),
         ({"PixelData": None}, "1 of 3 files: ended before the voxels"),
-        ({"PhotometricInterpretation": "PALETTE COLOR"}, "1 of 3 files are in colour"),
+        ({"PhotometricInterpretation": "PALETTE COLOR"}, "colour in 1 of 3 files"),
     ],
 )
 def test_one_slice_that_differs_refuses_its_series(tags: dict[str, object], match: str, tmp_path: Path) -> None:
@@ -270,7 +271,7 @@ def test_series_in_an_encoding_that_is_not_read_is_refused_at_its_headers(tmp_pa
     for path in paths:
         path.write_bytes(path.read_bytes().replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.9\0"))
     assert one_series(tmp_path).problem == (
-        "3 of 3 files are encoded in a way that cannot be read (TransferSyntaxUID): export the series uncompressed"
+        "an encoding that cannot be read (TransferSyntaxUID) in 3 of 3 files: export the series uncompressed"
     )
 
 
@@ -283,11 +284,50 @@ def test_unit_that_is_not_hu_is_told(unit: str | None, told: str | None, tmp_pat
     assert one_series(tmp_path).warnings == expected
 
 
+@pytest.mark.parametrize(
+    ("signed", "bits", "dtype", "ends"),
+    [
+        (False, 12, "uint16", (0, 4095)),
+        (True, 12, "int16", (-2048, 2047)),
+        (True, 16, "int16", (-32768, 32767)),
+    ],
+)
+def test_numbers_that_slices_may_store_follow_from_their_bits(
+    signed: bool, bits: int, dtype: str, ends: tuple[int, int], tmp_path: Path
+) -> None:
+    write_series(tmp_path, ct_series((2, 4, 5), signed=signed, bits_stored=bits).datasets)
+    series = one_series(tmp_path)
+    assert (series.stored_dtype, series.stored_range) == (dtype, ends)
+
+
+def test_single_slice_takes_the_spacing_between_slices_before_its_thickness(tmp_path: Path) -> None:
+    write_series(tmp_path, ct_series((1, 4, 5), SpacingBetweenSlices="3", SliceThickness="5").datasets)
+    series = one_series(tmp_path)
+    assert series.geometry.spacing_mm == (3, 0.8, 0.8)
+    assert series.warnings == ("one slice only, taken to be 3 mm thick (SpacingBetweenSlices)",)
+
+
 def test_lossy_compression_is_told(tmp_path: Path) -> None:
     RIGHT["lossy"](tmp_path)
     assert one_series(tmp_path).warnings == (
         "compressed with loss (8 of 8 files): its numbers are not quite the scanner's",
     )
+
+
+def test_tilt_that_the_slices_do_not_show_is_told(tmp_path: Path) -> None:
+    write_series(tmp_path, ct_series((3, 4, 5), GantryDetectorTilt="14").datasets)
+    assert one_series(tmp_path).warnings == (
+        "its gantry is said to be tilted by 14 degrees (GantryDetectorTilt), and its slices lie straight",
+    )
+
+
+def test_header_without_end_is_not_read_to_its_end(tmp_path: Path) -> None:
+    series = ct_series((3, 4, 5))
+    write_series(tmp_path, series.datasets[:2])
+    set_tags(series.datasets[2], SeriesDescription="Doe^Jane " * 600_000)
+    write_series(tmp_path / "long", series.datasets[2:], syntax=ImplicitVRLittleEndian)
+    assert found_in(tmp_path / "long").told == "1 × CT image that does not say to which series it belongs"
+    assert one_series(tmp_path).problem is None
 
 
 def test_malformed_tags_are_none_and_stop_nothing(tmp_path: Path) -> None:
@@ -374,4 +414,4 @@ def test_real_odd_files_are_right_or_refused(shared_data: Path) -> None:
     assert found.told == "1 × SEG, 1 × localizer"
     assert [len(series.slices) for series in found.series if series.problem is None] == [1, 1, 2]
     (refused,) = [series.problem for series in found.series if series.problem is not None]
-    assert refused.startswith("1 of 7 slices are there in several files with different contents")
+    assert refused.startswith("different contents under one SOPInstanceUID for 1 of 7 slices")

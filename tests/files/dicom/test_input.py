@@ -71,7 +71,7 @@ def test_names_hold_numbers_and_digests_alone(study_id: str, number: int | None,
         (("PatientName", "SeriesNumber"), {"PatientName": "Müller^Anna=山田", "SeriesNumber": "3"},
          "Müller_Anna_山田_3"),
         (("PatientID", "StudyDate"), {"PatientID": " ../../etc\n\x1b[2J "}, "etc_2J_noStudyDate"),
-        (("SeriesDescription",), {"SeriesDescription": "x" * 200}, "x" * 60),
+        (("SeriesDescription",), {"SeriesDescription": "x" * 200}, "x" * 64),
         (("SeriesDescription",), {"SeriesDescription": "\udcff.."}, "noSeriesDescription"),
     ],
 )  # fmt: skip
@@ -213,13 +213,16 @@ def test_a_model_of_several_channels_takes_no_dicom_series(tmp_path: Path) -> No
     assert "expected 2 channels, found one DICOM series" in problem
 
 
-def test_a_folder_that_cannot_be_read_fails_without_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_read_fails_without_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     good = write(tmp_path / "p1")
-    write(tmp_path / NAME, series=4)
+    closed = os.fsdecode(os.fsencode(NAME) + b"\xfc")
+    write(tmp_path / closed, series=4)
     really = os.scandir
 
     def scandir(folder: object) -> object:
-        if str(folder).endswith(NAME):
+        if str(folder).endswith(closed):
             raise PermissionError(13, "Permission denied", str(folder))
         return really(folder)  # type: ignore[call-overload]
 
@@ -229,6 +232,8 @@ def test_a_folder_that_cannot_be_read_fails_without_its_name(tmp_path: Path, mon
     assert re.fullmatch(r"folder-\w{8}", failed)
     problem = cases[failed].problem
     assert problem == f"case {failed}: a folder in the input cannot be read: Permission denied"
+    find_dicom(tmp_path)
+    assert "the input: 1 folder that cannot be read" in caplog.text
 
 
 def test_a_slice_that_cannot_be_read_is_told(caplog: pytest.LogCaptureFixture) -> None:
@@ -260,7 +265,7 @@ def test_without_its_packages_dicom_is_told_by_name(
             cases_in(path)
     write_nifti(tmp_path / "scan.nii.gz")
     assert list(cases_in(tmp_path)) == ["scan"]
-    assert "4 DICOM files are passed over: reading DICOM needs pydicom" in caplog.text
+    assert "DICOM is passed over, 4 of the files: reading DICOM needs pydicom" in caplog.text
 
 
 def test_what_stands_in_traces_names_nobody(tmp_path: Path) -> None:

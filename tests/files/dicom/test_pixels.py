@@ -75,11 +75,12 @@ def test_negative_numbers_need_not_fill_the_bits_that_are_not_stored(tmp_path):
     check_equal(written(tmp_path, synthetic), synthetic.hu)
 
 
-def test_bits_above_those_that_are_stored_do_not_count(tmp_path):
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, RLELossless])
+def test_bits_above_those_that_are_stored_do_not_count(tmp_path, syntax):
     synthetic = ct_series(SHAPE)
     for dataset, plane in zip(synthetic.datasets, synthetic.stored, strict=True):
         dataset.PixelData = (plane | 0x5000).tobytes()
-    series = written(tmp_path, synthetic)
+    series = written(tmp_path, synthetic, syntax=syntax)
     check_equal(series, synthetic.hu)
     by_itk = sitk.GetArrayFromImage(sitk.ReadImage(str(series.slices[1].path)))[0]
     np.testing.assert_array_equal(read_series(series, READER).voxels[1], by_itk)
@@ -95,6 +96,11 @@ def test_odd_paddings_move_no_voxel(tmp_path, name):
         for path in series.paths:
             path.write_bytes(path.read_bytes() + b"\7" * 11)
     check_equal(series, synthetic.hu)
+
+
+def test_files_need_no_preamble(tmp_path):
+    synthetic = ct_series(SHAPE)
+    check_equal(written(tmp_path, synthetic, preamble=False), synthetic.hu)
 
 
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian])
@@ -182,6 +188,21 @@ def test_the_header_decides_about_the_sign_of_jpeg_2000(tmp_path, encoded_signed
     put(synthetic.datasets[0], encapsulate([by_jpeg_2000(plane, tmp_path / "scratch.dcm")]))
     series = written(tmp_path / "series", synthetic, syntax=JPEG2000Lossless)
     check_equal(series, synthetic.hu, np.int16 if told_signed else np.int32)
+
+
+@pytest.mark.parametrize("syntax", [JPEGLSLossless, JPEG2000Lossless])
+def test_compressed_numbers_of_more_bits_than_are_stored_are_refused(tmp_path, syntax):
+    synthetic = ct_series((2, 16, 24))
+    plane = synthetic.stored[1].copy()
+    plane[3, 4] = 5000
+    encoded = (
+        bytes(jpeg_ls.encode_array(plane)) if syntax == JPEGLSLossless else by_jpeg_2000(plane, tmp_path / "s.dcm")
+    )
+    for dataset in synthetic.datasets:
+        put(dataset, encapsulate([encoded]))
+    series = written(tmp_path / "series", synthetic, syntax=syntax)
+    with pytest.raises(InputError, match=r"slice . of 2 .*expected numbers of 12 bits, found \d+ to 5000: convert"):
+        read_series(series, READER)
 
 
 def test_frames_are_read_by_their_own_number_slope_and_intercept(tmp_path):
@@ -329,6 +350,7 @@ def with_tags(**tags):
         (with_tags(Rows=5), "expected 6 rows and 10 columns, found 5 and 10"),
         (with_tags(Rows=None), "expected Rows, found none"),
         (with_tags(BitsStored=16, HighBit=15), "expected numbers from 0 to 4095, found 0 to 65535"),
+        (with_tags(PixelRepresentation=1), "expected numbers from 0 to 4095, found -2048 to 2047"),
         (with_tags(HighBit=15), "expected BitsStored up to 16 and HighBit one less, found 12 and 15"),
         (with_tags(BitsAllocated=12), "expected BitsAllocated 8 or 16 or 32, found 12"),
         (with_tags(SamplesPerPixel=3), "expected one number per voxel, found 3"),

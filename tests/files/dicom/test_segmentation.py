@@ -137,6 +137,17 @@ def test_a_label_that_is_nowhere_has_its_number_and_no_frame(tmp_path, series):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(("dtype", "value"), [(np.uint8, 255), (np.uint16, 65535), (np.int16, 300), (np.int64, 65535)])
+def test_labels_of_any_type_and_value_are_taken(tmp_path, series, dtype, value):
+    labels = np.zeros(SHAPE, dtype)
+    labels[2, 3, 4], labels[2, 3, 5] = value, 7
+    segments = (Segment(1, "high", (value,), LIVER),)
+    for kind in ("BINARY", "LABELMAP"):
+        result = result_of(series, segments=segments, segmentation_type=kind)
+        read = segread(written(tmp_path / f"{kind}.dcm", labels, result))
+        assert np.argwhere(read.pixel_array.reshape(-1, *SHAPE[1:]))[:, 1:].tolist() == [[3, 4]]
+
+
 @pytest.mark.parametrize("multi_frame", [False, True])
 def test_every_frame_refers_to_its_slice_in_order_of_the_slices(tmp_path, multi_frame):
     made = ct_series(SHAPE)
@@ -199,6 +210,7 @@ def test_segments_say_what_they_are_and_who_made_them(tmp_path, series):
     assert (read.PatientName, read.PatientID, read.PatientBirthDate) == ("Doe^Jane", "0042", "19700101")
     assert (read.ContentDate, read.ContentTime) == ("20260102", "101500")
     assert "InstanceCreationDate" not in read
+    assert read.ContentCreatorName == ""
 
 
 def test_what_was_done_otherwise_is_another_series_with_another_description(tmp_path, series):

@@ -158,7 +158,7 @@ def test_orientations_and_spacings_may_differ_by_their_tolerance_and_no_more(tol
         assert stack_of(turned, ROWS).along_x.tolist() == [1, 0, 0]
         assert stack_of(spaced, ROWS).pixel_spacing_mm == (0.8, 0.8)
     else:
-        refused(turned, "1 of 8 slices are turned against the others, by up to 0.063 degrees")
+        refused(turned, "another orientation .* in 1 of 8 slices, turned by up to 0.063 degrees")
         refused(spaced, r"voxels of 0.8 to 0.80011 mm \(PixelSpacing\): give each spacing a series of its own")
 
 
@@ -173,13 +173,13 @@ def test_axes_that_are_nearly_at_right_angles_are_made_so_and_told() -> None:
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"position_lps_mm": None}, r"1 of 8 slices do not say where they lie \(ImagePositionPatient\): export"),
+        ({"position_lps_mm": None}, r"positions \(ImagePositionPatient\) are missing in 1 of 8 slices: export"),
         ({"position_lps_mm": (0.0, 0.0, 1e6)}, r"lies 1e\+06 mm from the origin .* cannot be: export"),
-        ({"orientation_lps": None}, r"1 of 8 slices do not say how they are turned \(ImageOrientationPatient\)"),
-        ({"pixel_spacing_mm": None}, r"1 of 8 slices do not say how large their voxels are \(PixelSpacing\): export"),
+        ({"orientation_lps": None}, r"orientations \(ImageOrientationPatient\) are missing in 1 of 8 slices: export"),
+        ({"pixel_spacing_mm": None}, r"sizes of voxels \(PixelSpacing\) are missing in 1 of 8 slices: export"),
         ({"pixel_spacing_mm": (0.8, 0.0)}, r"a voxel is 0 mm large \(PixelSpacing\), which cannot be: export"),
-        ({"slope": None}, r"1 of 8 slices do not say how their numbers become HU \(RescaleSlope, RescaleIntercept\)"),
-        ({"intercept": None}, "1 of 8 slices do not say how their numbers become HU"),
+        ({"slope": None}, r"HU \(RescaleSlope, RescaleIntercept\) is missing in 1 of 8 slices: export"),
+        ({"intercept": None}, "what makes numbers HU .* is missing in 1 of 8 slices"),
         ({"slope": 0.0}, "the slope 0 and the intercept -1024 .* give no HU: export"),
         ({"slope": 1e30}, r"the slope 1e\+30 and the intercept -1024"),
     ],
