@@ -1,8 +1,9 @@
 """DICOM series through a folder run: every file of a case lies in one place, says one thing, and is always the same."""
 
 import copy
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from ctseg.files.cases import find_cases
 from ctseg.files.dicom.quiet import quiet
 from ctseg.files.geometry import RAS_FROM_LPS
 from ctseg.model_spec import Label
+from ctseg.predict.case_files import tell_of_formats
+from ctseg.predict.contract import contract_of
 from ctseg.predict.folder import segment_cases
 from ctseg.predict.options import BatchOptions
 from ctseg.predict.outcomes import Outcome
@@ -349,6 +352,16 @@ def test_a_type_that_no_segmentation_of_the_model_can_have_is_refused_before_any
     with pytest.raises(SetupError, match="share voxels: write it as binary"):
         run(one, tmp_path / "out", predictor, segmentation_type="labelmap")
     assert run(one, tmp_path / "out", predictor).cases[0].objects
+
+
+@pytest.mark.parametrize(("labels", "kind", "told"), [(20, "binary", 1), (19, "binary", 0), (20, "labelmap", 0)])
+def test_many_labels_are_told_of_once_where_each_has_frames_of_its_own(one, caplog, labels, kind, told):
+    caplog.set_level(logging.INFO)
+    names = {f"label{value}": (value,) for value in range(1, labels + 1)}
+    contract = replace(contract_of(ThresholdPredictor().spec), labels=names)
+    cases = find_cases(one, channels=1)
+    tell_of_formats([*cases, *cases], contract, BatchOptions(segmentation_type=kind))
+    assert caplog.text.count("labelmap are much smaller") == told
 
 
 def test_codes_are_looked_at_before_any_work(one, tmp_path, caplog):
