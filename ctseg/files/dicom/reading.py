@@ -115,9 +115,9 @@ def _read(path: Path, file: BinaryIO, keywords: Sequence[str]) -> CtFile | Other
         specific_tags=_tags((*TAGS, *keywords)),
     )
     sop_class_uid = uid_of(dataset, "SOPClassUID") or said
-    if not sop_class_uid or is_other == _is_ct(sop_class_uid):
+    if not sop_class_uid or (is_other and _is_ct(sop_class_uid)):
         return None
-    if is_other:
+    if not _is_ct(sop_class_uid):
         return _other(dataset, kind_of_class(sop_class_uid))
     if "LOCALIZER" in words_of(dataset, "ImageType"):
         return _other(dataset, "localizer")

@@ -192,9 +192,19 @@ def test_file_without_preamble_is_a_slice_like_any_other(tmp_path: Path) -> None
     true = ct_series((3, 4, 5))
     write_series(tmp_path, true.datasets[:1], preamble=False)
     write_series(tmp_path / "others", true.datasets[1:], syntax=ImplicitVRLittleEndian)
-    series = one_series(tmp_path)
-    assert series.problem is None
-    assert len(series.slices) == 3
+    report = other_object(true.datasets[0], "1.2.840.10008.5.1.4.1.1.88.67", "SR")
+    write_series(tmp_path / "report", [report], preamble=False)
+    found = found_in(tmp_path)
+    assert [(len(series.slices), series.problem) for series in found.series] == [(3, None)]
+    assert (found.told, found.others) == ("1 × dose report", ())
+
+
+def test_classes_that_contradict_each_other_are_told(tmp_path: Path) -> None:
+    (path,) = write_series(tmp_path, ct_series((1, 4, 5)).datasets)
+    there = path.read_bytes()
+    at = there.index(b"1.2.840.10008.5.1.4.1.1.2\0")
+    path.write_bytes(there[:at] + b"1.2.840.10008.5.1.4.1.1.7\0" + there[at + 26 :])
+    assert found_in(tmp_path).told == "1 × DICOM file that cannot be read"
 
 
 def test_what_is_cut_off_before_it_says_to_which_series_it_belongs_is_told_beside_the_others(tmp_path: Path) -> None:
