@@ -105,14 +105,14 @@ def _described(
     files: Sequence[CtFile], slices: Sequence[tuple[CtFile, Frame]], stack: Stack | None, problem: str | None
 ) -> CtSeries:
     """Return what the headers say; where it is to be equal in all files, the first one stands for them."""
-    first, frame = slices[0] if slices else (files[0], None)
+    first, frame = slices[0]
     nan = math.nan
     if stack is not None:
         (x, y, z), (u, v, w) = stack.along_x.tolist(), stack.along_y.tolist()
         orientation, spacing, step = (x, y, z, u, v, w), stack.pixel_spacing_mm, tuple(stack.step_mm.tolist())
     else:
-        orientation = (frame and frame.orientation_lps) or (nan, nan, nan, nan, nan, nan)
-        spacing = (frame and frame.pixel_spacing_mm) or (nan, nan)
+        orientation = frame.orientation_lps or (nan, nan, nan, nan, nan, nan)
+        spacing = frame.pixel_spacing_mm or (nan, nan)
         step = (nan, nan, nan)
     return CtSeries(
         study_uid=first.study_uid,

@@ -75,7 +75,7 @@ class CtFile:
         bits: BitsAllocated, BitsStored, HighBit, PixelRepresentation.
         lossy: Whether it was compressed with loss, ever.
         tilt_degrees: GantryDetectorTilt; None where there is none.
-        frames: Its slices; none where ``damage`` says why.
+        frames: Its slices; one of which nothing is known where ``damage`` says why.
         tags: What else was asked for.
         damage: Why the file cannot be used, in words; None: nothing is known to be wrong.
         voxels_at: Where its voxels begin in the file; 0 where that cannot be told.
@@ -186,7 +186,9 @@ def _frames_of(dataset: Dataset) -> tuple[tuple[Frame, ...], str | None]:
     per_frame = items_of(dataset, "PerFrameFunctionalGroupsSequence")
     count = whole_number_of(dataset, "NumberOfFrames")
     if not per_frame or count != len(per_frame):
-        return (), f"{count or 0} frames, of which {len(per_frame)} say where they lie: export the series again"
+        nothing = Dataset()
+        unknown = _frame(0, nothing, nothing, nothing, nothing, ())
+        return (unknown,), f"{count or 0} frames, of which {len(per_frame)} say where they lie: export the series again"
     of_file = _told_apart(dataset, _OF_FILE)
     return tuple(_frame_of_many(number, frame, shared, of_file) for number, frame in enumerate(per_frame)), None
 

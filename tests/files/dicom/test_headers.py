@@ -19,11 +19,13 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from ctseg.errors import InputError
 from ctseg.files.dicom.headers import find_series
 from ctseg.files.dicom.quiet import quiet
 from ctseg.files.dicom.series import CtSeries, FoundDicom
+from ctseg.files.formats import of_series
 from ctseg.files.geometry import Geometry
-from ctseg.files.volume import read_volume_header
+from ctseg.files.volume import read_volume, read_volume_header
 from tests.support.dicom_series import OBLIQUE, ct_series, enhanced_ct, other_object, set_tags, uid, write_series
 from tests.support.dicom_traps import REFUSED, RIGHT
 
@@ -375,10 +377,10 @@ def test_frames_of_several_stacks_or_times_are_refused(tags: dict[str, object], 
 def test_frames_without_groups_are_refused(tmp_path: Path) -> None:
     dataset = enhanced_ct(ct_series())
     dataset.NumberOfFrames = 9
-    write_series(tmp_path, [dataset])
-    assert one_series(tmp_path).problem == (
-        "1 of 1 files: 9 frames, of which 8 say where they lie: export the series again"
-    )
+    paths = write_series(tmp_path, [dataset])
+    series = one_series(tmp_path)
+    assert series.problem == "1 of 1 files: 9 frames, of which 8 say where they lie: export the series again"
+    assert series.paths == tuple(paths)
 
 
 @pytest.mark.data
@@ -425,3 +427,36 @@ def test_real_odd_files_are_right_or_refused(shared_data: Path) -> None:
     assert [len(series.slices) for series in found.series if series.problem is None] == [1, 1, 2]
     (refused,) = [series.problem for series in found.series if series.problem is not None]
     assert refused.startswith("different contents under one SOPInstanceUID for 1 of 7 slices")
+
+
+def test_no_change_of_a_header_ends_in_anything_but_a_volume_or_a_named_error(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    true = ct_series((3, 4, 5), SeriesDescription="Doe^Jane")
+    whole = [
+        [path.read_bytes() for path in write_series(tmp_path / str(number), datasets, syntax=syntax)]
+        for number, (datasets, syntax) in enumerate(
+            [
+                (true.datasets, ExplicitVRLittleEndian),
+                (true.datasets, ImplicitVRLittleEndian),
+                (true.datasets, DeflatedExplicitVRLittleEndian),
+                ([enhanced_ct(true)], ExplicitVRLittleEndian),
+            ]
+        )
+    ]
+    read, told = 0, set()
+    for turn in range(160):
+        files = [bytearray(data) for data in whole[turn % len(whole)]]
+        changed = files[0]
+        for place in rng.integers(0, len(changed), rng.choice((1, 3, 9))):
+            changed[place] = rng.choice((0, 255, 10, 32, 45, 48, 57, 92, rng.integers(256)))
+        paths = [tmp_path / f"changed{number}" for number in range(len(files))]
+        for path, data in zip(paths, files, strict=True):
+            path.write_bytes(data)
+        for series in find_series(paths).series:
+            try:
+                read_volume([of_series(series)], "SimpleITKIO")
+                read += 1
+            except InputError as error:
+                told.add("Doe" in str(error) or str(tmp_path) in str(error))
+    assert told == {False}
+    assert 20 < read < 150
