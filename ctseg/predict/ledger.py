@@ -95,7 +95,7 @@ class Ledger:
         return None
 
     def still_there(self, case: Case, made_by: MadeBy) -> Outcome | None:
-        """Return the outcome of a case's labels as they would be made now, with those outputs that are still there.
+        """Return the outcome of a case's labels as they would be made now, with those outputs that are still ctseg's.
 
         Args:
             case: With the files that would be segmented now.
@@ -107,7 +107,11 @@ class Ledger:
         outcome = self._store.read(case.name)
         if outcome is None or outcome.status != "ok" or self.differs(outcome, case, made_by) is not None:
             return None
-        outputs = tuple(file for file in outcome.outputs if (self._output / file.name).exists())
+        outputs = tuple(
+            file
+            for file in outcome.outputs
+            if (self._output / file.name).exists() and not self._is_foreign(file.name, outcome)
+        )
         return outcome.model_copy(update={"outputs": outputs})
 
     def differs(self, outcome: Outcome, case: Case, made_by: MadeBy) -> str | None:

@@ -339,6 +339,19 @@ def test_a_run_that_goes_on_makes_what_is_missing_and_keeps_the_rest_as_one_set(
     assert written(tmp_path / "out") == after
 
 
+def test_an_object_that_a_person_corrected_stays_and_stops_no_other_format(one, tmp_path):
+    run(one, tmp_path / "out", output_formats=("nifti", "dicom_rtstruct"))
+    (corrected,) = (tmp_path / "out").glob("*.rtstruct.dcm")
+    corrected.write_bytes(b"corrected by a person")
+    (case,) = run(one, tmp_path / "out", output_formats=("dicom_sr",), continue_prediction=True).cases
+    assert case.status == "ok"
+    assert [Path(file.name).suffixes[-2] for file in case.outputs] == [".nii", ".seg", ".sr"]
+    assert corrected.read_bytes() == b"corrected by a person"
+    (case,) = run(one, tmp_path / "out", output_formats=ALL, continue_prediction=True).cases
+    assert case.status == "kept"
+    assert corrected.read_bytes() == b"corrected by a person"
+
+
 def test_without_going_on_the_set_is_what_is_asked_for(one, tmp_path):
     run(one, tmp_path / "out", output_formats=ALL)
     run(one, tmp_path / "out", output_formats=("dicom_seg",))
