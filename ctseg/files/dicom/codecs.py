@@ -20,6 +20,8 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import UID, CTImageStorage
 
 from ctseg.errors import SetupError
+from ctseg.files.dicom.code_streams import jpeg_2000_of, jpeg_of
+from ctseg.files.dicom.kinds import RLE
 from ctseg.files.itk import import_simpleitk
 
 WORKING_BYTES = 48
@@ -27,6 +29,7 @@ WORKING_BYTES = 48
 
 _ANY_UID = UID("2.25.1")
 _LOSSY_JPEG = tuple(f"1.2.840.10008.1.2.4.{number}" for number in (50, 51, 53, 55))
+_JPEG_2000 = ("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91")
 _LOSSY_JPEG_BITS = 12
 _lock = threading.Lock()
 _silent = 0
@@ -87,7 +90,7 @@ def decoded(encoded: bytes, form: StoredForm, syntax: str, scratch: Path) -> npt
         SetupError: The file cannot be put there.
     """
     sitk = require_decoder()
-    if not encoded:
+    if not _is_as_told(encoded, form, syntax):
         raise CodecError
     try:
         try:
@@ -106,6 +109,18 @@ def decoded(encoded: bytes, form: StoredForm, syntax: str, scratch: Path) -> npt
     if plane.size != form.rows * form.columns or plane.dtype.kind not in "iu":
         raise CodecError
     return plane.reshape(form.rows, form.columns)
+
+
+def _is_as_told(encoded: bytes, form: StoredForm, syntax: str) -> bool:
+    """Whether a slice is compressed for such voxels: with other sizes or bits, decoders have been seen to crash."""
+    if syntax == RLE:
+        return bool(encoded)
+    found = jpeg_2000_of(encoded) if syntax in _JPEG_2000 else jpeg_of(encoded)
+    return (
+        found is not None
+        and (found.rows, found.columns, found.components) == (form.rows, form.columns, 1)
+        and 1 < found.bits <= form.bits_allocated
+    )
 
 
 @contextlib.contextmanager

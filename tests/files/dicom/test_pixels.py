@@ -1,4 +1,5 @@
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,6 +19,7 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
+    JPEGLosslessSV1,
     JPEGLSLossless,
     RLELossless,
 )
@@ -150,15 +152,23 @@ def by_jpeg_ls(plane: np.ndarray) -> bytes:
     return bytes(jpeg_ls.encode_array(plane.view(np.uint16) & 0x0FFF))
 
 
-def by_jpeg_2000(plane: np.ndarray, scratch: Path) -> bytes:
-    """GDCM's encoder, which writes the sign into the code stream."""
+def by_gdcm(plane: np.ndarray, scratch: Path, compressor: str) -> bytes:
+    """Compressed as ``JPEG2000``, with the sign in the code stream, or as ``JPEG``, lossless."""
     writer = sitk.ImageFileWriter()
     writer.SetImageIO("GDCMImageIO")
-    writer.SetCompressor("JPEG2000")
+    writer.SetCompressor(compressor)
     writer.UseCompressionOn()
     writer.SetFileName(str(scratch))
     writer.Execute(sitk.GetImageFromArray(plane[None]))
     return next(generate_frames(pydicom.dcmread(scratch).PixelData, number_of_frames=1))
+
+
+def by_jpeg_2000(plane: np.ndarray, scratch: Path) -> bytes:
+    return by_gdcm(plane, scratch, "JPEG2000")
+
+
+def by_jpeg(plane: np.ndarray, scratch: Path) -> bytes:
+    return by_gdcm(plane, scratch, "JPEG")
 
 
 def put(dataset, value: bytes) -> None:
@@ -174,6 +184,7 @@ def test_compressed_slices_are_what_was_stored(tmp_path, capfd, signed):
     for syntax, encode in (
         (JPEGLSLossless, by_jpeg_ls),
         (JPEG2000Lossless, lambda plane: by_jpeg_2000(plane, tmp_path / "scratch.dcm")),
+        (JPEGLosslessSV1, lambda plane: by_jpeg(plane, tmp_path / "scratch.dcm")),
     ):
         for dataset, plane in zip(synthetic.datasets, synthetic.stored, strict=True):
             put(dataset, encapsulate([encode(plane)]))
@@ -399,6 +410,54 @@ def test_a_damaged_slice_is_refused(tmp_path, capfd, damage, syntax):
         read_series(series, READER)
     assert "Doe" not in str(caught.value)
     assert "Doe" not in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize("syntax", [JPEGLSLossless, JPEG2000Lossless, JPEGLosslessSV1])
+@pytest.mark.parametrize("what", ["fewer rows", "more columns", "80 bits", "three components"])
+def test_a_decoder_is_not_given_what_it_would_crash_on(tmp_path, monkeypatch, syntax, what):
+    plane = ct_series((1, 16, 24)).stored[0]
+    plane = {"fewer rows": plane[:15], "more columns": np.hstack([plane, plane])}.get(what, plane)
+    scratch = tmp_path / "scratch.dcm"
+    encode = {JPEGLSLossless: by_jpeg_ls, JPEG2000Lossless: lambda plane: by_jpeg_2000(plane, scratch)}
+    encoded = bytearray(encode.get(syntax, lambda plane: by_jpeg(plane, scratch))(np.ascontiguousarray(plane)))
+    frame = re.search({JPEGLSLossless: rb"\xff\xf7", JPEGLosslessSV1: rb"\xff\xc3"}.get(syntax, rb"\xff\x51"), encoded)
+    places = (
+        {"80 bits": 4, "three components": 9} if syntax != JPEG2000Lossless else {"80 bits": 40, "three components": 39}
+    )
+    if what in places:
+        encoded[frame.start() + places[what]] = {"80 bits": 80, "three components": 3}[what]
+    synthetic = ct_series((2, 16, 24))
+    for dataset in synthetic.datasets:
+        put(dataset, encapsulate([bytes(encoded)]))
+    series = written(tmp_path / "series", synthetic, syntax=syntax)
+    monkeypatch.setattr("ctseg.files.dicom.codecs._write_alone", lambda *_: pytest.fail("it was given it"))
+    with pytest.raises(InputError, match="expected compressed voxels that SimpleITK decodes, found others"):
+        read_series(series, READER)
+
+
+@pytest.mark.parametrize("is_multi_frame", [False, True])
+def test_no_change_of_a_file_ends_in_anything_but_a_volume_or_a_named_error(tmp_path, capfd, is_multi_frame):
+    synthetic = ct_series((2, 6, 10))
+    datasets = [enhanced_ct(synthetic)] if is_multi_frame else synthetic.datasets
+    paths = write_series(tmp_path, datasets)
+    before, whole = series_in(paths), paths[-1].read_bytes()
+    random = np.random.default_rng(3)
+    read, refused = 0, []
+    for _ in range(150):
+        changed = bytearray(whole)
+        for at in random.integers(132, len(whole) - 120, random.integers(1, 4)):
+            changed[at] = random.choice([0, 255, random.integers(256)])
+        paths[-1].write_bytes(changed[: random.choice([len(changed), random.integers(len(changed))], p=[0.8, 0.2])])
+        for series in (before, *find_series(paths).series):
+            try:
+                read_series(series, READER)
+                read += 1
+            except InputError as error:
+                refused.append(str(error))
+    assert read > 50
+    assert len(refused) > 50
+    assert not [text for text in refused if str(tmp_path) in text or "Doe" in text]
+    assert capfd.readouterr() == ("", "")
 
 
 PEAK = """
