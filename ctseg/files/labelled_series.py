@@ -42,8 +42,12 @@ def find_labelled_series(folders: ScanFolders) -> DatasetCases:
             cases.append(LabelledCase(item.name, (of_series(item.series),), None, of_this))
         else:
             without.append(item.name)
-    _tell(without, _unused(objects, cases), unreadable)
-    return DatasetCases(tuple(cases), tuple(_doubled(cases)))
+    _tell(without, _unused(objects, cases))
+    problems = _doubled(cases)
+    if unreadable:
+        text = f"{unreadable} segmentations or structure sets cannot be read, or name no series: copy them again"
+        problems.append(DatasetProblem(None, "unreadable", f"{text}, or take them away"))
+    return DatasetCases(tuple(cases), tuple(problems))
 
 
 def find_test_series(folders: ScanFolders) -> DatasetCases:
@@ -78,14 +82,12 @@ def _unused(objects: Sequence[LabelObject], cases: Iterable[LabelledCase]) -> in
     return len(set(objects) - {made for case in cases for made in case.objects})
 
 
-def _tell(without: Sequence[str], unused: int, unreadable: int) -> None:
+def _tell(without: Sequence[str], unused: int) -> None:
     told = []
     if without:
         names = ", ".join(without[:_TOLD]) + (f" and {len(without) - _TOLD} more" if len(without) > _TOLD else "")
         told.append(f"{len(without)} series to which no segmentation or structure set refers ({names})")
     if unused:
         told.append(f"{unused} segmentations or structure sets that refer to no series that is taken")
-    if unreadable:
-        told.append(f"{unreadable} segmentations or structure sets that cannot be read")
     if told:
         logger.warning("left out: %s", "; ".join(told))

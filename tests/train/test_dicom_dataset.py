@@ -157,6 +157,16 @@ def test_what_is_wrong_with_several_cases_is_told_at_once(tmp_path):
     assert not list((tmp_path / "raw").iterdir())
 
 
+@pytest.mark.parametrize("kept", [1500, 3000, -300])
+def test_a_structure_set_that_is_cut_off_is_no_case_without_labels(kept, tree, tmp_path):
+    series = write_ct(tmp_path / "images", ct_series(SHAPE))
+    write_structure_set(tmp_path / "images" / "rt", LABELS, result_of(series, segments=SEGMENTS))
+    whole = (tmp_path / "images" / "rt").read_bytes()
+    (tmp_path / "images" / "rt").write_bytes(whole[:kept])
+    with pytest.raises(InputError, match=r"1 problems.*\n.*(cut off|cannot be read)"):
+        create_dataset(tmp_path / "raw", 1, "Toy", REGIONS, ScanFolders(tmp_path / "images", tmp_path / "images"), GTV)
+
+
 @pytest.mark.parametrize(
     ("rules", "setting"),
     [

@@ -11,12 +11,14 @@ from ctseg.files.dicom.elements import items_of, text_of, uid_of
 from ctseg.files.dicom.label_objects import LabelObject
 from ctseg.files.dicom.quiet import quiet
 from ctseg.files.dicom.reading import OtherFile, read_file
-from ctseg.files.dicom.structure_set_reader import region_names
+from ctseg.files.dicom.structure_set_reader import is_whole, region_names
 from ctseg.files.regular import open_regular
 
 
 def find_label_objects(files: Iterable[Path]) -> tuple[tuple[LabelObject, ...], int]:
-    """Return the segmentations and structure sets among files, each instance once, and how many cannot be read.
+    """Return the segmentations and structure sets among files, each instance once, and how many are of no use.
+
+    Those cannot be read, or do not say to which series they refer.
 
     Args:
         files: Of any kind.
@@ -28,14 +30,22 @@ def find_label_objects(files: Iterable[Path]) -> tuple[tuple[LabelObject, ...], 
             other = read_file(path)
             if not isinstance(other, OtherFile) or other.what not in ("SEG", "RTSTRUCT"):
                 continue
-            try:
-                with open_regular(path) as file:
-                    made = _object(path, other.what, pydicom.dcmread(file, force=True, stop_before_pixels=True))
-            except Exception:  # whatever pydicom makes of it
+            made = _read(path, other.what)
+            if made is None or not made.series_uids:
                 unreadable += 1
             else:
                 found.setdefault(made.sop_instance_uid or path, made)
     return tuple(sorted(found.values(), key=lambda item: (item.kind, item.sop_instance_uid))), unreadable
+
+
+def _read(path: Path, what: str) -> LabelObject | None:
+    """Return what a file holds; None: it cannot be read, or is cut off."""
+    try:
+        with open_regular(path) as file:
+            dataset = pydicom.dcmread(file, force=True, stop_before_pixels=True)
+        return _object(path, what, dataset) if what == "SEG" or is_whole(dataset) else None
+    except Exception:  # whatever pydicom makes of it
+        return None
 
 
 def _object(path: Path, what: str, dataset: Dataset) -> LabelObject:

@@ -72,7 +72,7 @@ def read_structure_set(path: Path, series: CtSeries, names: Collection[str] | No
         ) from error
 
 
-def _is_whole(dataset: Dataset) -> bool:
+def is_whole(dataset: Dataset) -> bool:
     """Whether a file holds its regions to their ends; pydicom takes what is there of an element for all of it."""
     elements: list[Any] = [dataset.get_item(tag) for tag in dataset.keys()]  # noqa: SIM118 (values are converted)
     is_there = all(keyword in dataset for keyword in ("StructureSetROISequence", "ROIContourSequence"))
@@ -89,7 +89,7 @@ class _Read:
         self._series = series
         if uid_of(dataset, "SOPClassUID") != _STRUCTURE_SET:
             raise self._refused("expected an RT Structure Set, found another object")
-        if not _is_whole(dataset):
+        if not is_whole(dataset):
             raise self._refused("it is cut off: copy it again")
         self._names = region_names(dataset)
         along_x, along_y = np.array(series.orientation_lps).reshape(2, 3)
