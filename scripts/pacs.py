@@ -213,7 +213,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("pacs_output"), help="for logs; removed before")
     folder: Path = parser.parse_args(argv).output.absolute()
-    program = shutil.which("Orthanc")
+    program = shutil.which("Orthanc") or shutil.which("Orthanc", path="/usr/sbin")
     if program is None or shutil.which("dcmsend") is None:
         print("Orthanc or dcmtk is not installed: scripts/dicom_tools.sh", file=sys.stderr)
         return 2

@@ -19,6 +19,8 @@ _LONGEST_UID = 64
 PAGE = 200
 """Items that are asked for at once."""
 _MOST_SERIES = 100_000
+_MOST_NUMBER = 1 << 31
+"""Integer strings are no larger."""
 _MOST_INSTANCES = 20_000
 """Of one series."""
 
@@ -148,9 +150,10 @@ def _series(item: Mapping[str, Any], modality: str) -> PacsSeries | None:
 def _whole_number(value: Any) -> int | None:
     """Return an integer string's value, which some write as a number and some as text."""
     try:
-        return int(value) if isinstance(value, int | str) else None
+        number = int(value) if isinstance(value, int | str) else None
     except ValueError:
         return None
+    return number if number is not None and abs(number) < _MOST_NUMBER else None
 
 
 def has_instances(session: PacsSession, series: PacsSeries, sop_instance_uid: str | None = None) -> bool:

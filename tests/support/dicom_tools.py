@@ -23,7 +23,7 @@ ALLOWED_OF_PRIVATE_CODES = ("Unrecognized defined term = <99CTSEG>",)  # which n
 
 def required_tool(name: str) -> str:
     """Return the path of a program; without it the test is skipped, or fails under CTSEG_REQUIRE_DICOM_TOOLS."""
-    found = shutil.which(name)
+    found = shutil.which(name) or shutil.which(name, path="/usr/sbin")  # Orthanc's place
     if found is None:
         text = f"{name} is not installed: scripts/dicom_tools.sh"
         if os.environ.get("CTSEG_REQUIRE_DICOM_TOOLS"):

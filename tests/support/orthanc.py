@@ -51,7 +51,16 @@ class Orthanc:
         return self.folder / "orthanc.log"
 
     def start(self) -> None:
-        """Start it, and wait until it answers."""
+        """Start it, and wait until it answers; the first time at other ports, where others have taken these."""
+        is_first = not self.log.exists()
+        while not self._has_started():
+            log = self.log.read_text()
+            assert is_first, log
+            assert "port" in log, log
+            self.http_port, self.dicom_port = free_port(), free_port()
+            self.log.unlink()
+
+    def _has_started(self) -> bool:
         self.folder.mkdir(parents=True, exist_ok=True)
         config = self.folder / "orthanc.json"
         config.write_text(
@@ -80,9 +89,11 @@ class Orthanc:
             )
         give_up_at = time.monotonic() + _STARTS_S
         while not self._answers():
-            assert self._process.poll() is None, self.log.read_text()
+            if self._process.poll() is not None:
+                return False
             assert time.monotonic() < give_up_at, "Orthanc does not answer"
             time.sleep(0.05)
+        return True
 
     def stop(self, number: int = signal.SIGTERM) -> None:
         """End it by a signal, and wait for its end."""
