@@ -3,8 +3,10 @@
 import logging
 import os
 import stat
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Container, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +32,8 @@ from ctseg.files.regular import open_regular
 
 logger = logging.getLogger(__name__)
 
+_TRIED, _SLOW_S, _THREADS = 64, 0.064, 8
+"""Files that are looked at first, the seconds from which that is long, and how many then look at once."""
 _MANY = 50_000
 """Files after which a search says how far it is."""
 _PEEKED = 100
@@ -377,11 +381,27 @@ class _Look:
 
 def _looked_at(files: Sequence[Path]) -> _Look:
     found: dict[FirstLook, list[Path]] = {"dicom": [], "nothing": [], "unreadable": [], "other": []}
-    for path in files:
-        found[first_look(path)].append(path)
+    for path, look in zip(files, _first_looks(files), strict=True):
+        found[look].append(path)
     if not found["dicom"]:
         return _Look((), tuple(found["unreadable"]))
     return _Look(tuple(sorted([*found["dicom"], *found["nothing"], *found["unreadable"]])), ())
+
+
+def _first_looks(files: Sequence[Path]) -> list[FirstLook]:
+    """Look at files; several at once where the first ones took long, as on a share: on a disk threads cost more."""
+    began = time.perf_counter()
+    looks = [first_look(path) for path in files[:_TRIED]]
+    left = files[_TRIED:]
+    if time.perf_counter() - began >= _SLOW_S and left:
+        pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="ctseg-looks")
+        try:
+            return [*looks, *pool.map(first_look, left)]
+        except RuntimeError:  # no more threads are to be had
+            logger.debug("files are looked at one by one")
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return [*looks, *map(first_look, left)]
 
 
 def _visible(files: Sequence[Path]) -> list[Path]:

@@ -136,6 +136,14 @@ def test_every_series_of_a_tree_is_a_case_and_the_rest_is_told_in_one_line(
     )
 
 
+def test_many_files_on_a_slow_share_are_looked_at_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {write(tmp_path, series=number) for number in range(20)}
+    monkeypatch.setattr("ctseg.files.scans._SLOW_S", 0.0)
+    cases = cases_in(tmp_path)
+    assert set(cases) == names
+    assert all(case.problem is None and len(case.paths) == SHAPE[0] for case in cases.values())
+
+
 def test_series_that_the_rules_leave_out_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     kept = write(tmp_path, series=3)
     write(tmp_path, series=4, SeriesDescription="Abdomen")
