@@ -359,6 +359,17 @@ def test_frames_say_their_places_in_groups_of_their_own_or_shared_ones(shared: b
     assert series.kernel == "B30f"
 
 
+def test_volume_may_lie_in_several_multi_frame_files_of_either_class(tmp_path: Path) -> None:
+    true = ct_series(slope=[1.0, 2.0, 0.5, 1.25, 1.5, 1.0, 0.75, 3.0])
+    halves = [enhanced_ct(true, order=order) for order in ([6, 4, 2, 0], [1, 3, 5, 7])]
+    for number, half in enumerate(halves):
+        set_tags(half, SOPClassUID="1.2.840.10008.5.1.4.1.1.2.2", SOPInstanceUID=uid("half", number))
+    write_series(tmp_path, halves)
+    series = one_series(tmp_path)
+    assert [slice_.frame for slice_ in series.slices] == [3, 0, 2, 1, 1, 2, 0, 3]
+    assert (read_volume([of_series(series)], "SimpleITKIO").voxels[0] == true.hu).all()
+
+
 @pytest.mark.parametrize(
     ("tags", "match"),
     [
