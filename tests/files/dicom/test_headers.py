@@ -471,3 +471,12 @@ def test_no_change_of_a_header_ends_in_anything_but_a_volume_or_a_named_error(tm
                 told.add("Doe" in str(error) or str(tmp_path) in str(error))
     assert told == {False}
     assert 20 < read < 150
+
+
+@pytest.mark.data
+def test_real_slices_of_every_transfer_syntax_are_whole(shared_data: Path) -> None:
+    files = files_in(shared_data / "odd" / "transfer_syntaxes")
+    found = [find_series([file]).series[0] for file in files]
+    assert [series.problem for series in found] == [None] * 16
+    assert len({slice_.transfer_syntax_uid for series in found for slice_ in series.slices}) == 15
+    assert sum("with loss" in str(series.warnings) for series in found) == 7
