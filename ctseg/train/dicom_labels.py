@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 
 LabelValues = Mapping[str, int | Sequence[int]]
 """Value in the label map by name; several values make a region."""
+_MOST_BYTES = 2 << 30
+"""Of segments and regions that are held at once; objects with more are read several times."""
 _TOLD = 20
 """Names of segments and regions that a message lists."""
 
@@ -84,9 +86,10 @@ def labels_of(
     sets = _LabelSets(shape)
     try:
         for made, names_by_label in chosen.items():
-            masks = made.read(series, {name for names in names_by_label.values() for name in names})
-            for label, names in names_by_label.items():
-                sets.add(label, np.logical_or.reduce([masks[name] for name in names]))
+            for some in _parts(names_by_label, most_names=max(1, _MOST_BYTES // int(np.prod(shape)))):
+                masks = made.read(series, {name for _, names in some for name in names})
+                for label, names in some:
+                    sets.add(label, np.logical_or.reduce([masks[name] for name in names]))
     except InputError as error:
         return None, [DatasetProblem(case.name, "unreadable", f"case {case.name}: {error}")]
     return sets.values(case.name, labels, rules)
@@ -116,6 +119,18 @@ def _chosen(
             else:
                 problems.append(DatasetProblem(case.name, "missing_label", text))
     return chosen, problems
+
+
+def _parts(names_by_label: Mapping[str, Sequence[str]], most_names: int) -> Iterator[list[tuple[str, Sequence[str]]]]:
+    """Yield labels and their names in parts with at most so many names, or of one label."""
+    part: list[tuple[str, Sequence[str]]] = []
+    for label, names in names_by_label.items():
+        if part and sum(len(own) for _, own in part) + len(names) > most_names:
+            yield part
+            part = []
+        part.append((label, names))
+    if part:
+        yield part
 
 
 def _matching(names: Sequence[str], pattern: str) -> tuple[str, ...]:

@@ -93,6 +93,12 @@ def test_several_regions_that_fit_a_name_are_one_label(tree, tmp_path):
     assert np.array_equal(label_maps(dataset)[0], LABELS > 0)
 
 
+def test_many_labels_are_read_in_parts_that_fit_into_memory(tree, tmp_path, monkeypatch):
+    monkeypatch.setattr("ctseg.train.dicom_labels._MOST_BYTES", LABELS.size)
+    dataset = create_dataset(tmp_path, 1, "Toy", REGIONS, ScanFolders(tree, tree), GTV)
+    assert all(np.array_equal(found, LABELS) for found in label_maps(dataset))
+
+
 PLAIN = DatasetDescription(("CT",), {"background": 0, "liver": 1, "tumor": 2})
 
 
