@@ -31,7 +31,7 @@ _ANATOMICAL_STRUCTURE = {("SCT", "123037004"), ("SRT", "T-D000A")}
 _MAX_BYTES = 2**31 - 2**20
 """Of a file: many readers count its bytes, and those of a sequence, in 32 bits with a sign."""
 _MAX_CONTOURS = 1_000_000
-"""Of a file: readers keep each as an object of its own; 104 organs in 300 slices have a hundredth of that."""
+"""Of a file: readers keep each as an object of its own; 58 organs in 150 slices have 3,489."""
 _LEAST_SPACING_MM = 0.001
 """Points have six decimals, so they lie within 0.0000005 mm; pixel centres are half a spacing from each contour."""
 _FARTHEST_PIXELS = 1e6
