@@ -84,12 +84,16 @@ def test_no_name_leaves_the_scans(
 ) -> None:
     out = tmp_path / "out"
     with recording(url) as wire:
-        done = said_by("predict", "-i", scans, "-o", out, "-m", "toy", "--url", wire.url, "--where", where, "--verbose")
+        done = said_by(
+            "predict", "-i", scans, "-o", out, "-m", "toy", "--url", wire.url, "--where", where, "--verbose",
+            "--output_format", "nifti", "dicom_seg", "dicom_rtstruct", "dicom_sr",
+        )  # fmt: skip
     assert done.returncode == 1, done.stderr
     report = Report.model_validate_json((out / "report.json").read_bytes())
     assert sorted(case.status for case in report.cases) == ["failed", "ok", "ok"], done.stderr
     assert sum(map(len, wire.sent)) > 2 * np.prod(SHAPE), "the scans went through"
     assert "passed over" in done.stderr
+    assert len(list(out.glob("*.dcm"))) == 3
     for part in (done.stdout, done.stderr, *map(bytes, wire.sent)):
         assert_is_silent(part, "said or sent")
     written = [Path(folder) / name for folder, _, names in os.walk(out) for name in names]
