@@ -58,7 +58,7 @@ def main() -> int:
     files = sorted(Path(job.folder).iterdir())
     sitk.Version()  # type: ignore[no-untyped-call]  # loaded before the clock runs
     began = time.perf_counter()
-    found = _by_ctseg(files) if job.program == "ctseg" else _by_pydicom(files)
+    found = read_by(job.program, files)
     voxels, headers_at = found if found is not None else (None, began)
     seconds = time.perf_counter() - began
     digest = "" if voxels is None else hashlib.sha256(np.ascontiguousarray(voxels, np.int16).tobytes()).hexdigest()
@@ -66,15 +66,23 @@ def main() -> int:
     return 0
 
 
+def read_by(program: DicomProgram, files: list[Path]) -> tuple[npt.NDArray[Any], float] | None:
+    """Return the voxels (z, y, x) in HU, and when headers were read; None: pydicom has no decoder here.
+
+    Args:
+        program: Which reads.
+        files: A file a slice, in their order.
+    """
+    return _by_ctseg(files) if program == "ctseg" else _by_pydicom(files)
+
+
 def _by_ctseg(files: list[Path]) -> tuple[npt.NDArray[Any], float]:
-    """Return the voxels, and when the headers were read."""
     (series,) = find_series(files).series
     headers_at = time.perf_counter()
     return read_series(series, "SimpleITKIO").voxels, headers_at
 
 
 def _by_pydicom(files: list[Path]) -> tuple[npt.NDArray[Any], float] | None:
-    """Return the voxels, slices by the order of the names; None: no decoder."""
     began = time.perf_counter()
     first = dcmread(files[0])
     if (

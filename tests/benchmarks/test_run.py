@@ -65,6 +65,10 @@ def test_one_command_measures_everything(ct_piece, tmp_path, capsys):
     assert set(shares) == {"prepare", "export", "blend"}
     assert all(share is not None and share > 0.99 for share in shares.values()), shares
     assert [memory.classes for memory in result.memory] == [3]
+    for dicom in result.dicom:
+        assert len(dicom.pydicom_s) == (dicom.encoding != "JPEG lossless")
+        assert 0 < dicom.ctseg_headers_s[0] < dicom.ctseg_s[0]
+    assert [dicom.encoding for dicom in result.dicom] == ["uncompressed", "JPEG lossless", "JPEG 2000 lossless"]
     assert result.startup is not None
     assert not result.startup.client_imports_torch
     assert not result.problems
