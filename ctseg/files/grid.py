@@ -108,8 +108,8 @@ class ChannelVolume:
     """One channel of a scan, as a reader yields it.
 
     Attributes:
-        voxels: (z, y, x): integers of at most 4 bytes where the files hold such without scaling, else float32;
-            NaN and infinity are what they are in the files.
+        voxels: (z, y, x): integers of at most 4 bytes where the files hold such without scaling, or of DICOM with
+            whole slopes and intercepts, else float32; NaN and infinity are what they are in the files.
         spacing_mm: Along the axes of ``voxels``, in millimetres.
         grid: The files' own.
     """
