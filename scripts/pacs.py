@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,11 @@ from rich.table import Table
 from ctseg.files.dicom.objects import is_same_data_set, uids_of
 from tests.support.certificates import Authority
 from tests.support.dicom_series import ct_series, write_series
+from tests.support.live_triton import free_port
 from tests.support.orthanc import Orthanc
 
 ROOT = Path(__file__).parents[1]
+MODELS = ROOT / "model_repository"
 REAL = "sts_sarcoma_dicom/STS_042/ct"
 QUICK = ["--disable_tta", "-step_size", "1"]
 ALL_FORMATS = ["--output_format", "nifti", "dicom_seg", "dicom_rtstruct", "dicom_sr"]
@@ -67,19 +70,22 @@ class Walk:
         self.orthanc.clear()
         try:
             came, is_right = do(), True
-        except AssertionError as error:
-            came, is_right = f"NOT AS IT MUST: {error}", False
+        except Exception as error:  # whatever it is, it is what came
+            came, is_right = f"NOT AS IT MUST: {type(error).__name__}: {error}", False
         self.rows.append((what, came, is_right, time.monotonic() - began))
         print(f"{'ok ' if is_right else 'BAD'} {what}: {came}", flush=True)
 
-    def start(self, output: str, *words: str, url: str | None = None, **environment: str) -> "Watcher":
-        """Start a watcher."""
+    def start(
+        self, output: str, *words: str, url: str | None = None, server: str | None = None, **environment: str
+    ) -> "Watcher":
+        """Start a watcher, with a server of its own where none is named."""
         self._watchers += 1
         log = self.folder / f"watch-{self._watchers:02}-{output}.log"
+        served = ["--repository", str(MODELS)] if server is None else ["--url", server]
         command = [
-            sys.executable, "-m", "ctseg", "watch", "--dicomweb", url or self.orthanc.url, "-m", "sarcoma",
-            "--repository", str(ROOT / "model_repository"), "-o", str(self.folder / output), "--study_date",
-            "19000101-", "--stable_s", "1", "--poll_s", "1", "--pacs_patience_s", "5", *QUICK, *words,
+            sys.executable, "-m", "ctseg", "watch", "--dicomweb", url or self.orthanc.url, "-m", "sarcoma", *served,
+            "-o", str(self.folder / output), "--study_date", "19000101-", "--stable_s", "1", "--poll_s", "1",
+            "--pacs_patience_s", "5", *QUICK, *words,
         ]  # fmt: skip
         with log.open("wb") as file:
             process = subprocess.Popen(
@@ -212,7 +218,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Walk; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("pacs_output"), help="for logs; removed before")
-    folder: Path = parser.parse_args(argv).output.absolute()
+    parser.add_argument("--only", default="", metavar="WORDS", help="steps whose names have these words")
+    args = parser.parse_args(argv)
+    folder: Path = args.output.absolute()
     program = shutil.which("Orthanc") or shutil.which("Orthanc", path="/usr/sbin")
     if program is None or shutil.which("dcmsend") is None:
         print("Orthanc or dcmtk is not installed: scripts/dicom_tools.sh", file=sys.stderr)
@@ -226,7 +234,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     walk = Walk(orthanc, folder, sent)
     try:
         for what, do in STEPS.items():
-            walk.step(what, lambda do=do: do(walk))
+            if args.only in what:
+                walk.step(what, partial(do, walk))
     finally:
         orthanc.stop()
         shutil.rmtree(folder / "orthanc" / "stored", ignore_errors=True)
@@ -323,6 +332,42 @@ def _stopped_pacs(walk: Walk) -> str:
     return "away at the start, killed after the fetch: waited for; segmented once, stored; SIGTERM ends with 143"
 
 
+def _stopped_server(walk: Walk) -> str:
+    port = free_port()
+    walk.orthanc.send(walk.sent)
+    server = _serve(port, walk.folder / "serve.log")
+    watcher = walk.start("server", "--timeout_s", "5", server=f"127.0.0.1:{port}")
+    try:
+        watcher.wait_for(lambda: "fetched" in watcher.said, "the fetch")
+        time.sleep(0.5)
+        server.kill()
+        server.wait()
+        watcher.wait_for(lambda: "looked at again" in watcher.said, "a server that is away")
+        server = _serve(port, walk.folder / "serve.log")
+        watcher.wait_for(lambda: "dicom_seg stored" in watcher.said, "the store")
+        watcher.process.send_signal(signal.SIGTERM)
+        watcher.expect(143)
+    finally:
+        watcher.process.kill()
+        server.terminate()
+        server.wait()
+    assert walk.results() == {"SEG": 1}, walk.results()
+    walk.nothing_is_left("server")
+    return "the watcher waits, connects anew, segments and stores"
+
+
+def _serve(port: int, log: Path) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-m", "ctseg", "serve", "--repository", str(MODELS), "--grpc_port", str(port)]
+    with log.open("ab") as file:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
+    while True:
+        with socket.socket() as probe:
+            if not probe.connect_ex(("127.0.0.1", port)):
+                return process
+        assert process.poll() is None, log.read_text()[-500:]
+        time.sleep(0.1)
+
+
 def _two_watchers(walk: Walk) -> str:
     for number in range(1, 5):
         folder = walk.folder / "several" / str(number)
@@ -404,6 +449,7 @@ STEPS: dict[str, Callable[[Walk], str]] = {
         "killed_answer", b"POST /dicom-web/studies", of_answer=True, after=0
     ),
     "the PACS is away, comes, is killed, comes": _stopped_pacs,
+    "the server of the model is killed while it segments, and comes": _stopped_server,
     "two watchers, one folder": _two_watchers,
     "a series that is refused": _refused,
     "a result that a person deletes": _deleted,

@@ -9,13 +9,13 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from pathlib import Path
 
 from ctseg.documents import canonical
-from ctseg.errors import CtsegError, OutputError, PacsAwayError, PacsError, ServerError, SetupError
+from ctseg.errors import CtsegError, OutputError, PacsAwayError, PacsError, ServerAwayError, ServerError, SetupError
 from ctseg.files.dicom.object_kinds import DICOM_ENDINGS
 from ctseg.files.folders import make_folder, require_writable
 from ctseg.pacs.find import PacsSeries, find_series, instances_of
@@ -134,7 +134,7 @@ def watch(
     session = PacsSession(pacs)
     make_folder(output)
     try:
-        with signals_as_exit(), Presence(output) as presence, segmenter:
+        with signals_as_exit(), Presence(output) as presence, closing(segmenter):
             OtherRuns(output).remove_leftovers()
             return Watcher(session, presence, output, segmenter, options, watching).run()
     finally:
@@ -142,23 +142,26 @@ def watch(
         folded(output)
 
 
-class SegmenterOfWatch(ExitStack):
+class SegmenterOfWatch:
     """The segmenter of a watcher, opened when it is needed, and again after its servers went away.
 
     Args:
         output: The output folder.
         model: Which model, and who serves it.
         options: How series are segmented.
+
+    Raises:
+        CtsegError: It is known already that the model cannot be used.
     """
 
     def __init__(self, output: Path, model: ServedModel, options: BatchOptions) -> None:
-        super().__init__()
         self._output = output
         self._model = model
         self._options = options
         self._known = known_contract(model)
         if self._known is not None:
             _check_contract(self._known, options)
+        self._stack = ExitStack()
         self._segmenter: CaseSegmenter | None = None
 
     def contract(self) -> ScanContract:
@@ -166,17 +169,21 @@ class SegmenterOfWatch(ExitStack):
         return self.segmenter().contract if self._known is None else self._known
 
     def segmenter(self) -> CaseSegmenter:
-        """Return the open segmenter."""
+        """Return the open segmenter.
+
+        Raises:
+            ServerError: No server answers; ``ServerAwayError`` where one has before.
+        """
         if self._segmenter is None:
-            opened = self.enter_context(opened_for(self._output, self._model, self._options))
+            opened = self._stack.enter_context(opened_for(self._output, self._model, self._options))
             _check_contract(opened.contract, self._options)
             self._segmenter = opened
         return self._segmenter
 
-    def drop(self) -> None:
-        """Close it: it has lost its servers."""
+    def close(self) -> None:
+        """Close it, at the end, or because it has lost its servers."""
         self._segmenter = None
-        self.pop_all().close()
+        self._stack.close()
 
 
 class Watcher:
@@ -215,13 +222,12 @@ class Watcher:
         self._seen: dict[PacsSeries, str] = {}
         self._tried: Counter[str] = Counter()
         self._odd: Counter[PacsSeries] = Counter()
+        self._work: SeriesWork | None = None
         self._is_away = self._was_well = False
         self.summary = WatchSummary()
 
     def run(self) -> WatchSummary:
         """Watch; see :func:`watch`."""
-        if not self._watching.once:
-            self._segmenter.segmenter()
         rounds = 0
         while True:
             arriving, claimed = self._round()
@@ -245,6 +251,8 @@ class Watcher:
         arriving: list[PacsSeries] = []
         claimed: list[PacsSeries] = []
         with self._told_and_tried_again():
+            if not self._watching.once:  # where the server is wrong, that is to be seen at the start
+                self._segmenter.segmenter()
             notes = self._notes()
             for series, digest, count in self._stable(notes, arriving):
                 if not self._end(series, digest, count, notes):
@@ -255,8 +263,8 @@ class Watcher:
     def _told_and_tried_again(self) -> Iterator[None]:
         """Let what may be well again at the next look end a round, and not the watcher.
 
-        That is a PACS that is away; and, once a round went well, everything: a token that has run out, a full disk,
-        a server that is started anew.
+        That is a PACS that is away, or a server that has answered before; and, once a round went well, everything: a
+        token that has run out, a full disk.
         """
         try:
             with _disk_told(self._output):
@@ -264,8 +272,8 @@ class Watcher:
             self._is_away, self._was_well = False, True
         except CtsegError as error:
             if isinstance(error, ServerError):
-                self._segmenter.drop()
-            if self._watching.once or not (self._was_well or isinstance(error, PacsAwayError)):
+                self._segmenter.close()
+            if self._watching.once or not (self._was_well or isinstance(error, PacsAwayError | ServerAwayError)):
                 raise
             if not self._is_away:
                 logger.warning("%s: %s: looked at again every %g s", type(error).__name__, error, self._watching.poll_s)
@@ -335,11 +343,7 @@ class Watcher:
         try:
             note = notes.read(series)  # between the look and the claim
             if note is None or not self._is_ended(series, note, notes, digest):
-                work = SeriesWork(
-                    self._session, self._segmenter.segmenter(), self._presence, self._output, self._options, notes,
-                    again=self._watching.again, keep=self._watching.keep,
-                )  # fmt: skip
-                note = work.end(series, digest, count)
+                note = self._series_work(notes).end(series, digest, count)
                 self._tried[notes.key(series)] += 1
                 self.summary.ended[series] = note
                 if note.attempts == MOST_ATTEMPTS and note.state not in _ENDED:
@@ -350,6 +354,16 @@ class Watcher:
         finally:
             self._claims.drop(claim, is_done=is_done)
         return True
+
+    def _series_work(self, notes: WatchNotes) -> SeriesWork:
+        """Return what brings series to their ends, the same for as long as the segmenter is."""
+        segmenter = self._segmenter.segmenter()
+        if self._work is None or self._work.segmenter is not segmenter:
+            self._work = SeriesWork(
+                self._session, segmenter, self._presence, self._output, self._options, notes,
+                again=self._watching.again, keep=self._watching.keep,
+            )  # fmt: skip
+        return self._work
 
 
 @contextmanager

@@ -43,6 +43,9 @@ class SeriesWork:
         notes: What is known of each.
         again: Whether what is in the PACS already, or was and has gone, is made again.
         keep: Whether what was fetched stays.
+
+    Attributes:
+        segmenter: Segments them.
     """
 
     def __init__(
@@ -58,7 +61,7 @@ class SeriesWork:
         keep: bool,
     ) -> None:
         self._session = session
-        self._segmenter = segmenter
+        self.segmenter = segmenter
         self._output = output
         self._scratch = presence.folder
         self._options = replace(options, continue_prediction=True, recursive=True)
@@ -137,9 +140,9 @@ class SeriesWork:
 
     def _case(self, item: SeriesOfInput, folder: Path) -> Case:
         scans = FoundScans(folder, (), dicom=DicomOfInput((item,)))
-        (case,) = cases_of(scans, len(self._segmenter.contract.channels))
+        (case,) = cases_of(scans, len(self.segmenter.contract.channels))
         if not self._has_told:
-            tell_of_formats([case], self._segmenter.contract, self._options)
+            tell_of_formats([case], self.segmenter.contract, self._options)
             self._has_told = True
         return case
 
@@ -152,7 +155,7 @@ class SeriesWork:
         return bool(uids) and all(has_instances(self._session, PacsSeries(series.study_uid, uid)) for uid in uids)
 
     def _segmented(self, series: PacsSeries, case: Case, blank: WatchNote) -> WatchNote:
-        report = FolderRun(KeptOpen(self._segmenter), self._output, self._options).segment([case])
+        report = FolderRun(KeptOpen(self.segmenter), self._output, self._options).segment([case])
         if report.not_done or not report.cases:
             reason = report.not_done[0].reason if report.not_done else "stopped"
             if reason == "output disk away":

@@ -37,7 +37,7 @@ class OpenSegmenter:
         self._segmenter = WindowSegmenter(predictor)
         self.contract = lambda: self._segmenter.contract
         self.segmenter = lambda: self._segmenter
-        self.drop = lambda: None
+        self.close = lambda: None
 
 
 class Place:
@@ -140,6 +140,7 @@ def test_a_refused_series_is_named_once_and_stops_no_other(place, caplog):
     assert place.watch().counts == {"refused": 1, "stored": 1}
     assert "series 4" in caplog.text
     assert "Doe" not in caplog.text
+    assert caplog.text.count("no codes for") == 1
     caplog.clear()
     assert place.watch().counts == {}
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
