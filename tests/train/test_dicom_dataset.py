@@ -30,6 +30,7 @@ LABELS[2, 5:9, 6:9] = 2
 LABELS[3, 0, 0] = 2
 SEGMENTS = (Segment(1, "Liver", (1, 2), LIVER), Segment(2, "GTV_1", (2,), TUMOUR), Segment(3, "Kidney", (9,), KIDNEY))
 REGIONS = DatasetDescription(("CT",), {"background": 0, "liver": (1, 2), "tumor": 2}, (1, 2))
+PLAIN = DatasetDescription(("CT",), {"background": 0, "liver": 1, "tumor": 2})
 GTV = RegionRules({"tumor": "gtv*"})
 
 
@@ -93,13 +94,22 @@ def test_several_regions_that_fit_a_name_are_one_label(tree, tmp_path):
     assert np.array_equal(label_maps(dataset)[0], LABELS > 0)
 
 
+def test_the_background_of_a_label_map_is_no_segment(tmp_path):
+    series = write_ct(tmp_path / "images", ct_series(SHAPE))
+    segments = (Segment(1, "liver", (1,), LIVER), Segment(2, "tumor", (2,), TUMOUR))
+    result = result_of(series, segments=segments, segmentation_type="LABELMAP")
+    write_segmentation(tmp_path / "images" / "seg", LABELS, result)
+    folders = ScanFolders(tmp_path / "images", tmp_path / "images")
+    assert np.array_equal(label_maps(create_dataset(tmp_path / "raw", 1, "Toy", PLAIN, folders))[0], LABELS)
+    description = DatasetDescription(("CT",), {"background": 0, "any": 1})
+    dataset = create_dataset(tmp_path / "raw", 2, "Toy", description, folders, RegionRules({"any": "*"}))
+    assert np.array_equal(label_maps(dataset)[0], LABELS > 0)
+
+
 def test_many_labels_are_read_in_parts_that_fit_into_memory(tree, tmp_path, monkeypatch):
     monkeypatch.setattr("ctseg.train.dicom_labels._MOST_BYTES", LABELS.size)
     dataset = create_dataset(tmp_path, 1, "Toy", REGIONS, ScanFolders(tree, tree), GTV)
     assert all(np.array_equal(found, LABELS) for found in label_maps(dataset))
-
-
-PLAIN = DatasetDescription(("CT",), {"background": 0, "liver": 1, "tumor": 2})
 
 
 def test_overlapping_labels_need_an_order_or_regions(tree, tmp_path):

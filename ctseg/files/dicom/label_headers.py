@@ -7,7 +7,7 @@ from typing import Literal
 import pydicom
 from pydicom.dataset import Dataset
 
-from ctseg.files.dicom.elements import items_of, text_of, uid_of
+from ctseg.files.dicom.elements import items_of, text_of, uid_of, unsigned_of, words_of
 from ctseg.files.dicom.label_objects import LabelObject
 from ctseg.files.dicom.quiet import quiet
 from ctseg.files.dicom.reading import OtherFile, read_file
@@ -50,12 +50,20 @@ def _read(path: Path, what: str) -> LabelObject | None:
 
 def _object(path: Path, what: str, dataset: Dataset) -> LabelObject:
     if what == "SEG":
-        names = [text_of(item, "SegmentLabel") for item in items_of(dataset, "SegmentSequence")]
+        items = [item for item in items_of(dataset, "SegmentSequence") if not _is_background(item, dataset)]
+        names = [text_of(item, "SegmentLabel").strip() for item in items]
         kind: Literal["SEG", "RTSTRUCT"] = "SEG"
     else:
         names, kind = list(region_names(dataset).values()), "RTSTRUCT"
     uids = frozenset(filter(None, _referenced_series(dataset)))
     return LabelObject(path, kind, uid_of(dataset, "SOPInstanceUID"), uids, tuple(dict.fromkeys(filter(None, names))))
+
+
+def _is_background(segment: Dataset, dataset: Dataset) -> bool:
+    """Whether a segment of a LABELMAP is what is in no segment."""
+    if words_of(dataset, "SegmentationType") != ("LABELMAP",):
+        return False
+    return unsigned_of(segment, "SegmentNumber") == (unsigned_of(dataset, "PixelPaddingValue") or 0)
 
 
 def _referenced_series(dataset: Dataset) -> Iterator[str]:

@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from ctseg.errors import InputError
 from ctseg.files.dicom.series import CtSeries, uid_digest
 
 
@@ -41,9 +42,12 @@ class LabelObject:
             InputError: It cannot be read, or does not lie on the slices of the series.
         """
         if self.kind == "SEG":
-            from ctseg.files.dicom.segmentation_reader import read_segments
-
-            return read_segments(self.path, series, names)
-        from ctseg.files.dicom.structure_set_reader import read_structure_set
-
-        return read_structure_set(self.path, series, names)
+            from ctseg.files.dicom.segmentation_reader import read_segments as read
+        else:
+            from ctseg.files.dicom.structure_set_reader import read_structure_set as read
+        found = read(self.path, series, names)
+        if missing := sorted(set(names) - set(found)):
+            raise InputError(
+                f"{series.label}: {self.label} has changed while it was read: {', '.join(missing)} is gone"
+            )
+        return found
