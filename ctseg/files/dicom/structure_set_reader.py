@@ -24,6 +24,7 @@ OFF_SLICE = 0.1
 _STRUCTURE_SET = "1.2.840.10008.5.1.4.1.1.481.3"
 _CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
 _CONTOUR_DATA = 0x30060050
+_UNDEFINED_LENGTH = 0xFFFFFFFF
 
 logger = logging.getLogger(__name__)
 
@@ -75,10 +76,9 @@ def read_structure_set(path: Path, series: CtSeries, names: Collection[str] | No
 def is_whole(dataset: Dataset) -> bool:
     """Whether a file holds its regions to their ends; pydicom takes what is there of an element for all of it."""
     elements: list[Any] = [dataset.get_item(tag) for tag in dataset.keys()]  # noqa: SIM118 (values are converted)
+    raw = [element for element in elements if isinstance(element, RawDataElement)]
     is_there = all(keyword in dataset for keyword in ("StructureSetROISequence", "ROIContourSequence"))
-    return is_there and all(
-        len(element.value or b"") == element.length for element in elements if isinstance(element, RawDataElement)
-    )
+    return is_there and all(element.length in (len(element.value or b""), _UNDEFINED_LENGTH) for element in raw)
 
 
 class _Read:

@@ -189,6 +189,16 @@ def test_a_file_that_is_cut_off_never_loses_contours_in_silence(is_implicit, ser
         assert np.array_equal(found, expected)
 
 
+def test_an_element_of_undefined_length_is_whole(series, one_region):
+    expected = read_structure_set(one_region, series)["liver"]
+    dataset = pydicom.dcmread(one_region)
+    block = dataset.private_block(0x0099, "ctseg tests", create=True)
+    block.add_new(1, "OB", pydicom.encaps.encapsulate([b"1234"]))
+    block[1].is_undefined_length = True
+    rewritten_explicitly(dataset, one_region)
+    assert np.array_equal(read_structure_set(one_region, series)["liver"], expected)
+
+
 def test_other_objects_pipes_and_missing_files_are_refused(series, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (series.paths[0], tmp_path / "pipe", tmp_path / "none", tmp_path):
