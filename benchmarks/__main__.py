@@ -60,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    if missing := [name for name in ("nnunetv2", "psutil", "SimpleITK") if importlib.util.find_spec(name) is None]:
+    needed = ("nnunetv2", "psutil", "SimpleITK", "pydicom")
+    if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
         raise SetupError(f"the benchmark needs {', '.join(missing)}: run it by `make benchmark`, which installs them")
     from benchmarks.results import PAGE_NAME
     from benchmarks.run import run_benchmark
