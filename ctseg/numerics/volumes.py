@@ -1,6 +1,7 @@
 """How large what was found is."""
 
 from collections.abc import Mapping
+from math import floor, log10
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,8 @@ import numpy.typing as npt
 from ctseg.arrays import Spacing
 from ctseg.compiled.parallel import run_parallel
 
+_DECIMALS, _DIGITS = 3, 6
+
 
 def volumes_ml(
     labels: npt.NDArray[Any],
@@ -16,6 +19,8 @@ def volumes_ml(
     spacing_mm: Spacing,
 ) -> Mapping[str, float]:
     """Return the volume of each label by its name, in millilitres; regions hold their parts.
+
+    They are rounded to a cubic millimetre, or to six digits where that is finer: what was found is never 0.
 
     Args:
         labels: (z, y, x); no value above the highest named one counts.
@@ -31,4 +36,8 @@ def volumes_ml(
 
     run_parallel(count, len(labels))
     voxels, voxel_ml = counts.sum(axis=0), float(np.prod(spacing_mm)) / 1000
-    return {name: round(int(voxels[list(values)].sum()) * voxel_ml, 3) for name, values in named_values.items()}
+    return {name: _rounded(int(voxels[list(values)].sum()) * voxel_ml) for name, values in named_values.items()}
+
+
+def _rounded(volume_ml: float) -> float:
+    return volume_ml and round(volume_ml, max(_DECIMALS, _DIGITS - 1 - floor(log10(volume_ml))))

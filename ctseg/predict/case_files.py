@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -80,12 +81,16 @@ class CaseFiles:
         contract: Of what segments them.
         options: In which formats, and with which codes.
         made_by: What stands in their outcomes.
+        longest_name: Bytes that a name may have in the output folder.
     """
 
-    def __init__(self, contract: ScanContract, options: BatchOptions, made_by: MadeBy) -> None:
+    def __init__(
+        self, contract: ScanContract, options: BatchOptions, made_by: MadeBy, *, longest_name: int = 255
+    ) -> None:
         self._contract = contract
         self._options = options
         self._made_by = made_by
+        self._longest_name = longest_name
 
     def names(self, case: Case) -> Mapping[OutputFormat, str]:
         """Return the names that a case's files have in each format."""
@@ -101,8 +106,10 @@ class CaseFiles:
     def refused(self, case: Case, formats: Collection[OutputFormat]) -> tuple[FailedFormat, ...]:
         """Return those of some formats in which a case can never be written, as its headers say."""
         found: dict[OutputFormat, str] = {}
-        for format_ in DICOM_ENDINGS:
-            if format_ in formats and (why := self._problem(case, format_)) is not None:
+        for format_, name in self.names(case).items():
+            if format_ in formats and (
+                why := self._problem(case, format_) or name_problem(case, name, self._longest_name)
+            ):
                 found[format_] = why
         if "dicom_seg" in found and "dicom_sr" in formats:
             found["dicom_sr"] = found["dicom_seg"]
@@ -202,7 +209,9 @@ class CaseFiles:
             raise InputError("; ".join(f"{failed.format}: {failed.error.message}" for failed in written.failed))
         return written
 
-    def _problem(self, case: Case, format_: DicomFormat) -> str | None:
+    def _problem(self, case: Case, format_: OutputFormat) -> str | None:
+        if format_ == "nifti":
+            return None
         series = series_of(case)
         if series is None:
             return "a scan that is no DICOM series has nothing to which a DICOM object could refer"
@@ -292,6 +301,16 @@ class _ObjectWriter:
             if segmentation.name not in self._written.files:
                 raise InputError("the segmentation to which it refers could not be written")
             write_measurement_report(path, self._volumes_ml, self._result, segmentation)
+
+
+def name_problem(case: Case, name: str, longest: int) -> str | None:
+    """Return why a file of a case cannot have its name, where the output folder takes names of so many bytes."""
+    if (size := len(os.fsencode(name))) <= longest:
+        return None
+    return (
+        f"its {name.removeprefix(case.name)} file would have a name of {size} bytes, and the output folder takes "
+        f"{longest}: give the scan a shorter name"
+    )
 
 
 def series_of(case: Case) -> CtSeries | None:

@@ -1,8 +1,7 @@
 """One case from its files to new files in the run's own folder, from where they are put in place."""
 
 import logging
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from math import prod
@@ -17,7 +16,7 @@ from ctseg.files.probabilities import ProbabilityFile
 from ctseg.files.volume import Volume, read_label_map, read_volume, read_volume_header
 from ctseg.model_spec import Reader
 from ctseg.numerics.volumes import volumes_ml
-from ctseg.predict.case_files import CaseFiles, series_of
+from ctseg.predict.case_files import CaseFiles, name_problem, series_of
 from ctseg.predict.estimate import MemoryEstimate, with_writing
 from ctseg.predict.ledger import Staged
 from ctseg.predict.memory import MemoryBudget
@@ -61,7 +60,7 @@ class CaseStager:
         self._budget = budget
         self._progress = progress
         self._made_by = made_by
-        self.case_files = CaseFiles(segmenter.contract, options, made_by)
+        self.case_files = CaseFiles(segmenter.contract, options, made_by, longest_name=longest_name(scratch))
 
     def stage(
         self, case: Case, index: int, is_over: Callable[[], bool], formats: Sequence[OutputFormat] | None = None
@@ -82,12 +81,13 @@ class CaseStager:
         """
         if case.problem is not None:
             raise InputError(case.problem)
-        _check_lengths(self.wanted(case, formats), self._scratch)
         contract, saves_probabilities = self._segmenter.contract, self._options.save_probabilities
+        probabilities_path = self._scratch / _probabilities_name(case)
+        if saves_probabilities and (why := name_problem(case, probabilities_path.name, longest_name(self._scratch))):
+            raise InputError(why)
         formats, refused = self._formats(case, formats)
         warnings = _told_of_series(case)
         clock = StageClock(case.name, self._progress)
-        probabilities_path = self._scratch / _probabilities_name(case)
         with (
             self._memory_for(case, clock, formats),
             _probability_file(probabilities_path, wanted=saves_probabilities) as probabilities,
@@ -234,17 +234,6 @@ def _probability_file(path: Path, *, wanted: bool) -> Iterator[ProbabilityFile |
         yield file
     finally:
         file.close()
-
-
-def _check_lengths(names: Iterable[str], folder: Path) -> None:
-    """Refuse names that the file system of a folder does not take."""
-    longest = longest_name(folder)
-    for name in names:
-        if (size := len(os.fsencode(name))) > longest:
-            raise InputError(
-                f"its {Path(name).suffix} file would have a name of {size} bytes, and the output folder takes {longest}"
-                ": give the scan a shorter name"
-            )
 
 
 @contextmanager

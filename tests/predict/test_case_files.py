@@ -12,6 +12,7 @@ from ctseg.predict.options import BatchOptions
 from ctseg.predict.outcomes import CaseError, FailedFormat, MadeBy, Options, Outcome, OutcomeStore
 from ctseg.predict.report import fold_report
 from ctseg.predict.review import review_folder
+from tests.support.dicom_series import ct_series, write_series
 from tests.support.threshold import ThresholdPredictor, write_scan
 
 
@@ -45,6 +46,21 @@ def test_a_case_of_which_nothing_can_be_written_fails_without_the_network(folder
     (case,) = run(folder, predictor, output_formats=("dicom_sr",)).cases
     assert (case.status, case.error.type, predictor.calls) == ("failed", "InputError", 0)
     assert case.error.message.count("no DICOM series") == 2  # the report, and the segmentation that it refers to
+
+
+def test_a_name_too_long_for_one_format_stops_no_other(tmp_path):
+    write_series(tmp_path / "in", ct_series((8, 16, 16), PatientID="a" * 60, StudyDescription="b" * 60,
+                                            SeriesDescription="c" * 60, ProtocolName="d" * 60).datasets)  # fmt: skip
+    words = ("PatientID", "StudyDescription", "SeriesDescription", "ProtocolName")
+    cases = find_cases(tmp_path / "in", channels=1, case_name_from=words)
+    options = BatchOptions(output_formats=("nifti", "dicom_seg", "dicom_rtstruct"), continue_prediction=True)
+    for status in ("ok", "skipped"):
+        (case,) = segment_cases(cases, ThresholdPredictor(), tmp_path / "out", options).cases
+        assert (case.status, [Path(file.name).suffixes[-2] for file in case.outputs]) == (status, [".nii", ".seg"])
+        ((failed, told),) = ((failed.format, failed.error.message) for failed in case.failed_formats)
+        assert (failed, told.partition(":")[0]) == (
+            "dicom_rtstruct", "its .rtstruct.dcm file would have a name of 256 bytes, and the output folder takes 255",
+        )  # fmt: skip
 
 
 def test_what_headers_refuse_is_not_tried_again_and_stays_a_failure(folder, caplog):

@@ -299,6 +299,9 @@ def test_other_options_codes_types_and_models_give_other_uids(one, tmp_path):
         for what, change in changes.items()
     }
     assert all(len(objects) == 3 for objects in found.values())
+    contours = [next((tmp_path / what).glob("*.rtstruct.dcm")).read_bytes() for what in ("as it is", "type")]
+    assert contours[0] == contours[1]  # of which the type of the segmentation changes nothing
+    found["type"] = tuple(item for item in found["type"] if item.format != "dicom_rtstruct")
     uids = [uid for objects in found.values() for item in objects for uid in (item.series_uid, item.instance_uid)]
     assert len(set(uids)) == len(uids)
     (labelmap,) = (tmp_path / "type").glob("*.seg.dcm")

@@ -76,17 +76,20 @@ def valid_value(header: Dataset, keyword: str) -> str:
 
 
 def valid_text(value: Any, vr: str) -> str:
-    """Return a text as a value representation takes it: cut where it is too long, empty where its form is wrong."""
+    """Return a text as a value representation takes it: cut where it is too long, empty where its form is wrong.
+
+    Spaces within it stay, however many: identifiers may differ by them.
+    """
     if isinstance(value, MultiValue) and vr in _FORMS:
         return ""
     raw = " ".join(map(str, value)) if isinstance(value, MultiValue) else str(value)
-    text = " ".join("".join(c if _is_printed(c) else " " for c in raw).replace("\\", " ").split())
+    text = "".join(c if _is_printed(c) else " " for c in raw).replace("\\", " ").strip(" ")
     if vr == "PN":
-        groups = ["^".join(group.split("^")[:_NAME_PARTS])[: _LONGEST[vr]].strip() for group in text.split("=")]
+        groups = ["^".join(group.split("^")[:_NAME_PARTS])[: _LONGEST[vr]].strip(" ") for group in text.split("=")]
         return "=".join(groups[:_NAME_GROUPS])
     if vr in _FORMS:
         return text if _FORMS[vr].fullmatch(text) else ""
-    return text[: _LONGEST.get(vr)].rstrip()
+    return text[: _LONGEST.get(vr)].rstrip(" ")
 
 
 def is_uid(value: str) -> bool:
@@ -95,4 +98,4 @@ def is_uid(value: str) -> bool:
 
 
 def _is_printed(character: str) -> bool:
-    return unicodedata.category(character) not in ("Cc", "Cs", "Co", "Cn")
+    return unicodedata.category(character) not in ("Cc", "Cs", "Co", "Cn", "Zl", "Zp")

@@ -80,7 +80,7 @@ def contours_of(colours: npt.NDArray[np.uint16], plane: Plane) -> Iterator[Conto
 
 def _traced(colours: npt.NDArray[np.uint16], vertices: Plane) -> list[Contour]:
     kernels = load_kernels(KERNELS)
-    padded = np.pad(colours, 1)
+    padded = np.pad(np.ascontiguousarray(colours), 1)
     shape = (padded.shape[0] - 1, padded.shape[1] - 1)
     seen, channels, counts = np.zeros(shape, np.uint8), np.zeros(shape, np.int32), np.zeros(2, np.int64)
     kernels.join_holes(padded, seen, channels, counts)

@@ -20,7 +20,7 @@ from ctseg.presentation import LabelPresentation
 
 _KIND: Literal["dicom_sr"] = "dicom_sr"
 _MM3_PER_ML = 1000
-_DECIMALS = 3
+_DIGITS = 10
 _IMAGING_PROCEDURE = codes.SCT.ImagingProcedure
 _SIDES = ("7771000", "24028007", "51440002")
 """SNOMED CT: left, right, both."""
@@ -125,7 +125,7 @@ def _measured(
         measurements=[
             sr.Measurement(
                 name=codes.SCT.Volume,
-                value=round(volume_ml * _MM3_PER_ML, _DECIMALS),
+                value=float(f"{volume_ml * _MM3_PER_ML:.{_DIGITS}g}"),
                 unit=codes.UCUM.CubicMillimeter,
             )
         ],

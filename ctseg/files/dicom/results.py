@@ -75,8 +75,8 @@ class DicomResult:
     def series_uid(self, kind: DicomFormat) -> str:
         """Return the SeriesInstanceUID of one of the objects, known before anything is computed.
 
-        It is derived from everything that decides the content: the source's instances, the model and its options, the
-        codes, the format, and the version of what writes it.
+        It is derived from everything that decides the content: the source's study, series and instances, the model and
+        its options, the codes, the format, and the version of what writes it.
         """
         return self.derived(kind, "series")
 
@@ -88,20 +88,27 @@ class DicomResult:
             what: Names the thing: plain data.
         """
         return derived_uid(
+            self.series.study_uid,
+            self.series.series_uid,
             sorted({slice_.sop_instance_uid for slice_ in self.series.slices}),
             self.maker.model,
             self.maker.version,
             self.maker.digest,
             [list(option) for option in self.maker.options],
             [
-                [segment.number, segment.name, list(segment.values), segment.presentation.model_dump(mode="json")]
+                [segment.number, segment.name, list(segment.values), _shown(segment.presentation)]
                 for segment in self.segments
             ],
             kind,
-            self.segmentation_type,
+            "" if kind == "dicom_rtstruct" else self.segmentation_type,
             WRITER_VERSION,
             *what,
         )
+
+
+def _shown(presentation: LabelPresentation) -> Any:
+    """Return what objects show of a label."""
+    return presentation.model_dump(mode="json", exclude={"training_volumes_ml"})
 
 
 def source_headers(series: CtSeries) -> Sequence[Dataset]:

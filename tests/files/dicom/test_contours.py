@@ -75,6 +75,12 @@ def test_pixels_that_touch_by_a_corner_are_two_contours():
     assert [len(part) for part in contours(["#.", ".#"])] == [4, 4]
 
 
+def test_axes_may_lie_in_memory_in_any_order():
+    colours = np.array([[1, 1, 0], [0, 2, 2]], np.uint16)
+    found = [[contour.text for contour in contours_of(one, PLANE)] for one in (colours, np.asfortranarray(colours))]
+    assert found[0] == found[1]
+
+
 def test_collinear_points_are_left_out():
     assert [len(part) for part in contours(["####", "####"])] == [4]
 

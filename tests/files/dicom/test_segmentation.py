@@ -13,6 +13,7 @@ from highdicom.seg import segread
 from pydicom.uid import RLELossless
 
 from ctseg.errors import InputError
+from ctseg.files.dicom.object_kinds import DICOM_ENDINGS
 from ctseg.files.dicom.quiet import quiet
 from ctseg.files.dicom.results import Segment
 from ctseg.files.dicom.segmentation import segmentation_problem, write_segmentation
@@ -229,6 +230,33 @@ def test_what_was_done_otherwise_is_another_series_with_another_description(tmp_
         assert len({item[keyword].value for item in read}) == len(changes)
 
 
+def test_uids_hang_on_what_stands_in_the_objects_and_on_nothing_else(series):
+    def uids(**changed):
+        result = result_of(changed.pop("series", series), **changed)
+        return {kind: result.series_uid(kind) for kind in DICOM_ENDINGS}
+
+    plain = uids()
+    liver, *others = SEGMENTS
+    measured = LIVER.model_copy(update={"training_volumes_ml": (1.0, 2.0, 3.0)})
+    assert uids(segments=(replace(liver, presentation=measured), *others)) == plain
+    assert uids(series=replace(series, slices=series.slices[::-1], series_number=9)) == plain
+    as_label_map = uids(segmentation_type="LABELMAP")
+    assert {kind for kind, uid in plain.items() if uid == as_label_map[kind]} == {"dicom_rtstruct"}
+    coloured = LIVER.model_copy(update={"colour": (1, 2, 3)})
+    for changed in (
+        {"series": replace(series, study_uid="1.2.3")},  # a copy of the images in another study
+        {"series": replace(series, series_uid="1.2.3")},
+        {"series": replace(series, slices=series.slices[1:])},
+        {"maker": replace(MAKER, model="other")},
+        {"maker": replace(MAKER, version="4")},
+        {"maker": replace(MAKER, options=(*MAKER.options[:1], ("mirroring", False)))},
+        {"segments": (replace(liver, name="hepar"), *others)},
+        {"segments": (replace(liver, values=(3,)), *others)},
+        {"segments": (replace(liver, presentation=coloured), *others)},
+    ):
+        assert not set(uids(**changed).values()) & set(plain.values()), changed
+
+
 def test_the_same_result_has_the_same_bytes_in_any_process(tmp_path, series):
     labels, calls, here = some_labels(SHAPE), [], []
     for kind in ("BINARY", "LABELMAP"):
@@ -271,30 +299,40 @@ def test_malformed_tags_of_the_source_leave_a_valid_object_and_say_nothing(tmp_p
         )
         set_raw(dataset, "SliceThickness", "DS", b"Doe^Jane")
         set_raw(dataset, "StudyTime", "TM", b"\xff\xfe")
-        set_raw(dataset, "PatientID", "LO", b"00\x0042\x1b")
+        set_raw(dataset, "PatientID", "LO", b" 00\x0042  7\x1b")
     series = write_ct(tmp_path / "ct", made)
     with caplog.at_level(logging.DEBUG):
         path = written(tmp_path / "seg.dcm", some_labels(SHAPE), result_of(series))
     assert (capfd.readouterr(), caplog.records, list(recwarn)) == (("", ""), [], [])
     assert not [line for line in dciodvfy_findings(path, ALLOWED_OF_SOURCE) if line.startswith("Error")]
     read = segread(path)
-    assert (read.StudyID, read.PatientID) == ("a study of more", "00 42")
+    assert (read.StudyID, read.PatientID) == ("a study of more", "00 42  7")
     assert read.PatientName == "Doe Jane^^^^=x=y"
     for keyword in ("PatientBirthDate", "StudyDate", "StudyTime", "PatientSex", "AccessionNumber"):
         assert read[keyword].value in ("", None), keyword
     assert (read.ContentDate, read.ContentTime) == ("20260102", "101500")  # the series'
 
 
-def test_names_in_any_script_stay(tmp_path):
-    made = ct_series(SHAPE, patient_name="Yamada^Tarou=山田^太郎")
+@pytest.mark.parametrize(
+    ("character_set", "encoding", "name"),
+    [
+        ("ISO_IR 192", "utf-8", "Yamada^Tarou=山田^太郎\u3000様"),
+        (["", "ISO 2022 IR 87"], "iso2022_jp", "X^Y=桂宮^急閤"),  # with bytes that are = \\ and ^ elsewhere
+        ("GB18030", "gb18030", "Qian^Cheng=淺^乗"),
+        ("ISO_IR 144", "iso8859_5", "Люкceмбypг"),
+    ],
+)
+def test_names_in_any_script_stay(tmp_path, character_set, encoding, name):
+    made = ct_series((2, 3, 4), SpecificCharacterSet=character_set)
+    for dataset in made.datasets:
+        encoded = b"^".join(part.encode(encoding) for part in name.split("^"))
+        set_raw(dataset, "PatientName", "PN", encoded + b" " * (len(encoded) % 2))
     segments = (Segment(1, "Nierenzyste größer 1 cm", (1,), LIVER),)
     path = written(
-        tmp_path / "seg.dcm", some_labels(SHAPE), result_of(write_ct(tmp_path / "ct", made), segments=segments)
+        tmp_path / "seg.dcm", some_labels((2, 3, 4)), result_of(write_ct(tmp_path / "ct", made), segments=segments)
     )
     read = segread(path)
-    assert (str(read.PatientName), read.SegmentSequence[0].SegmentLabel) == (
-        "Yamada^Tarou=山田^太郎", "Nierenzyste größer 1 cm",
-    )  # fmt: skip
+    assert (str(read.PatientName), read.SegmentSequence[0].SegmentLabel) == (name, "Nierenzyste größer 1 cm")
 
 
 @pytest.mark.parametrize(
