@@ -57,7 +57,7 @@ check: $(TEST_VENV)/.ready  ## style, types, and what else needs no run
 faults: $(TEST_VENV)/.ready  ## kill, stop and starve runs and servers, 10 idle minutes; prints the table of faults
 	$(TEST_VENV)/bin/python -m scripts.faults
 
-pacs: $(TEST_VENV)/.ready  ## watch a real Orthanc, kill and stop both, five minutes; writes pacs_output/ (scripts/dicom_tools.sh)
+pacs: $(TEST_VENV)/.ready  ## watch a real Orthanc, kill and stop both, six minutes; writes pacs_output/ (scripts/dicom_tools.sh)
 	$(TEST_VENV)/bin/python -m scripts.pacs --output pacs_output
 
 images: $(TEST_VENV)/.ready  ## build both images on stand-in bases and walk the road through them (root, podman)

@@ -299,6 +299,17 @@ def _killed_at_work(walk: Walk) -> str:
     return _started_again(walk, "killed_work", walk.results())
 
 
+def _told_to_end(walk: Walk) -> str:
+    walk.orthanc.send(walk.sent)
+    watcher = walk.start("told", *ALL_FORMATS)
+    watcher.wait_for(lambda: "fetched" in watcher.said, "the fetch")
+    time.sleep(1)
+    watcher.process.send_signal(signal.SIGTERM)
+    watcher.expect(143)
+    walk.nothing_is_left("told")
+    return f"exit status 143, nothing is left; {_started_again(walk, 'told', walk.results())}"
+
+
 def _started_again(walk: Walk, output: str, before: dict[str, int]) -> str:
     walk.once(output, *ALL_FORMATS).expect(0)
     assert walk.results() == dict.fromkeys(MODALITIES, 1), walk.results()
@@ -369,10 +380,7 @@ def _serve(port: int, log: Path) -> "subprocess.Popen[bytes]":
 
 
 def _two_watchers(walk: Walk) -> str:
-    for number in range(1, 5):
-        folder = walk.folder / "several" / str(number)
-        write_series(folder, ct_series((12, 40, 44), series=number, StudyDate="20260105").datasets)
-        walk.orthanc.send(folder)
+    _send_four(walk)
     watchers = [walk.start("two", "--once") for _ in range(2)]
     for watcher in watchers:
         watcher.expect(0)
@@ -381,6 +389,25 @@ def _two_watchers(walk: Walk) -> str:
     assert walk.results() == {"SEG": 4}, walk.results()
     walk.nothing_is_left("two")
     return f"4 series, {shares[0]} and {shares[1]} of them: each once"
+
+
+def _two_of_which_one_is_killed(walk: Walk) -> str:
+    _send_four(walk)
+    first, second = (walk.start("one_killed", "--once") for _ in range(2))
+    first.wait_for(lambda: "fetched" in first.said, "the fetch")
+    first.kill()
+    second.expect(0)
+    assert walk.results() == {"SEG": 4}, walk.results()
+    walk.nothing_is_left("one_killed")
+    return f"the other does its own and the killed one's: {second.said.count('dicom_seg stored')} of 4, each once"
+
+
+def _send_four(walk: Walk) -> None:
+    for number in range(1, 5):
+        folder = walk.folder / "several" / str(number)
+        if not folder.is_dir():
+            write_series(folder, ct_series((12, 40, 44), series=number, StudyDate="20260105").datasets)
+        walk.orthanc.send(folder)
 
 
 def _refused(walk: Walk) -> str:
@@ -442,6 +469,7 @@ STEPS: dict[str, Callable[[Walk], str]] = {
     "the same with --segmentation_type labelmap": _labelmap,
     "killed (-9) during the fetch": _killed("killed_fetch", b"/series/", of_answer=True, after=100_000),
     "killed (-9) while it segments": _killed_at_work,
+    "told to end (SIGTERM) while it segments": _told_to_end,
     "killed (-9) during the first store": _killed(
         "killed_store", b"POST /dicom-web/studies", of_answer=False, after=9_000
     ),
@@ -451,6 +479,7 @@ STEPS: dict[str, Callable[[Walk], str]] = {
     "the PACS is away, comes, is killed, comes": _stopped_pacs,
     "the server of the model is killed while it segments, and comes": _stopped_server,
     "two watchers, one folder": _two_watchers,
+    "two watchers, one of which is killed (-9)": _two_of_which_one_is_killed,
     "a series that is refused": _refused,
     "a result that a person deletes": _deleted,
     "TLS and a password": _locked_pacs,

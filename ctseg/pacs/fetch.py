@@ -6,12 +6,12 @@ from pathlib import Path
 
 import requests
 
-from ctseg.errors import OutputError, PacsAwayError, PacsError
+from ctseg.errors import OutputError, PacsError
 from ctseg.files.atomic import temporary_path
 from ctseg.files.folders import make_folder
 from ctseg.pacs.find import PacsSeries
 from ctseg.pacs.multipart import boundary_of, parts_of
-from ctseg.pacs.session import PacsRefusedError, PacsSession
+from ctseg.pacs.session import PacsRefusedError, PacsSession, PacsTroubledError
 
 _DICOM = "application/dicom"
 _ACCEPTED = (
@@ -105,5 +105,5 @@ def _written(session: PacsSession, response: requests.Response, what: str, folde
         with (folder / f"{count:06}.dcm").open("xb") as file:
             size += sum(file.write(piece) for piece in part)
     if count < least:
-        raise PacsAwayError(f"{session.options.shown}: {what}: {count} of {least} instances came")
+        raise PacsTroubledError(f"{session.options.shown}: {what}: {count} of {least} instances came")
     return size

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable, Iterator
 
-from ctseg.errors import PacsAwayError, PacsError
+from ctseg.errors import PacsError
+from ctseg.pacs.session import PacsTroubledError
 
 _MOST_HEADER_BYTES = 1 << 16
 _MOST_BOUNDARY_BYTES = 1024
@@ -31,7 +32,7 @@ def parts_of(chunks: Iterable[bytes], boundary: bytes) -> Iterator[Iterator[byte
         boundary: Between the parts.
 
     Raises:
-        PacsAwayError: The answer ends before its end.
+        PacsTroubledError: The answer ends before its end.
         PacsError: The headers of a part have no end.
 
     Source:
@@ -78,7 +79,7 @@ class _Stream:
         try:
             self._buffer += next(self._chunks)
         except StopIteration:
-            raise PacsAwayError("the answer was cut off") from None
+            raise PacsTroubledError("the answer was cut off") from None
 
 
 def _pass_over(part: Iterator[bytes]) -> None:

@@ -61,7 +61,7 @@ class PacsRefusedError(PacsError):
 
 
 class PacsTroubledError(PacsAwayError):
-    """A PACS answers, and fails: it may be this very request (HTTP 500)."""
+    """A PACS answers, and fails: it may be this very request (HTTP 500, an answer that is cut off)."""
 
 
 class PacsSession:
@@ -132,7 +132,7 @@ class PacsSession:
 
         Raises:
             PacsError: It is larger than ``most_bytes``.
-            PacsAwayError: It comes too slowly.
+            PacsTroubledError: It comes too slowly.
         """
         left, give_up_at = most_bytes, time.monotonic() + _LONGEST_ANSWER_S
         for chunk in response.iter_content(_CHUNK_BYTES):
@@ -140,7 +140,7 @@ class PacsSession:
             if left < 0:
                 raise PacsError(f"{self.options.shown}: {what}: the answer has more than {most_bytes} bytes")
             if time.monotonic() > give_up_at:
-                raise PacsAwayError(f"{self.options.shown}: {what}: no end after {_LONGEST_ANSWER_S:.0f} s")
+                raise PacsTroubledError(f"{self.options.shown}: {what}: no end after {_LONGEST_ANSWER_S:.0f} s")
             yield chunk
 
     def close(self) -> None:

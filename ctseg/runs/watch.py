@@ -222,6 +222,7 @@ class Watcher:
         self._seen: dict[PacsSeries, str] = {}
         self._tried: Counter[str] = Counter()
         self._odd: Counter[PacsSeries] = Counter()
+        self._went_away_at: Counter[str] = Counter()
         self._work: SeriesWork | None = None
         self._is_away = self._was_well = False
         self.summary = WatchSummary()
@@ -254,9 +255,12 @@ class Watcher:
             if not self._watching.once:  # where the server is wrong, that is to be seen at the start
                 self._segmenter.segmenter()
             notes = self._notes()
-            for series, digest, count in self._stable(notes, arriving):
+            stable, away = self._stable(notes, arriving)
+            for series, digest, count in stable:
                 if not self._end(series, digest, count, notes):
                     claimed.append(series)
+            if away is not None:
+                raise away
         return arriving, claimed
 
     @contextmanager
@@ -283,32 +287,55 @@ class Watcher:
         work = _digest_of_work(self._segmenter.contract(), self._options)
         return WatchNotes(self._output, work, through=self._presence.folder)
 
-    def _stable(self, notes: WatchNotes, arriving: list[PacsSeries]) -> list[tuple[PacsSeries, str, int]]:
-        """Return the series that are stable and not done, those that may have killed a watcher last."""
-        found = []
-        for series in find_series(self._session, self._watching.dates):
-            if not self._options.series.may_fit(series.description):
-                continue
-            note = notes.read(series)
-            seen = self._seen.get(series) if series.instances is not None else None
-            if note is not None and seen is not None and self._is_ended(series, note, notes, seen):
-                continue  # it has as many instances as when its set was looked at
-            if not (uids := self._instances(series)):
-                continue
-            digest = digest_of_instances(uids)
-            if note is not None and self._is_ended(series, note, notes, digest):
-                self._seen[series] = digest
-                continue
-            if not self._stability.is_stable(series.path, digest):
-                arriving.append(series)
-                continue
-            if note is not None and note.instances != digest:
-                logger.warning(
-                    "%s: had %d instances when it was done, has %d now: done again as a new input",
-                    series.label, note.count, len(uids),
-                )  # fmt: skip
-            found.append((series, digest, len(uids)))
-        return sorted(found, key=lambda item: self._claims.suspicion(_claim_of(item[0], notes)))
+    def _stable(
+        self, notes: WatchNotes, arriving: list[PacsSeries]
+    ) -> tuple[list[tuple[PacsSeries, str, int]], PacsAwayError | None]:
+        """Find the series that are stable and not done; first those with which nobody had trouble.
+
+        Returns:
+            Series with the digests and numbers of their instances; and what ended the search, if the PACS went away.
+        """
+        found: list[tuple[PacsSeries, str, int]] = []
+        away = None
+        for series in sorted(find_series(self._session, self._watching.dates), key=self._away_at):
+            try:
+                one = self._looked_at(series, notes, arriving)
+            except PacsAwayError as error:
+                self._went_away_at[series.path] += 1
+                away = error
+                break
+            if one is not None:
+                found.append((series, *one))
+        found.sort(key=lambda item: (self._away_at(item[0]), self._claims.suspicion(_claim_of(item[0], notes))))
+        return found, away
+
+    def _looked_at(self, series: PacsSeries, notes: WatchNotes, arriving: list[PacsSeries]) -> tuple[str, int] | None:
+        """Return digest and number of a series' instances; None: it is not stable, or nothing is to be done for it."""
+        if not self._options.series.may_fit(series.description):
+            return None
+        note = notes.read(series)
+        seen = self._seen.get(series) if series.instances is not None else None
+        if note is not None and seen is not None and self._is_ended(series, note, notes, seen):
+            return None  # it has as many instances as when its set was looked at
+        if not (uids := self._instances(series)):
+            return None
+        digest = digest_of_instances(uids)
+        if note is not None and self._is_ended(series, note, notes, digest):
+            self._seen[series] = digest
+            return None
+        if not self._stability.is_stable(series.path, digest):
+            arriving.append(series)
+            return None
+        if note is not None and note.instances != digest:
+            logger.warning(
+                "%s: had %d instances when it was done, has %d now: done again as a new input",
+                series.label, note.count, len(uids),
+            )  # fmt: skip
+        return digest, len(uids)
+
+    def _away_at(self, series: PacsSeries) -> int:
+        """Return how often the PACS went away when this series was asked for: it may be the reason."""
+        return self._went_away_at[series.path]
 
     def _instances(self, series: PacsSeries) -> frozenset[str]:
         """Return the instances of a series; none where the PACS cannot list those of this one, which stops no other."""
@@ -351,6 +378,9 @@ class Watcher:
             self._seen[series] = digest
             self._stability.forget(series.path)
             is_done = True
+        except PacsAwayError:
+            self._went_away_at[series.path] += 1
+            raise
         finally:
             self._claims.drop(claim, is_done=is_done)
         return True

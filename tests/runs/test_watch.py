@@ -239,6 +239,25 @@ def test_a_series_that_the_pacs_cannot_list_stops_no_other(place, caplog):
     assert "passed over" in caplog.text
 
 
+def test_a_series_at_which_the_pacs_goes_away_hides_no_other(place):
+    """The one that comes first takes the PACS down each time."""
+    item = '{"0020000D": {"Value": ["1.2"]}, "0020000E": {"Value": ["%s"]}}'
+
+    def answer(asked):
+        if "1.3/instances" in asked.path:
+            return Said(503)
+        return Said(body=b"[]" if "instances" in asked.path else f"[{item % '1.3'}, {item % '1.4'}]".encode())
+
+    looks = iter([None])  # one more look, then the end
+    with (
+        canned_pacs(answer) as (place.url, asked),
+        place.watcher(once=False, sleep=lambda _: next(looks)) as watcher,
+        pytest.raises(StopIteration),
+    ):
+        watcher.run()
+    assert any("1.4/instances" in one.path for one in asked)
+
+
 @pytest.mark.parametrize("text", ["2026", "20261301", "a-b", "-", "20260101-20260102-", "20260101 "])
 def test_dates_that_are_none_are_refused(text):
     with pytest.raises(ValueError, match="expected a date"):

@@ -105,11 +105,11 @@ class Orthanc:
 
     def send(self, folder: Path) -> None:
         """Send the files of a folder by C-STORE."""
-        done = subprocess.run(
-            ["dcmsend", "-aet", "SCANNER", "-aec", "ORTHANC", "+sd", "127.0.0.1", str(self.dicom_port), str(folder)],
-            check=False, capture_output=True, text=True, timeout=600,
-        )  # fmt: skip
-        assert done.returncode == 0, f"{done.stdout}{done.stderr}{self.log.read_text()[-3000:]}"
+        words = ["-v", "-aet", "SCANNER", "-aec", "ORTHANC", "+sd", "127.0.0.1", str(self.dicom_port), str(folder)]
+        done = subprocess.run(["dcmsend", *words], check=False, capture_output=True, text=True, timeout=600)
+        told = f"{done.stdout}{done.stderr}"
+        assert done.returncode == 0, f"{told}{self.log.read_text()[-3000:]}"
+        assert "NOT sent" not in told, told  # which is no failure to dcmsend
 
     def put(self, *paths: Path) -> None:
         """Store files by its own interface, the quickest way."""
