@@ -3,13 +3,13 @@
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ctseg.errors import InputError, SetupError
 from ctseg.files.dataset_cases import DatasetProblem, LabelledCase
+from ctseg.files.dicom.choosing import fits
 from ctseg.files.dicom.label_objects import LabelObject
 from ctseg.files.dicom.series import CtSeries
 
@@ -134,7 +134,7 @@ def _parts(names_by_label: Mapping[str, Sequence[str]], most_names: int) -> Iter
 
 
 def _matching(names: Sequence[str], pattern: str) -> tuple[str, ...]:
-    return tuple(name for name in names if fnmatchcase(name.strip().casefold(), pattern.casefold()))
+    return tuple(name for name in names if fits(name.strip(), pattern))
 
 
 def _listed(objects: Sequence[LabelObject]) -> str:

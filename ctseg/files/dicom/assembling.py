@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ctseg.files.dicom.frames import CtFile, Frame
-from ctseg.files.dicom.kinds import COMPRESSED, UNCOMPRESSED
+from ctseg.files.dicom.kinds import COMPRESSED, UNCOMPRESSED, WHOLE_BITS
 from ctseg.files.dicom.series import CtSeries, CtSlice
 from ctseg.files.dicom.stack import Stack, StackError, stack_of
 
@@ -84,7 +84,7 @@ def _check_voxels(files: Sequence[CtFile]) -> None:
         raise StackError("its slices do not say their size (Rows, Columns): export the series again")
     kinds = {(file.bits[0], file.bits[3]) for file in files}
     for bits, sign in kinds:
-        if bits not in (8, 16, 32) or sign not in (0, 1):
+        if bits not in WHOLE_BITS or sign not in (0, 1):
             raise StackError(
                 "expected numbers of 8, 16 or 32 bits, with a sign or without (BitsAllocated, PixelRepresentation), "
                 f"found {bits} bits: export the series again"
@@ -129,7 +129,7 @@ def _described(
         orientation_lps=orientation,
         pixel_spacing_mm=spacing,
         step_lps_mm=step,
-        stored_dtype=f"{'' if first.bits[3] else 'u'}int{first.bits[0] if first.bits[0] in (8, 16, 32) else 16}",
+        stored_dtype=f"{'' if first.bits[3] else 'u'}int{first.bits[0] if first.bits[0] in WHOLE_BITS else 16}",
         tags=first.tags,
         stored_range=None if problem else _stored_range(files),
         problem=problem,

@@ -74,5 +74,10 @@ def slices_from_text(text: str) -> tuple[int, int | None]:
     return least, most if found["range"] else least
 
 
+def fits(text: str, pattern: str) -> bool:
+    """Whether a text fits a pattern: ``*`` is any text, ``?`` any character, all else itself, in capitals or not."""
+    return fnmatch.fnmatchcase(text.casefold(), pattern.casefold().replace("[", "[[]"))
+
+
 def _fits(patterns: Sequence[str], texts: Sequence[str]) -> bool:
-    return any(fnmatch.fnmatchcase(text.casefold(), pattern.casefold()) for pattern in patterns for text in texts)
+    return any(fits(text, pattern) for pattern in patterns for text in texts)

@@ -123,8 +123,9 @@ TAGS = (
 )  # fmt: skip
 """Of a header, by keyword, all that is looked at."""
 _OF_FILE = ("TemporalPositionIdentifier", "AcquisitionNumber", "ConvolutionKernel", "ImageType", "AcquisitionTime")
-_OF_FRAME_CONTENT = ("StackID", "TemporalPositionIndex")
+_OF_FRAME_CONTENT = ("StackID", "TemporalPositionIndex", "FrameAcquisitionNumber")
 _OF_FRAME_TYPE = ("FrameType",)
+_OF_RECONSTRUCTION = ("ConvolutionKernel",)
 
 
 def file_of(path: Path, dataset: Dataset, meta: Dataset, syntax_uid: str, keywords: Sequence[str] = ()) -> CtFile:
@@ -201,6 +202,7 @@ def _frame_of_many(number: int, frame: Dataset, shared: Dataset, of_file: tuple[
     told_apart = (
         *_told_apart(group("FrameContentSequence"), _OF_FRAME_CONTENT),
         *_told_apart(group("CTImageFrameTypeSequence"), _OF_FRAME_TYPE),
+        *_told_apart(group("CTReconstructionSequence"), _OF_RECONSTRUCTION),
         *of_file,
     )
     return _frame(

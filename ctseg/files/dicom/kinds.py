@@ -62,6 +62,8 @@ DEFLATED = "1.2.840.10008.1.2.1.99"
 EXPLICIT_BIG_ENDIAN = "1.2.840.10008.1.2.2"
 UNCOMPRESSED = (IMPLICIT_LITTLE_ENDIAN, EXPLICIT_LITTLE_ENDIAN, DEFLATED, EXPLICIT_BIG_ENDIAN)
 """Transfer syntaxes whose voxels are as they are."""
+WHOLE_BITS = (8, 16, 32)
+"""BitsAllocated of numbers that are read."""
 RLE = "1.2.840.10008.1.2.5"
 LOSSY = tuple(f"1.2.840.10008.1.2.4.{number}" for number in (50, 51, 53, 55))
 """JPEG: baseline, extended and progressive."""

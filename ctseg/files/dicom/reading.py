@@ -24,6 +24,7 @@ from ctseg.files.dicom.kinds import (
     EXPLICIT_LITTLE_ENDIAN,
     IMPLICIT_LITTLE_ENDIAN,
     MULTI_FRAME_CT,
+    WHOLE_BITS,
     kind_of_class,
 )
 from ctseg.files.regular import open_regular
@@ -36,6 +37,8 @@ _MOST_INFLATED = 1 << 24
 """Bytes of a deflated file that are looked at."""
 _MOST_FRAGMENTS = 1 << 20
 """Of compressed voxels, that are counted."""
+_PADDING = 16
+"""Bytes behind voxels that say nothing of their size; as many as a row has would."""
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 _PIXEL_GROUP, _PIXEL_DATA, _PIXEL_ELEMENTS = 0x7FE0, 0x7FE00010, (0x0010, 0x0008, 0x0009)
 _META_GROUP, _LAST_GROUP_OF_SERIES = 0x0002, 0x0020
@@ -232,8 +235,12 @@ class _Voxels:
             return None
         expected = found.rows * found.columns * found.samples * ((found.bits[0] or 0) // 8) * len(found.frames)
         there = min(self._length, size - self.at)
-        told = f"cut off ({there} of {expected} bytes of voxels are there): copy them again"
-        return told if there < expected else None
+        if there < expected:
+            return f"cut off ({there} of {expected} bytes of voxels are there): copy them again"
+        row = expected // max(1, found.rows * len(found.frames))
+        if row and found.bits[0] in WHOLE_BITS and there - expected >= max(_PADDING, row):
+            return f"{there} bytes of voxels, where Rows, Columns and BitsAllocated say {expected}: export them again"
+        return None
 
     def _has_all_fragments(self, size: int, frames: int) -> bool:
         """Whether compressed voxels end as they should, with at least a fragment for each frame."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TypeAlias
 
 import numpy as np
@@ -19,6 +20,8 @@ _SAME_PLACE_MM = 1e-3
 """Slices that lie closer together are two of the same place."""
 _OFF_THE_LINE_MM, _OFF_THE_LINE_STEPS = 0.05, 0.02
 """How far a slice may lie from its place at equal steps, whichever is more."""
+_MOST_OFF_STEPS = 0.2
+"""How far at most, where steps are small: one slice that is missing moves another one by 0.25 of a step at least."""
 _LOST_STEPS = 0.1
 """How far a gap may be from a whole number of steps to look like slices that are missing."""
 _SHEAR_MM, _SHEAR_VOXELS = 0.1, 0.05
@@ -30,9 +33,13 @@ _TOLD_MM = 0.01
 _FARTHEST_MM = 1e5
 _SMALLEST_MM, _LARGEST_MM = 1e-3, 1e3
 """Of a voxel."""
-_LARGEST_RESCALE = 1e6
+_SMALLEST_SLOPE, _LARGEST_RESCALE = 1e-7, 1e6
 _OF_ONE_VOLUME = ("StackID", "TemporalPositionIndex", "FrameType")
 """What all frames of a volume have in common."""
+_NOT_IN_TURN = (
+    "TemporalPositionIdentifier", "AcquisitionNumber", "FrameAcquisitionNumber", "ConvolutionKernel", "ImageType",
+)  # fmt: skip
+"""What may change along a volume, such as from one rotation to the next, but not back and forth."""
 _SHOWN = 3
 
 
@@ -83,7 +90,7 @@ def stack_of(frames: Sequence[Frame], rows: int) -> Stack:
         step, told_of_gaps = length * normal, ""
     else:
         positions = positions[list(order)]
-        _check_one_volume(frames, positions @ normal)
+        _check_one_volume([frames[index] for index in order], positions @ normal)
         step = (positions[-1] - positions[0]) / (len(order) - 1)
         _check_steps(positions, step, normal)
         told_of_step = _check_shear(step, normal, len(order), _most_displaced_mm(spacing))
@@ -101,7 +108,7 @@ def _check_rescale(frames: Sequence[Frame]) -> None:
         )
     for frame in frames:
         slope, intercept = frame.slope or 0.0, frame.intercept or 0.0
-        if not 0 < abs(slope) <= _LARGEST_RESCALE or abs(intercept) > _LARGEST_RESCALE:
+        if not _SMALLEST_SLOPE <= abs(slope) <= _LARGEST_RESCALE or abs(intercept) > _LARGEST_RESCALE:
             raise StackError(
                 f"a slice has the slope {slope:g} and the intercept {intercept:g} (RescaleSlope, RescaleIntercept), "
                 "which give no HU: export the series again"
@@ -208,8 +215,8 @@ def _check_one_volume(frames: Sequence[Frame], places_mm: Vectors) -> None:
     """Refuse slices of several volumes.
 
     Args:
-        frames: In any order.
-        places_mm: Where they lie along the normal, in order.
+        frames: In order of their places.
+        places_mm: Where they lie along the normal.
     """
     apart = _what_differs(frames)
     places = 1 + int((np.diff(places_mm) >= _SAME_PLACE_MM).sum())
@@ -225,6 +232,17 @@ def _check_one_volume(frames: Sequence[Frame], places_mm: Vectors) -> None:
             f"its frames differ in {' and '.join(of_frames)}, so it holds several volumes: give each a "
             "series of its own"
         )
+    if in_turn := [keyword for keyword in _NOT_IN_TURN if _take_turns([_value(frame, keyword) for frame in frames])]:
+        raise StackError(
+            f"its slices alternate in {' and '.join(in_turn)}, so it holds several volumes between whose slices those "
+            "of the others lie: give each a series of its own"
+        )
+
+
+def _take_turns(values: Sequence[str]) -> bool:
+    """Whether values come back more often than by one part of a volume, for each, that was taken once more."""
+    changes = sum(one != other for one, other in pairwise(values))
+    return changes > 2 * (len(set(values)) - 1)
 
 
 def _what_differs(frames: Sequence[Frame]) -> list[str]:
@@ -237,17 +255,21 @@ def _values(frames: Sequence[Frame], keyword: str) -> set[str]:
     return {value for frame in frames for key, value in frame.told_apart if key == keyword}
 
 
+def _value(frame: Frame, keyword: str) -> str:
+    return next((value for key, value in frame.told_apart if key == keyword), "")
+
+
 def _check_steps(positions: Vectors, step: Vectors, normal: Vectors) -> None:
     """Refuse slices that do not follow each other at equal steps."""
     length = float(np.linalg.norm(step))
-    limit = max(_OFF_THE_LINE_MM, _OFF_THE_LINE_STEPS * length)
+    limit = _most_off_mm(length)
     off = np.linalg.norm(positions - positions[0] - np.arange(len(positions))[:, None] * step, axis=1)
     if off.max() <= limit:
         return
     places = positions @ normal
     gaps = np.diff(places)
     usual = float(np.sort(gaps)[(gaps.size - 1) // 2])
-    odd = np.flatnonzero(np.abs(gaps - usual) > max(_OFF_THE_LINE_MM, _OFF_THE_LINE_STEPS * usual))
+    odd = np.flatnonzero(np.abs(gaps - usual) > _most_off_mm(usual))
     if not odd.size:
         worst = int(off.argmax())
         raise StackError(
@@ -263,6 +285,10 @@ def _check_steps(positions: Vectors, step: Vectors, normal: Vectors) -> None:
         lost = int((multiples.round() - 1).sum())
         raise StackError(f"{found}: {lost} slice{'s are' if lost > 1 else ' is'} missing: copy the whole series again")
     raise StackError(f"{found}: export it with equal steps, or each part as a series of its own")
+
+
+def _most_off_mm(step_mm: float) -> float:
+    return min(max(_OFF_THE_LINE_MM, _OFF_THE_LINE_STEPS * step_mm), _MOST_OFF_STEPS * step_mm)
 
 
 def _check_shear(step: Vectors, normal: Vectors, count: int, limit_mm: float) -> str:

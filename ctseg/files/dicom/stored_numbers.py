@@ -16,7 +16,7 @@ from pydicom.tag import BaseTag, SequenceDelimiterTag, Tag
 
 from ctseg.files.dicom.codecs import CodecError, StoredForm, decoded
 from ctseg.files.dicom.elements import uid_of, unsigned_of, whole_number_of
-from ctseg.files.dicom.kinds import DEFLATED, EXPLICIT_BIG_ENDIAN, IMPLICIT_LITTLE_ENDIAN, RLE, UNCOMPRESSED
+from ctseg.files.dicom.kinds import DEFLATED, EXPLICIT_BIG_ENDIAN, IMPLICIT_LITTLE_ENDIAN, RLE, UNCOMPRESSED, WHOLE_BITS
 from ctseg.files.regular import open_regular
 
 START_BYTES = 1 << 16
@@ -182,7 +182,7 @@ class FrameFile:
         if missing := [keyword for keyword, number in numbers.items() if number is None]:
             raise FrameError(missing[0], "none")
         rows, columns, allocated, stored, high, representation = (number or 0 for number in numbers.values())
-        whole = (16,) if self._syntax == EXPLICIT_BIG_ENDIAN else (8, 16, 32)
+        whole = (16,) if self._syntax == EXPLICIT_BIG_ENDIAN else WHOLE_BITS
         if allocated not in whole:
             raise FrameError(f"BitsAllocated {' or '.join(map(str, whole))}", f"{allocated}", _ODD)
         if not 1 < stored <= allocated or high != stored - 1:

@@ -264,6 +264,8 @@ def test_two_contents_under_one_instance_uid_are_refused(change: dict[str, objec
         ({"ModalityLUTSequence": []}, "1 of 3 files: a table"),
         ({"NumberOfFrames": 2}, "1 of 3 files: 2 frames, of which nothing says where they lie"),
         ({"PixelData": bytes(20)}, r"1 of 3 files: cut off \(20 of 40 bytes"),
+        ({"PixelData": bytes(80)}, "1 of 3 files: 80 bytes of voxels, where Rows, Columns and BitsAllocated say 40"),
+        ({"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7}, "1 of 3 files: 40 bytes of voxels, where .* say 20"),
         ({"PixelData": None}, "1 of 3 files: ended before the voxels"),
         ({"PhotometricInterpretation": "PALETTE COLOR"}, "colour in 1 of 3 files"),
     ],

@@ -99,6 +99,12 @@ def test_rules_are_patterns(rules: SeriesRules, told: str | None) -> None:
     assert rules.against(SERIES) == told
 
 
+def test_brackets_in_a_pattern_are_brackets() -> None:
+    series = replace(SERIES, description="Thorax [1.0] B30f")
+    assert SeriesRules(("thorax [1.0]*",)).against(series) is None
+    assert SeriesRules(("Thorax [[]1.0]*", "Thorax [1.0[]*", "[T]horax*")).against(series) == "description"
+
+
 def test_numbers_of_slices_are_ranges() -> None:
     found = {text: slices_from_text(text) for text in ("50-", "50-400", "-400", " 120 ")}
     assert list(found.values()) == [(50, None), (50, 400), (1, 400), (120, 120)]

@@ -116,6 +116,14 @@ def test_missing_slices_are_counted_with_their_places(lost: tuple[int, ...], mat
     refused([frame for number, frame in enumerate(frames(12)) if number not in lost], match)
 
 
+@pytest.mark.parametrize("count", [4, 5, 20, 21])
+@pytest.mark.parametrize("step_mm", [0.02, 0.1])
+def test_a_missing_slice_is_seen_however_thin_slices_are(step_mm: float, count: int) -> None:
+    slices = frames(count, step_mm=(0, 0, step_mm))
+    for lost in range(1, count - 1):
+        refused([frame for number, frame in enumerate(slices) if number != lost], "1 slice is missing|equal steps")
+
+
 def test_steps_that_vary_are_not_called_missing_slices() -> None:
     slices = [moved(frame, (0, 0, 0.4 * max(0, number - 8))) for number, frame in enumerate(frames(12))]
     refused(slices, "2.5 mm apart, but 2.9 mm from .*: export it with equal steps, or each part as a series of its own")
@@ -126,6 +134,25 @@ def test_slices_of_the_same_place_are_several_volumes_told_apart_by_a_tag() -> N
     refused(twice, "8 slices lie at 4 places.*which differ in AcquisitionNumber: give each a series of its own")
     nearly = [moved(frame, (0, 0, 5e-4 * n)) for n in range(2) for frame in frames(4)]
     refused(nearly, "8 slices lie at 4 places, so it holds several volumes, reconstructions or points in time: give")
+
+
+def tagged(values: str, keyword: str) -> list[Frame]:
+    slices = frames(len(values))
+    return [replace(frame, told_apart=((keyword, value),)) for frame, value in zip(slices, values, strict=True)]
+
+
+@pytest.mark.parametrize(
+    "keyword",
+    ["AcquisitionNumber", "FrameAcquisitionNumber", "TemporalPositionIdentifier", "ConvolutionKernel", "ImageType"],
+)
+@pytest.mark.parametrize("values", ["abababab", "aaababbb", "aabbaabb", "abcabcabc"])
+def test_volumes_whose_slices_lie_between_each_other_are_refused(keyword: str, values: str) -> None:
+    refused(tagged(values, keyword)[::-1], f"slices alternate in {keyword}, so it holds several volumes between")
+
+
+@pytest.mark.parametrize("values", ["aaaabbbb", "aabbccdd", "abcdefgh", "aaabaaaa", "aaabbaaa", "aabbaacc"])
+def test_rotations_along_a_volume_of_which_one_was_taken_again_are_one_volume(values: str) -> None:
+    assert stack_of(tagged(values, "AcquisitionNumber"), ROWS).order == tuple(range(8))
 
 
 @pytest.mark.parametrize("keyword", ["StackID", "TemporalPositionIndex", "FrameType"])
@@ -181,6 +208,7 @@ def test_axes_that_are_nearly_at_right_angles_are_made_so_and_told() -> None:
         ({"slope": None}, r"HU \(RescaleSlope, RescaleIntercept\) is missing in 1 of 8 slices: export"),
         ({"intercept": None}, "what makes numbers HU .* is missing in 1 of 8 slices"),
         ({"slope": 0.0}, "the slope 0 and the intercept -1024 .* give no HU: export"),
+        ({"slope": -1e-9}, "the slope -1e-09 and the intercept -1024"),
         ({"slope": 1e30}, r"the slope 1e\+30 and the intercept -1024"),
     ],
 )
