@@ -21,7 +21,7 @@ from ctseg.predict.outcomes import CaseError, MadeBy, MadeByMember, Options, Out
 from ctseg.predict.presence import Presence
 from ctseg.predict.progress import Progress
 from ctseg.predict.segmenter import CaseSegmenter
-from ctseg.predict.staged_case import CaseStager
+from ctseg.predict.staged_case import CaseStager, LabelsAtHand
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +65,7 @@ class CaseWork:
         self.ledger = Ledger(output, presence, overwrite=options.overwrite)
         self.ended: dict[str, Outcome] = {}
         self._segmenter = segmenter
+        self._output = output
         self._options = options
         self._progress = progress
         self._made_by = made_by_of(segmenter, presence.run, options, list_digest)
@@ -217,29 +218,33 @@ class CaseWork:
         Returns:
             None where the run was stopped or the server went away: what fails then is no failure of the case.
         """
-        names, formats = self._stager.names(case), self._formats(case)
+        names, (formats, at_hand) = self._stager.names(case), self._formats(case)
         try:
             if foreign := self.ledger.foreign(claim, self._stager.wanted(case, formats)):
                 return self.ledger.put(claim, Staged(self.ledger.kept(case, self._blank(case), foreign)), stale=())
-            staged = self._try(case, index, formats) if failed is None else Staged(self._failed(case, failed))
+            staged = self._try(case, index, formats, at_hand) if failed is None else Staged(self._failed(case, failed))
             if staged is None or self.stopped.is_set():
                 return None
             return self.ledger.put(claim, staged, stale=names)
         finally:
             self._stager.clear(case)
 
-    def _formats(self, case: Case) -> tuple[OutputFormat, ...]:
-        """Return the formats in which a case is written: those that are asked for.
+    def _formats(self, case: Case) -> tuple[tuple[OutputFormat, ...], LabelsAtHand | None]:
+        """Return the formats in which a case is written, and its label map if that is there: those that are asked for.
 
         Where a run goes on, those too that stand there of the same labels, so that all of them stay one set.
         """
         files = self._stager.case_files
         formats = files.asked(case)
-        if self._options.continue_prediction and (earlier := self.ledger.still_there(case, self._made_by)) is not None:
-            formats += tuple(format_ for format_ in files.written_before(case, earlier) if format_ not in formats)
-        return formats
+        if not self._options.continue_prediction or (earlier := self.ledger.still_there(case, self._made_by)) is None:
+            return formats, None
+        there = files.written_before(case, earlier)
+        at_hand = LabelsAtHand(self._output / files.names(case)["nifti"], earlier) if "nifti" in there else None
+        return formats + tuple(format_ for format_ in there if format_ not in formats), at_hand
 
-    def _try(self, case: Case, index: int, formats: Sequence[OutputFormat]) -> Staged | None:
+    def _try(
+        self, case: Case, index: int, formats: Sequence[OutputFormat], at_hand: LabelsAtHand | None
+    ) -> Staged | None:
         """Segment a case into the run's own folder; whatever goes wrong, the outcome names it.
 
         Returns:
@@ -249,7 +254,7 @@ class CaseWork:
             OutputError: It could not be written.
         """
         try:
-            return self._stager.stage(case, index, self._is_over, formats)
+            return self._stager.stage(case, index, self._is_over, formats, at_hand)
         except OutputError:
             raise
         except Exception as error:

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from ctseg.arrays import LabelMap
 from ctseg.errors import InputError
 from ctseg.files.atomic import longest_name
 from ctseg.files.cases import Case
+from ctseg.files.digests import sha256_of_file
 from ctseg.files.identity import KnownFile, known, printable, stamp_of
 from ctseg.files.probabilities import ProbabilityFile
 from ctseg.files.volume import Volume, read_label_map, read_volume, read_volume_header
@@ -24,10 +26,46 @@ from ctseg.predict.options import BatchOptions, OutputFormat
 from ctseg.predict.outcomes import FailedFormat, MadeBy, Outcome, RanOn
 from ctseg.predict.predictor import Runner
 from ctseg.predict.progress import Progress, StageClock
-from ctseg.predict.segment import CaseContext
+from ctseg.predict.segment import CaseContext, Segmentation
 from ctseg.predict.segmenter import CaseSegmenter
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LabelsAtHand:
+    """The label map of a case that was segmented before, by the same model with the same options.
+
+    Attributes:
+        path: Its file, which is still as it was written.
+        outcome: Of the case.
+    """
+
+    path: Path
+    outcome: Outcome
+
+    def segmentation(self, volume: Volume, reader: Reader, inputs: Sequence[KnownFile]) -> Segmentation | None:
+        """Return the labels as if they had just been made; None: they are not those of the scan, or cannot be read.
+
+        Args:
+            volume: The scan.
+            reader: By which it was read.
+            inputs: The bytes that were read.
+        """
+        outcome = self.outcome
+        if [part.sha256 for part in inputs] != [part.sha256 for part in outcome.inputs]:
+            return None
+        try:
+            labels = read_label_map(self.path, reader, volume)
+            if sha256_of_file(self.path) not in {file.sha256 for file in outcome.outputs}:
+                return None
+        except (InputError, OSError):
+            return None
+        logger.info("%s: its label map is there, the network is not asked again", outcome.case)
+        return Segmentation(
+            labels, outcome.windows, outcome.bytes_sent, outcome.bytes_received, outcome.warnings,
+            outcome.server_seconds,
+        )  # fmt: skip
 
 
 class CaseStager:
@@ -63,7 +101,12 @@ class CaseStager:
         self.case_files = CaseFiles(segmenter.contract, options, made_by, longest_name=longest_name(scratch))
 
     def stage(
-        self, case: Case, index: int, is_over: Callable[[], bool], formats: Sequence[OutputFormat] | None = None
+        self,
+        case: Case,
+        index: int,
+        is_over: Callable[[], bool],
+        formats: Sequence[OutputFormat] | None = None,
+        at_hand: LabelsAtHand | None = None,
     ) -> Staged:
         """Read, segment and write one case into the run's own folder, once there is memory for it.
 
@@ -72,6 +115,7 @@ class CaseStager:
             index: Of the case among all; smaller goes first on the network.
             is_over: Whether nothing more is to begin, asked once there is memory.
             formats: In which it is written; None: those that are asked for.
+            at_hand: Labels that need not be made again; what cannot be read of them is.
 
         Raises:
             InputError: The scan cannot be segmented, or be written in none of the formats.
@@ -96,9 +140,14 @@ class CaseStager:
                 raise CancelledError
             with clock.stage("read"):
                 volume, previous, inputs = _read(case, contract.reader)
-            before = self._segmenter.identity.runners
-            result = self._segmenter.segment(volume, CaseContext(index, clock, probabilities, previous))
-            ran_on = _ran_on(before, self._segmenter.identity.runners)
+            result: Segmentation | None = None
+            ran_on: tuple[RanOn, ...] = ()
+            if at_hand is not None and not saves_probabilities:
+                result, ran_on = at_hand.segmentation(volume, contract.reader, inputs), at_hand.outcome.ran_on
+            if result is None:
+                before = self._segmenter.identity.runners
+                result = self._segmenter.segment(volume, CaseContext(index, clock, probabilities, previous))
+                ran_on = _ran_on(before, self._segmenter.identity.runners)
             del previous
             with clock.stage("write"):
                 volumes = volumes_ml(result.labels, contract.labels, volume.geometry.spacing_mm)
@@ -111,7 +160,7 @@ class CaseStager:
             case=printable(case.name), status="ok", made_by=self._made_by, inputs=inputs,
             volumes_ml=volumes, seconds=clock.seconds, windows=result.windows, bytes_sent=result.bytes_sent,
             bytes_received=result.bytes_received,
-            warnings=(*warnings, *result.warnings, *_mixes(ran_on), *written.warnings),
+            warnings=tuple(dict.fromkeys((*warnings, *result.warnings, *_mixes(ran_on), *written.warnings))),
             ran_on=ran_on, server_seconds=result.server_seconds, **written.said,
         ), written.files)  # fmt: skip
 

@@ -342,6 +342,26 @@ def test_a_run_that_goes_on_makes_what_is_missing_and_keeps_the_rest_as_one_set(
     assert written(tmp_path / "out") == after
 
 
+def test_a_format_that_is_added_asks_the_network_only_where_the_label_map_is_not_there(one, tmp_path):
+    def go_on(**options: Any) -> tuple[int, Outcome]:
+        predictor = ThresholdPredictor()
+        (case,) = run(one, tmp_path / "out", predictor, continue_prediction=True, **options).cases
+        assert case.status == "ok"
+        return predictor.calls, case
+
+    calls, first = go_on(output_formats=("nifti",))
+    assert calls > 0
+    added, case = go_on(output_formats=ALL)
+    assert added == 0
+    assert (case.windows, case.volumes_ml) == (first.windows, first.volumes_ml)
+    at_once = run(one, tmp_path / "at_once", output_formats=ALL).cases[0]
+    assert [file.sha256 for file in case.outputs] == [file.sha256 for file in at_once.outputs]
+    (label_map,) = (tmp_path / "out").glob("*.nii.gz")
+    label_map.unlink()
+    assert go_on(output_formats=ALL)[0] == calls
+    assert go_on(output_formats=ALL, save_probabilities=True)[0] == calls
+
+
 def test_an_object_that_a_person_corrected_stays_and_stops_no_other_format(one, tmp_path):
     run(one, tmp_path / "out", output_formats=("nifti", "dicom_rtstruct"))
     (corrected,) = (tmp_path / "out").glob("*.rtstruct.dcm")
