@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from datetime import date
 from typing import Any
 
 from pydicom.datadict import dictionary_VR
@@ -61,8 +62,8 @@ def patient_and_study(header: Dataset) -> Dataset:
 def content_moment(header: Dataset) -> tuple[str, str]:
     """Return the date (DA) and time (TM) of the images' content, which ours takes over: it is made anew equal."""
     for of in ("Content", "Acquisition", "Series", "Study"):
-        if date := valid_value(header, f"{of}Date"):
-            return date, valid_value(header, f"{of}Time") or _NO_MOMENT[1]
+        if day := valid_value(header, f"{of}Date"):
+            return day, valid_value(header, f"{of}Time") or _NO_MOMENT[1]
     return _NO_MOMENT
 
 
@@ -88,13 +89,21 @@ def valid_text(value: Any, vr: str) -> str:
         groups = ["^".join(group.split("^")[:_NAME_PARTS])[: _LONGEST[vr]].strip(" ") for group in text.split("=")]
         return "=".join(groups[:_NAME_GROUPS])
     if vr in _FORMS:
-        return text if _FORMS[vr].fullmatch(text) else ""
+        return text if _FORMS[vr].fullmatch(text) and (vr != "DA" or _is_day(text)) else ""
     return text[: _LONGEST.get(vr)].rstrip(" ")
 
 
 def is_uid(value: str) -> bool:
     """Return whether a text can stand where a UID is."""
     return _FORMS["UI"].fullmatch(value) is not None
+
+
+def _is_day(text: str) -> bool:
+    try:
+        date(int(text[:4]), int(text[4:6]), int(text[6:]))
+    except ValueError:  # 30 February, or the year 0
+        return False
+    return True
 
 
 def _is_printed(character: str) -> bool:

@@ -222,7 +222,7 @@ def _description(segment: Segment, result: DicomResult) -> SegmentDescription:
     maker = result.maker
     described = SegmentDescription(
         segment_number=segment.number,
-        segment_label=valid_text(shown.display_name or segment.name, "LO"),
+        segment_label=valid_text(shown.display_name or segment.name, "LO") or f"label {segment.number}",
         segmented_property_category=concept(shown.category),
         segmented_property_type=concept(shown.type),
         algorithm_type="AUTOMATIC",
@@ -267,7 +267,8 @@ def tracking_uid(segment: Segment, result: DicomResult) -> str:
 
 def concept(code: Code) -> CodedConcept:
     """Return a code as DICOM writes it."""
-    return CodedConcept(valid_text(code.value, "LO"), valid_text(code.scheme, "SH"), valid_text(code.meaning, "LO"))
+    value = valid_text(code.value, "LO")
+    return CodedConcept(value, valid_text(code.scheme, "SH"), valid_text(code.meaning, "LO") or value)
 
 
 def _refer(made: Dataset, series: CtSeries, slices: Sequence[CtSlice]) -> None:

@@ -251,7 +251,7 @@ def _roi(segment: Segment, series: CtSeries) -> Dataset:
     roi = Dataset()
     roi.ROINumber = segment.number
     roi.ReferencedFrameOfReferenceUID = series.frame_of_reference_uid
-    roi.ROIName = valid_text(segment.name, "LO")
+    roi.ROIName = valid_text(segment.name, "LO") or f"label {segment.number}"
     if segment.presentation.display_name:
         roi.ROIDescription = valid_text(segment.presentation.display_name, "ST")
     roi.ROIGenerationAlgorithm = "AUTOMATIC"
@@ -305,5 +305,5 @@ def _code(code: Code) -> Dataset:
     item = Dataset()
     setattr(item, "CodeValue" if len(code.value) <= 16 else "LongCodeValue", valid_text(code.value, "UC"))
     item.CodingSchemeDesignator = valid_text(code.scheme, "SH")
-    item.CodeMeaning = valid_text(code.meaning, "LO")
+    item.CodeMeaning = valid_text(code.meaning, "LO") or valid_text(code.value, "LO")
     return item

@@ -286,8 +286,8 @@ def test_malformed_tags_of_the_source_leave_a_valid_object_and_say_nothing(tmp_p
             StudyID="a study of more than sixteen letters",
             PatientName="Doe\\Jane^^^^^=x=y=z" + "n" * 100,
             PatientBirthDate="01.02.1970",
-            StudyDate="Doe",
-            ContentDate="2026-01-02",
+            StudyDate="00000101",
+            ContentDate="20260230",
             AcquisitionDate=None,
             PatientSex="female",
             PatientAge="about 50",
@@ -302,12 +302,14 @@ def test_malformed_tags_of_the_source_leave_a_valid_object_and_say_nothing(tmp_p
         set_raw(dataset, "PatientID", "LO", b" 00\x0042  7\x1b")
     series = write_ct(tmp_path / "ct", made)
     with caplog.at_level(logging.DEBUG):
-        path = written(tmp_path / "seg.dcm", some_labels(SHAPE), result_of(series))
+        segments = (SEGMENTS[0], replace(SEGMENTS[1], name="\t", presentation=LIVER), SEGMENTS[2])
+        path = written(tmp_path / "seg.dcm", some_labels(SHAPE), result_of(series, segments=segments))
     assert (capfd.readouterr(), caplog.records, list(recwarn)) == (("", ""), [], [])
     assert not [line for line in dciodvfy_findings(path, ALLOWED_OF_SOURCE) if line.startswith("Error")]
     read = segread(path)
     assert (read.StudyID, read.PatientID) == ("a study of more", "00 42  7")
     assert read.PatientName == "Doe Jane^^^^=x=y"
+    assert read.SegmentSequence[1].SegmentLabel == "label 2"
     for keyword in ("PatientBirthDate", "StudyDate", "StudyTime", "PatientSex", "AccessionNumber"):
         assert read[keyword].value in ("", None), keyword
     assert (read.ContentDate, read.ContentTime) == ("20260102", "101500")  # the series'
