@@ -124,9 +124,9 @@ class CaseFiles:
         return tuple(format_ for format_ in self.names(case) if format_ in formats and format_ not in refused)
 
     def written_before(self, case: Case, outcome: Outcome) -> tuple[OutputFormat, ...]:
-        """Return the formats that an outcome has of a case."""
+        """Return the formats that an outcome has of a case, and those without which they cannot be written again."""
         written = {file.name for file in outcome.outputs}
-        return tuple(format_ for format_, name in self.names(case).items() if name in written)
+        return _with_needed([format_ for format_, name in self.names(case).items() if name in written])
 
     def why_stale(self, case: Case, outcome: Outcome) -> str | None:
         """Return why the DICOM objects of an outcome are not those that would be written of its labels now.
@@ -323,7 +323,12 @@ def formats_of(case: Case, options: BatchOptions) -> tuple[OutputFormat, ...]:
     asked = options.output_formats
     if asked is None:
         return ("nifti",) if series_of(case) is None else ("nifti", "dicom_seg")
-    wanted = {*asked, *(("dicom_seg",) if "dicom_sr" in asked else ())}
+    return _with_needed(asked)
+
+
+def _with_needed(formats: Collection[OutputFormat]) -> tuple[OutputFormat, ...]:
+    """Return formats and those to which they refer, in the order in which they are written."""
+    wanted = {*formats, *(("dicom_seg",) if "dicom_sr" in formats else ())}
     return tuple(format_ for format_ in OUTPUT_FORMATS if format_ in wanted)
 
 

@@ -340,6 +340,10 @@ def test_a_run_that_goes_on_makes_what_is_missing_and_keeps_the_rest_as_one_set(
     (tmp_path / "out" / next(name for name in after if name.endswith(".seg.dcm"))).unlink()
     assert go_on(codes={label_name(): LIVER}) == ("ok", {".nii", ".seg", ".rtstruct"})
     assert written(tmp_path / "out") == after
+    go_on(output_formats=ALL)
+    for ending in (".seg.dcm", ".nii.gz"):
+        next((tmp_path / "out").glob(f"*{ending}")).unlink()
+    assert go_on(output_formats=("nifti",)) == ("ok", {".nii", ".seg", ".rtstruct", ".sr"}), "the report needs its SEG"
 
 
 def test_a_format_that_is_added_asks_the_network_only_where_the_label_map_is_not_there(one, tmp_path):
