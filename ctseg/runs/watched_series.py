@@ -8,6 +8,7 @@ from pathlib import Path
 from ctseg.errors import InputError, OutputError, PacsAwayError, PacsError, ServerAwayError
 from ctseg.files.cases import Case, cases_of
 from ctseg.files.dicom.input import DicomOfInput, SeriesOfInput
+from ctseg.files.dicom.objects import uids_of
 from ctseg.files.digests import sha256_of_file
 from ctseg.files.folders import make_folder
 from ctseg.files.scans import FoundScans, find_dicom
@@ -29,6 +30,12 @@ logger = logging.getLogger(__name__)
 
 KEPT_NAME = "fetched"
 """Folder in the output folder for series that are kept."""
+
+_SHARED_NAME = CaseError(
+    type=InputError.__name__,
+    message="another series has the name of its case: add SeriesNumber or StudyInstanceUID to what names are made of",
+    settings=("case_name_from",),
+)
 
 
 class SeriesWork:
@@ -111,6 +118,8 @@ class SeriesWork:
             if not isinstance(found, SeriesOfInput):
                 return self._ended(series, blank, "left out", found)
             case = self._case(found, folder)
+            if self._is_anothers(case, found):
+                return self._ended(series, blank, "refused", _SHARED_NAME)
             if not self._again and self._are_in_the_pacs(series, case):
                 logger.info("%s: its results are in the PACS already", series.label)
                 return self._ended(series, blank.model_copy(update={"case": case.name}), "stored")
@@ -145,6 +154,11 @@ class SeriesWork:
             tell_of_formats([case], self.segmenter.contract, self._options)
             self._has_told = True
         return case
+
+    def _is_anothers(self, case: Case, item: SeriesOfInput) -> bool:
+        """Whether the files of a case's name are those of another series: one would take the place of the other."""
+        outcome = OutcomeStore(self._output).read(case.name)
+        return outcome is not None and any(known.name != item.series.label for known in outcome.inputs)
 
     def _are_in_the_pacs(self, series: PacsSeries, case: Case) -> bool:
         """Whether a PACS has results of the same content, of which this output folder knows nothing."""
@@ -193,8 +207,11 @@ class SeriesWork:
     def _stored(self, series: PacsSeries, note: WatchNote) -> WatchNote:
         """Store the objects of a series, the first ones before those that refer to them."""
         for written in note.objects:
+            path = self._output / written.name
             try:
-                is_new = store_object(self._session, self._output / written.name, self._scratch / "compared")
+                if uids_of(path).instance != written.instance_uid:  # between two steps
+                    return self._failed(series, note.model_copy(update={"objects": ()}), _SHARED_NAME)
+                is_new = store_object(self._session, path, self._scratch / "compared")
             except PacsError as error:
                 if isinstance(error, PacsAwayError) and not isinstance(error, PacsTroubledError):
                     raise

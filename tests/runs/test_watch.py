@@ -146,6 +146,14 @@ def test_a_refused_series_is_named_once_and_stops_no_other(place, caplog):
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
+def test_of_two_series_with_one_name_of_a_case_the_second_is_refused(place, caplog):
+    place.send()
+    place.send(series=5)
+    place.options = BatchOptions(mirroring=False, case_name_from=("PatientID",))
+    assert place.watch().counts == {"stored": 1, "refused": 1}
+    assert "another series has the name of its case" in caplog.text
+
+
 def test_a_series_that_grew_is_a_new_input_and_told(place, caplog):
     place.send(shape=(8, 20, 24))
     place.watch()
@@ -175,10 +183,11 @@ def test_rules_choose_by_what_the_pacs_says_and_then_by_what_the_files_say(place
 def test_a_pacs_that_goes_away_after_the_fetch_gets_its_results_later(place):
     """Without a second run of the network."""
     place.send()
-    predict = place.predictor.predict
+    predict, lock = place.predictor.predict, threading.Lock()
 
     def stops_the_pacs(patches):
-        place.orthanc.stop(signal.SIGKILL)
+        with lock:  # windows run on several threads
+            place.orthanc.stop(signal.SIGKILL)
         return predict(patches)
 
     place.predictor.predict = stops_the_pacs
