@@ -5,7 +5,7 @@ half-integer rows and columns, half a pixel from the nearest centre. A hole is j
 of no width (DICOM's keyhole), so that no contour lies within another.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,3 +114,20 @@ def mask_of(contours: "list[npt.NDArray[np.float64]]", shape: tuple[int, int]) -
         kernels.toggle_contour(np.ascontiguousarray(points), plane)
     kernels.fill_toggled(plane)
     return plane.view(np.bool_)
+
+
+def cross(contours: "Sequence[npt.NDArray[np.float64]]", shape: tuple[int, int]) -> bool:
+    """Whether a pixel's centre lies in two contours of a slice neither of which lies in the other.
+
+    Args:
+        contours: See :func:`mask_of`.
+        shape: Rows and columns of the slice.
+    """
+    depth = np.zeros(shape, np.uint16)
+    masks = [mask_of([points], shape) for points in contours]
+    for mask in sorted(masks, key=np.count_nonzero, reverse=True):
+        depths = depth[mask]
+        if depths.size and depths.min() != depths.max():
+            return True
+        depth[mask] += 1
+    return False

@@ -19,6 +19,8 @@ SAME_PLACE_MM = 0.05
 """Farthest that a corner of a frame may lie from that of its slice."""
 FRACTION_THAT_COUNTS = 0.5
 """Least fraction, of the highest, with which a voxel of a FRACTIONAL segment belongs to it."""
+_PADDING_BITS = 128
+"""Behind the last frame, that may be there; as many as a frame has are another one."""
 _SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 _Segment = npt.NDArray[np.bool_]
 
@@ -76,9 +78,15 @@ class _Read:
         """Return the segments of some names."""
         described = sorted(self._dataset.SegmentSequence, key=lambda item: int(item.SegmentNumber))
         name_of = {int(item.SegmentNumber): str(item.SegmentLabel).strip() for item in described}
+        if len(name_of) < len(described):
+            raise self._refused("several of its segments have one SegmentNumber")
         is_labelmap = self._dataset.SegmentationType == "LABELMAP"
         if is_labelmap:
-            name_of.pop(int(self._dataset.get("PixelPaddingValue", 0)), None)
+            background = int(self._dataset.get("PixelPaddingValue", 0))
+            name_of.pop(background, None)
+            known = {0, background, *name_of}
+        else:
+            known = set(name_of)
         name_of = {number: name for number, name in name_of.items() if names is None or name in names}
         shape = self._series.geometry.shape
         found = {name: np.zeros(shape, np.bool_) for name in name_of.values()}
@@ -86,14 +94,20 @@ class _Read:
         if is_labelmap:
             for z, plane in zip(slices, self._planes(), strict=True):
                 for number in np.unique(plane).tolist():
+                    self._check_known(number, known)
                     if number in name_of:
                         found[name_of[number]][z] |= plane == number
             return found
         for z, frame, plane in zip(slices, self._frames, self._planes(), strict=True):
             number = int(self._group(frame, "SegmentIdentificationSequence").ReferencedSegmentNumber)
+            self._check_known(number, known)
             if number in name_of:
                 found[name_of[number]][z] |= self._belongs(plane)
         return found
+
+    def _check_known(self, number: int, known: Collection[int]) -> None:
+        if number not in known:
+            raise self._refused(f"it has voxels of segment {number}, which it does not describe")
 
     def _planes(self) -> Iterator[npt.NDArray[Any]]:
         dataset = self._dataset
@@ -107,12 +121,14 @@ class _Read:
         size = rows * columns
         if 8 * len(packed) < size * len(self._frames):
             raise self._refused("it is cut off: its frames are not all there")
+        if 8 * len(packed) >= size * (len(self._frames) + 1) + _PADDING_BITS:
+            raise self._refused("it has voxels of more frames than it describes")
         for first in range(0, size * len(self._frames), size):
             bits = np.unpackbits(packed[first // 8 : -(-(first + size) // 8)], bitorder="little")
             yield bits[first % 8 :][:size].reshape(rows, columns)
 
     def _belongs(self, plane: npt.NDArray[Any]) -> _Segment:
-        if self._dataset.SegmentationType == "BINARY":
+        if self._dataset.SegmentationType == "BINARY" or self._dataset.BitsAllocated == 1:
             return np.asarray(plane != 0)
         return np.asarray(plane >= FRACTION_THAT_COUNTS * int(self._dataset.MaximumFractionalValue))
 

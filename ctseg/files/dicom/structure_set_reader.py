@@ -13,7 +13,7 @@ from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 
 from ctseg.errors import CtsegError, InputError
-from ctseg.files.dicom.contours import mask_of
+from ctseg.files.dicom.contours import cross, mask_of
 from ctseg.files.dicom.elements import items_of, text_of, uid_of, whole_number_of, words_of
 from ctseg.files.dicom.quiet import quiet
 from ctseg.files.dicom.series import CtSeries
@@ -81,6 +81,22 @@ def is_whole(dataset: Dataset) -> bool:
     return is_there and all(element.length in (len(element.value or b""), _UNDEFINED_LENGTH) for element in raw)
 
 
+def _edges(points: npt.NDArray[np.float64]) -> bytes:
+    """Return what contours have in common that enclose the same, wherever they begin and whichever way they go."""
+    others = np.roll(points, -1, axis=0)
+    order = np.lexsort(points.T[::-1]).argsort()
+    is_later = order > np.roll(order, -1)
+    edges = np.where(is_later[:, None], np.hstack([others, points]), np.hstack([points, others]))
+    edges = edges[(points != others).any(axis=1)]
+    content: bytes = edges[np.lexsort(edges.T)].tobytes()
+    return content
+
+
+def _reaches_out(points: npt.NDArray[np.float64], shape: tuple[int, int]) -> bool:
+    """Whether a contour, in rows and columns, leaves the slice by more than its outermost pixels."""
+    return bool((points.min(axis=0) < -1).any() or (points.max(axis=0) > shape).any())
+
+
 class _Read:
     """A structure set that is held against a series."""
 
@@ -92,6 +108,11 @@ class _Read:
         if not is_whole(dataset):
             raise self._refused("it is cut off: copy it again")
         self._names = region_names(dataset)
+        numbers = [whole_number_of(roi, "ROINumber") for roi in items_of(dataset, "StructureSetROISequence")]
+        if doubled := len(numbers) - len(set(numbers)):
+            raise self._refused(
+                f"{doubled} of its {len(numbers)} regions have the ROINumber of another one: export it again"
+            )
         along_x, along_y = np.array(series.orientation_lps).reshape(2, 3)
         self._axes = np.stack([np.cross(along_x, along_y), along_y / series.pixel_spacing_mm[0],
                                along_x / series.pixel_spacing_mm[1]], axis=1)  # fmt: skip
@@ -111,9 +132,25 @@ class _Read:
             name = self._names.get(number) if number is not None else None
             if name in found:
                 self._same_frame_of_reference(name, frames[number])
-                for z, contours in self._by_slice(name, roi).items():
+                by_slice = self._by_slice(name, roi)
+                for z, contours in by_slice.items():
                     found[name][z] |= mask_of(contours, shape[1:])
+                self._tell_of_places(name, by_slice, shape[1:])
         return found
+
+    def _tell_of_places(
+        self, name: str, by_slice: Mapping[int, list[npt.NDArray[np.float64]]], shape: tuple[int, int]
+    ) -> None:
+        """Tell of contours that nobody draws on purpose."""
+        outside = sum(_reaches_out(points, shape) for contours in by_slice.values() for points in contours)
+        crossing = sum(len(contours) > 1 and cross(contours, shape) for contours in by_slice.values())
+        told = [
+            f"{outside} of its contours reach beyond the slices, and end there" if outside else "",
+            f"contours cross in {crossing} slices, and what lies in two of them is taken as a hole" if crossing else "",
+        ]
+        if any(told):
+            text = "; ".join(filter(None, told))
+            logger.warning("%s: region %s of its structure set: %s", self._series.label, name, text)
 
     def _same_frame_of_reference(self, name: str, uid: str) -> None:
         expected = self._series.frame_of_reference_uid
@@ -129,7 +166,7 @@ class _Read:
         for kind, points in self._contours(name, roi):
             if kind not in _CLOSED:
                 passed_over["points" if kind == "POINT" else "open contours"] += 1
-            elif (content := points.tobytes()) in seen:
+            elif (content := _edges(points)) in seen:
                 passed_over["contours that repeat another one"] += 1
             else:
                 seen.add(content)

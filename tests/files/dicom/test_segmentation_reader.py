@@ -76,6 +76,24 @@ def test_half_of_the_highest_fraction_counts(tmp_path, made, series):
     np.testing.assert_array_equal(found["liver"], np.around(fractions * 255) >= 127.5)
 
 
+def test_fractions_of_one_bit_are_whole(segmentation, series):
+    expected = read_segments(segmentation, series)["liver"]
+    read = pydicom.dcmread(segmentation)
+    read.SegmentationType, read.MaximumFractionalValue = "FRACTIONAL", 255
+    read.save_as(segmentation)
+    np.testing.assert_array_equal(read_segments(segmentation, series)["liver"], expected)
+
+
+def test_values_of_a_labelmap_that_no_segment_has_are_refused(tmp_path, series):
+    path = tmp_path / "seg.dcm"
+    write_segmentation(path, some_labels(SHAPE), result_of(series, segmentation_type="LABELMAP"))
+    read = pydicom.dcmread(path)
+    read.SegmentSequence.pop()
+    read.save_as(path)
+    with pytest.raises(InputError, match="it has voxels of segment 3, which it does not describe"):
+        read_segments(path, series, ["liver"])
+
+
 def test_a_segment_of_dcmqi_is_the_label_that_slicer_drew(tmp_path, shared_data):
     odd = shared_data / "odd" / "dcmqi_3slice"
     with tarfile.open(odd / "ct_3slice_dicom.tar.xz") as archive:
@@ -103,7 +121,22 @@ def _placed_at(position):
     return change
 
 
+def _numbered_twice(read):
+    read.SegmentSequence[1].SegmentNumber = 1
+
+
+def _of_nobody(read):
+    read.PerFrameFunctionalGroupsSequence[0].SegmentIdentificationSequence[0].ReferencedSegmentNumber = 9
+
+
+def _longer(read):
+    read.PixelData += bytes(64)
+
+
 CHANGES = [
+    (_numbered_twice, "its SEG is refused: several of its segments have one SegmentNumber"),
+    (_of_nobody, "its SEG is refused: it has voxels of segment 9, which it does not describe"),
+    (_longer, "its SEG is refused: it has voxels of more frames than it describes"),
     (_moved, "its SEG is refused: a frame lies 0.2 mm from the nearest slice, 0.05 mm are allowed"),
     (_turned, "its SEG is refused: a frame lies"),
     (_placed_at(b"Doe\\J\\J"), "its SEG cannot be read (ValueError): it is cut off, or no valid DICOM"),

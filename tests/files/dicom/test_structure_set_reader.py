@@ -1,5 +1,6 @@
 """Regions of structure sets, ctseg's and others', as voxels; what lies elsewhere is refused by name."""
 
+import copy
 import logging
 import os
 from dataclasses import replace
@@ -128,6 +129,44 @@ def test_points_open_and_repeated_contours_are_passed_over_and_told(series, one_
     (record,) = caplog.records
     told = "passed over 1 contours that repeat another one, 1 open contours, 1 points"
     assert record.message == f"{series.label}: region liver of its structure set: {told}"
+
+
+@pytest.mark.parametrize("turn", [0, 1, 3])
+@pytest.mark.parametrize("direction", [1, -1])
+def test_a_contour_is_repeated_wherever_it_begins_and_whichever_way_it_goes(turn, direction, series, one_region):
+    kept = at(series, 0, *square(1.5, 9.5))
+    again = np.roll(kept, turn, axis=0)[::direction]
+    closed = np.vstack([again, again[:1]])
+    change(one_region, *(("CLOSED_PLANAR", points) for points in (kept, again, closed)))
+    assert read_structure_set(one_region, series)["liver"].sum() == 64
+
+
+@pytest.mark.parametrize(
+    ("squares", "told"),
+    [
+        ([(1.5, 9.5), (5.5, 12.5)], "contours cross in 1 slices, and what lies in two of them is taken as a hole"),
+        ([(1.5, 9.5), (10.5, 25.5)], "1 of its contours reach beyond the slices, and end there"),
+        ([(101.5, 109.5)], "1 of its contours reach beyond the slices, and end there"),
+        ([(1.5, 15.5), (3.5, 9.5), (5.5, 7.5)], None),
+        ([(1.5, 9.5), (9.5, 12.5)], None),
+        ([(-0.5, 19.5)], None),
+    ],
+)
+def test_contours_that_nobody_draws_on_purpose_are_told(squares, told, series, one_region, caplog):
+    change(one_region, *(("CLOSED_PLANAR", at(series, 0, *square(*ends))) for ends in squares))
+    read_structure_set(one_region, series)
+    messages = [] if told is None else [f"{series.label}: region liver of its structure set: {told}"]
+    assert caplog.messages == messages
+
+
+def test_regions_of_one_number_are_refused(series, one_region):
+    dataset = pydicom.dcmread(one_region)
+    again = copy.deepcopy(dataset.StructureSetROISequence[0])
+    again.ROIName = "spleen"
+    dataset.StructureSetROISequence.append(again)
+    dataset.save_as(one_region)
+    with pytest.raises(InputError, match="1 of its 2 regions have the ROINumber of another one"):
+        read_structure_set(one_region, series)
 
 
 @pytest.mark.parametrize("z", [0.08, 2.92])
