@@ -13,7 +13,15 @@ from ctseg.cli.dicom import add_dicom, series_rules
 from ctseg.cli.exit_codes import DONE, SOME_FAILED, WENT_AWAY
 from ctseg.cli.parser import Parser, flags_worded
 from ctseg.cli.report import counted
-from ctseg.cli.segmenting import add_limits, add_output, add_server, header_variables, model_of, wrong_values_told
+from ctseg.cli.segmenting import (
+    add_limits,
+    add_output,
+    add_rows,
+    add_server,
+    header_variables,
+    model_of,
+    wrong_values_told,
+)
 from ctseg.errors import SetupError
 
 if TYPE_CHECKING:
@@ -58,6 +66,7 @@ def _add_segmentation(predict: Parser) -> None:
         help="label maps of a cascade's first stage, taken as given, for its second stage by itself",
     )  # fmt: skip
     how.add_argument("--disable_tta", action="store_true", help="no mirroring: faster, a little less accurate")
+    add_rows(how)
     how.add_argument("--save_probabilities", action="store_true", help="write <case>.npz beside each label map")
     how.add_argument(
         "--c", "--continue_prediction", dest="continue_prediction", action="store_true",
@@ -116,6 +125,7 @@ def _run(args: argparse.Namespace) -> int:
             recursive=args.recursive,
             series=series_rules(args),
             case_name_from=tuple(args.case_name_from),
+            dicom_rows=args.dicom_rows,
             prev_stage_predictions=args.prev_stage_predictions,
             output_formats=None if args.output_formats is None else tuple(args.output_formats),
             segmentation_type=args.segmentation_type,

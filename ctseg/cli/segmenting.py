@@ -76,6 +76,15 @@ def add_output(predict: Parser) -> None:
     )
 
 
+def add_rows(segmentation: "argparse._ArgumentGroup") -> None:
+    """Add the flag that says how the model's training scans were made of DICOM."""
+    segmentation.add_argument(
+        "--dicom_rows", choices=["down", "up"], default="down",
+        help="order of rows in which the model sees DICOM slices, that of its training scans: down, as stored and as "
+        "SimpleITK converts them; up, as dcm2niix does (down)",
+    )  # fmt: skip
+
+
 def add_limits(predict: Parser) -> None:
     """Add the flags that bound time and memory."""
     limits = predict.add_argument_group("limits")

@@ -8,7 +8,16 @@ from ctseg.cli.console import add_verbosity
 from ctseg.cli.dicom import add_dicom, series_rules
 from ctseg.cli.exit_codes import DONE, SOME_FAILED
 from ctseg.cli.parser import Parser
-from ctseg.cli.segmenting import add_limits, add_output, add_server, gigabytes, model_of, seconds, wrong_values_told
+from ctseg.cli.segmenting import (
+    add_limits,
+    add_output,
+    add_rows,
+    add_server,
+    gigabytes,
+    model_of,
+    seconds,
+    wrong_values_told,
+)
 from ctseg.errors import missing_package
 
 if TYPE_CHECKING:
@@ -94,6 +103,7 @@ def _add_segmentation(watch: Parser) -> None:
         "-step_size", dest="tile_step_size", type=float, default=0.5, help="step between windows, of the patch (0.5)"
     )
     how.add_argument("--disable_tta", action="store_true", help="no mirroring: faster, a little less accurate")
+    add_rows(how)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -140,6 +150,7 @@ def _options(args: argparse.Namespace) -> "BatchOptions":
         memory_bytes=args.memory_bytes,
         series=series_rules(args),
         case_name_from=tuple(args.case_name_from),
+        dicom_rows=args.dicom_rows,
         output_formats=None if args.output_formats is None else tuple(args.output_formats),
         segmentation_type=args.segmentation_type,
         codes={} if args.codes is None else read_codes(args.codes),

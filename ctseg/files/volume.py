@@ -146,13 +146,17 @@ def read_label_map(path: Path, reader: str, scan: Volume) -> LabelMap:
         SetupError: It needs SimpleITK, which is not installed.
     """
     labels = read_volume([path], reader)
-    found = labels.geometry
+    grid, values = labels.grid.geometry, labels.voxels[0]
+    if grid.shape == scan.grid.geometry.shape and grid.distance_mm(scan.grid.geometry) <= SAME_GRID_TOLERANCE_MM:
+        values = scan.grid.reorientation.apply(labels.on_file_axes(values))  # the files have the same axes
+        found = scan.geometry
+    else:
+        found = labels.geometry
     what = f"{path.name}: expected labels on the grid of the scan, found"
     if found.shape != scan.geometry.shape:
         raise InputError(f"{what} {found.shape} voxels (z, y, x) instead of {scan.geometry.shape}")
     if (away_mm := found.distance_mm(scan.geometry)) > SAME_GRID_TOLERANCE_MM:
         raise InputError(f"{what} voxels up to {away_mm:.3g} mm away from its own")
-    values = labels.voxels[0]
     lowest, highest = values.min(), values.max()
     if lowest < 0 or highest > _MAX_LABEL or (values.dtype.kind == "f" and not np.array_equal(values, np.rint(values))):
         raise InputError(

@@ -325,7 +325,9 @@ def made_by_of(segmenter: CaseSegmenter, run: str, options: BatchOptions, list_d
             MadeByMember(model=member.model, model_version=str(member.version), spec_digest=member.digest)
             for member in identity.members
         ),
-        options=Options(tile_step_size=options.tile_step_size, mirroring=options.mirroring),
+        options=Options(
+            tile_step_size=options.tile_step_size, mirroring=options.mirroring, dicom_rows=options.dicom_rows
+        ),
         part=None if options.part.num_parts == 1 else str(options.part),
         list_digest=list_digest,
     )

@@ -37,6 +37,8 @@ class BatchOptions:
         series: Which DICOM series of a folder are taken.
         case_name_from: What names of DICOM cases are made of: DICOM keywords, which may name a patient, and
             ``folder`` for the place in the input; by default study and series number, with digests of their UIDs.
+        dicom_rows: In which order a model that turns no axes sees the rows of DICOM slices, that of its training scans:
+            ``down``, as they are stored and as SimpleITK writes them to NIfTI; or ``up``, as dcm2niix does.
         prev_stage_predictions: Folder of the first stage's label maps, for the second stage of a cascade by itself.
         output_formats: What is written of each case; None: the label map, and of a DICOM series a segmentation too.
             ``dicom_sr`` brings ``dicom_seg`` with it, to which it refers.
@@ -60,6 +62,7 @@ class BatchOptions:
     recursive: bool = False
     series: SeriesRules = SeriesRules()  # noqa: RUF009 (frozen)
     case_name_from: tuple[str, ...] = ()
+    dicom_rows: Literal["down", "up"] = "down"
     prev_stage_predictions: Path | None = None
     output_formats: tuple[OutputFormat, ...] | None = None
     segmentation_type: Literal["binary", "labelmap"] = "binary"
@@ -80,6 +83,8 @@ class BatchOptions:
             self.output_formats and set(self.output_formats) <= set(OUTPUT_FORMATS)
         ):
             raise ValueError(f"expected some of the formats {OUTPUT_FORMATS}, found {self.output_formats}")
+        if self.dicom_rows not in ("down", "up"):
+            raise ValueError(f"expected rows of DICOM slices down or up, found {self.dicom_rows!r}")
         if self.segmentation_type not in ("binary", "labelmap"):
             raise ValueError(f"expected segmentations of type binary or labelmap, found {self.segmentation_type!r}")
 

@@ -77,6 +77,7 @@ class Options(Document):
 
     tile_step_size: float
     mirroring: bool
+    dicom_rows: Literal["down", "up"] = "down"
 
 
 class RanOn(Document):

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from ctseg.errors import InputError
 from ctseg.files.atomic import longest_name
 from ctseg.files.cases import Case
 from ctseg.files.digests import sha256_of_file
+from ctseg.files.formats import of_series
 from ctseg.files.identity import KnownFile, known, printable, stamp_of
 from ctseg.files.probabilities import ProbabilityFile
 from ctseg.files.volume import Volume, read_label_map, read_volume, read_volume_header
@@ -125,6 +126,7 @@ class CaseStager:
         """
         if case.problem is not None:
             raise InputError(case.problem)
+        case = _with_rows(case, up=self._options.dicom_rows == "up")
         contract, saves_probabilities = self._segmenter.contract, self._options.save_probabilities
         probabilities_path = self._scratch / _probabilities_name(case)
         if saves_probabilities and (why := name_problem(case, probabilities_path.name, longest_name(self._scratch))):
@@ -220,6 +222,12 @@ class CaseStager:
             estimate = self.estimate(case, formats)
         with self._budget.reserved(estimate, printable(case.name)):
             yield
+
+
+def _with_rows(case: Case, *, up: bool) -> Case:
+    """Return a case whose rows are read in an order, if it is a DICOM series."""
+    series = series_of(case)
+    return case if series is None else replace(case, channels=(of_series(replace(series, rows_up=up)),))
 
 
 def _told_of_series(case: Case) -> tuple[str, ...]:

@@ -416,7 +416,7 @@ def _digest_of_work(contract: ScanContract, options: BatchOptions) -> str:
         canonical(
             [
                 contract.digest,
-                [options.tile_step_size, options.mirroring],
+                [options.tile_step_size, options.mirroring, options.dicom_rows],
                 sorted(options.output_formats or ("dicom_seg",)),
                 options.segmentation_type,
                 {name: label.model_dump(mode="json") for name, label in options.codes.items()},

@@ -366,6 +366,47 @@ def test_a_format_that_is_added_asks_the_network_only_where_the_label_map_is_not
     assert go_on(output_formats=ALL, save_probabilities=True)[0] == calls
 
 
+class SeeingPredictor(ThresholdPredictor):
+    """Keeps what it sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[bytes] = []
+
+    def predict(self, patches):
+        self.seen += [np.ascontiguousarray(patch).tobytes() for patch in patches]
+        return super().predict(patches)
+
+
+@pytest.mark.parametrize("name", ["axial", "coronal", "oblique"])
+def test_rows_are_shown_to_the_network_as_the_training_scans_had_them(tmp_path, name):
+    series = made(name)
+    write_series(tmp_path / "dicom", series.datasets)
+    # dcm2niix: rows from the last to the first, and all else as it is
+    affine = series.affine_ras @ np.diag([1, -1, 1, 1])
+    affine[:3, 3] += series.affine_ras[:3, 1] * (SHAPE[1] - 1)
+    (tmp_path / "nifti").mkdir()
+    nib.save(nib.Nifti1Image(series.hu[:, ::-1].T.astype(np.int16), affine), tmp_path / "nifti" / "twin.nii.gz")
+
+    def seen(scans: str, **options: Any) -> list[bytes]:
+        predictor = SeeingPredictor()
+        report = run(tmp_path / scans, tmp_path / f"{scans} {options}", predictor, **options)
+        assert report.cases[0].status == "ok"
+        return sorted(set(predictor.seen))
+
+    assert seen("dicom", dicom_rows="up") == seen("nifti") == seen("nifti", dicom_rows="up") != seen("dicom")
+    (up,) = (tmp_path / "dicom {'dicom_rows': 'up'}").glob("*.nii.gz")
+    (down,) = (tmp_path / "dicom {}").glob("*.nii.gz")
+    assert up.read_bytes() == down.read_bytes()
+    again = SeeingPredictor()
+    (case,) = run(
+        tmp_path / "dicom", up.parent, again, output_formats=ALL, continue_prediction=True, dicom_rows="up"
+    ).cases
+    assert (case.status, again.seen, len(case.outputs)) == ("ok", [], 4)
+    (case,) = run(tmp_path / "dicom", up.parent, again, output_formats=ALL, continue_prediction=True).cases
+    assert (case.status, len(again.seen) > 0) == ("ok", True)
+
+
 def test_an_object_that_a_person_corrected_stays_and_stops_no_other_format(one, tmp_path):
     run(one, tmp_path / "out", output_formats=("nifti", "dicom_rtstruct"))
     (corrected,) = (tmp_path / "out").glob("*.rtstruct.dcm")

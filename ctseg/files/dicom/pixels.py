@@ -17,11 +17,14 @@ from ctseg.files.dicom.kinds import COMPRESSED, CT, DEFLATED, UNCOMPRESSED
 from ctseg.files.dicom.quiet import quiet
 from ctseg.files.dicom.series import CtSeries, CtSlice, uid_digest
 from ctseg.files.dicom.stored_numbers import CHANGED, DEFLATED_HEADER_BYTES, START_BYTES, FrameError, FrameFile
-from ctseg.files.geometry import RAS_FROM_LPS
+from ctseg.files.geometry import RAS_FROM_LPS, Reorientation
 from ctseg.files.grid import ChannelHeader, ChannelVolume, DicomSource, FileGrid, reorientation_of
 
 _AGAIN = "take the series from where it comes from again"
 _POSITION_TOLERANCE_MM = 1e-3
+_AS_THEY_LIE = ("SimpleITKIO", "NibabelIO")
+"""Readers that turn no axes."""
+_ROWS_UP = Reorientation(flipped=(False, True, False))
 _HEADER_BYTES = 4 * START_BYTES
 """What a header takes while it is looked at."""
 _COPIES_WHOLE, _COPIES_OF_A_SLICE = 2, 6
@@ -106,7 +109,10 @@ def _grid_of(series: CtSeries, reader: str) -> FileGrid:
     # as NIfTI holds it: else sizes at the network's spacing that lie halfway would round otherwise than there
     z, y, x = (float(np.float32(side_mm)) for side_mm in (step_mm, *series.pixel_spacing_mm))
     source = DicomSource(series, series.dtype)
-    return FileGrid(geometry, (z, y, x), reorientation_of(geometry, reader, direction_ras), source)
+    reorientation = reorientation_of(geometry, reader, direction_ras)
+    if series.rows_up and reader in _AS_THEY_LIE:
+        reorientation = _ROWS_UP
+    return FileGrid(geometry, (z, y, x), reorientation, source)
 
 
 def _yielded_dtype(series: CtSeries) -> "np.dtype[Any]":

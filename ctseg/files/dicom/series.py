@@ -77,6 +77,7 @@ class CtSeries:
             slices; None: all that ``stored_dtype`` holds. The type of the voxels in HU follows from it.
         problem: Why it is refused, for people, with figures and what to do; None: it is one volume.
         warnings: What people are to know of a series that is read.
+        rows_up: Whether rows are read from the last to the first, as dcm2niix writes them; the grid stays the files'.
     """
 
     study_uid: str
@@ -98,6 +99,7 @@ class CtSeries:
     stored_range: tuple[int, int] | None = None
     problem: str | None = None
     warnings: tuple[str, ...] = ()
+    rows_up: bool = False
 
     def __repr__(self) -> str:
         return f"<{self.label}>"
