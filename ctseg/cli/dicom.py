@@ -107,7 +107,7 @@ def _row(item: "SeriesOfInput", found: "DicomOfInput") -> dict[str, Any]:
 
     series = item.series
     problem = series.problem
-    same = Counter(other.name for other in found.chosen)[item.name]
+    same = Counter(other.name.casefold() for other in found.chosen)[item.name.casefold()]
     if problem is None and item.not_chosen is None and same > 1:
         problem = f"{same} series would have the case's name: make names of more keywords"
     has_grid = series.problem is None

@@ -127,10 +127,13 @@ def cases_of(scans: FoundScans, channels: int) -> list[Case]:
         cases += _cases_of(folder.files, channels, prefix=folder.prefix)
     if scans.dicom is not None:
         cases += [_case_of_series(item, channels) for item in scans.dicom.chosen]
+    # names of DICOM cases are ctseg's own: files of two may be one on a share, or on another system
+    folded = {case.name.casefold() for case in cases if _is_dicom(case)}
     by_name: dict[str, list[Case]] = {}
     for case in cases:
-        by_name.setdefault(case.name, []).append(case)
-    return [_one_of(by_name[name], scans.path) for name in sorted(by_name)]
+        name = case.name.casefold()
+        by_name.setdefault(name if name in folded else case.name, []).append(case)
+    return sorted((_one_of(same, scans.path) for same in by_name.values()), key=lambda case: case.name)
 
 
 def _case_of_file(file: Path, beside: Sequence[Path], channels: int) -> Case:

@@ -220,6 +220,15 @@ def test_two_series_of_one_name_are_both_refused_without_a_path(tmp_path: Path) 
     assert set(cases_in(tmp_path / "a", case_name_from=("folder",))) == {"a"}
 
 
+def test_names_that_only_capitals_tell_apart_are_one(tmp_path: Path) -> None:
+    write(tmp_path / "a", PatientID="Ab")
+    write(tmp_path / "b", study=2, PatientID="aB")
+    write(tmp_path / "c", study=3, PatientID="ac")
+    (shared, own) = cases_in(tmp_path, case_name_from=("PatientID",)).values()
+    assert "which share it" in (shared.problem or "")
+    assert (own.name, own.problem) == ("ac", None)
+
+
 def test_a_model_of_several_channels_takes_no_dicom_series(tmp_path: Path) -> None:
     name = write(tmp_path)
     problem = cases_in(tmp_path, channels=2)[name].problem
