@@ -231,7 +231,7 @@ class FrameFile:
         try:
             plane = decoded(encoded, self.form, self._syntax, scratch)
         except CodecError:
-            raise FrameError("compressed voxels that SimpleITK decodes", "others: they are damaged") from None
+            raise FrameError("compressed voxels that SimpleITK decodes", "damaged ones", _ODD) from None
         if self._syntax == RLE:  # whose bytes are those of uncompressed numbers, other bits too
             return plane
         lowest, highest, bits = int(plane.min()), int(plane.max()), self.form.bits_stored
