@@ -12,12 +12,17 @@ from ctseg.cli.exit_codes import DONE, SOME_FAILED
 from ctseg.cli.parser import Parser
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from ctseg.files.dicom.choosing import SeriesRules
     from ctseg.files.dicom.input import DicomOfInput, SeriesOfInput
 
 _HEADINGS = ("study", "series", "description", "kernel", "slices", "voxels (x, y)", "mm (x, y, z)", "case", "taken")
-_NEVER_WRAPPED = ("study", "series", "slices", "voxels (x, y)")
+_WRAPPED = ("description", "taken")
+_IN_BLOCKS = (("study", "series", "description"), ("slices", "voxels (x, y)", "mm (x, y, z)", "kernel"))
 _WIDEST = 10_000
+_LEAST_WRAPPED = 24
+"""Columns of text in which a reason can still be read."""
 
 
 def add_commands(commands: "argparse._SubParsersAction[Parser]") -> None:
@@ -88,10 +93,12 @@ def _slices(text: str) -> tuple[int, int | None]:
 
 def _list(args: argparse.Namespace) -> int:
     from ctseg.files.scans import find_dicom
+    from ctseg.predict.ownership import OwnFiles
 
     found = find_dicom(
-        args.input, recursive=args.recursive, series=series_rules(args), case_name_from=tuple(args.case_name_from)
-    )
+        args.input, recursive=args.recursive, own=OwnFiles, series=series_rules(args),
+        case_name_from=tuple(args.case_name_from),
+    )  # fmt: skip
     rows = [_row(item, found) for item in found.series]
     if args.json:
         print(json.dumps({"series": rows, "left_out": [_left_out(item) for item in found.left_out]}, indent=1))
@@ -142,26 +149,58 @@ def _left_out(item: Any) -> dict[str, Any]:
 
 
 def _print_table(rows: list[dict[str, Any]], found: "DicomOfInput") -> None:
-    """Print a line for each series; as wide as it has to be where nobody looks at a terminal."""
-    from rich.box import SIMPLE_HEAD
+    """Print a line for each series, in a narrow terminal a few; as wide as it has to be where none looks on."""
     from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
     from ctseg.files.identity import printable
 
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for heading in _HEADINGS:
-        table.add_column(heading, overflow="fold", no_wrap=heading in _NEVER_WRAPPED)
     cells = [_cells(row) for row in rows] + [_cells_left_out(_left_out(item)) for item in found.left_out]
-    for line in cells:
-        table.add_row(*(Text(printable(text)) for text in line))
+    cells = [tuple(map(printable, line)) for line in cells]
     console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDEST)
     with console.capture() as printed:
-        console.print(table)
+        if _narrowest(cells) <= console.width:
+            _print_columns(cells, console)
+        else:
+            _print_blocks(cells, console)
     print("\n".join(line.rstrip() for line in printed.get().splitlines()))
     told = [f"{sum(row['taken'] for row in rows)} of {len(rows)} series would be segmented", found.not_chosen_told]
     print("; ".join(filter(None, [*told, f"left out: {found.left_out_told}" if found.left_out else ""])))
+
+
+def _narrowest(cells: list[tuple[str, ...]]) -> int:
+    """Return how many columns of a terminal the table takes at least."""
+    widest = [max(map(len, column)) for column in zip(_HEADINGS, *cells, strict=True)]
+    return sum(
+        2 + (min(width, _LEAST_WRAPPED) if heading in _WRAPPED else width)
+        for heading, width in zip(_HEADINGS, widest, strict=True)
+    )
+
+
+def _print_columns(cells: list[tuple[str, ...]], console: "Console") -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for heading in _HEADINGS:
+        table.add_column(heading, overflow="fold", no_wrap=heading not in _WRAPPED)
+    for line in cells:
+        table.add_row(*map(Text, line))
+    console.print(table)
+
+
+def _print_blocks(cells: list[tuple[str, ...]], console: "Console") -> None:
+    """Print a few lines for each series, the last with its case and why it is none."""
+    from rich.padding import Padding
+    from rich.text import Text
+
+    for line in cells:
+        said = dict(zip(_HEADINGS, line, strict=True))
+        blocks = ["   ".join(f"{name} {said[name]}" for name in names if said[name]) for names in _IN_BLOCKS]
+        blocks.append(": ".join(filter(None, (said["case"], said["taken"]))))
+        for number, text in enumerate(filter(None, blocks)):
+            console.print(Padding(Text(text, overflow="fold"), (0, 0, 0, 4 if number else 0)))
+    console.print()
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:

@@ -116,6 +116,7 @@ def find_dicom(
     input_path: Path,
     *,
     recursive: bool = False,
+    own: Callable[[Path], Container[str]] = lambda _: (),
     series: SeriesRules = SeriesRules(),  # noqa: B008 (frozen)
     case_name_from: Sequence[str] = (),
 ) -> DicomOfInput:
@@ -124,6 +125,7 @@ def find_dicom(
     Args:
         input_path: A folder, or a DICOM file.
         recursive: See :func:`find_scans`.
+        own: Likewise.
         series: Likewise.
         case_name_from: Likewise.
 
@@ -134,7 +136,7 @@ def find_dicom(
     if not _is_folder(input_path):
         found = _dicom_of_file(input_path, case_name_from).dicom
     else:
-        search = _Search(input_path, lambda _: (), (), recursive=recursive)
+        search = _Search(input_path, own, (), recursive=recursive)
         found = search.dicom(series, case_name_from)
     if found is None:
         settings = () if recursive else ("recursive",)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ctseg.documents import canonical
 from ctseg.errors import CtsegError, OutputError, PacsAwayError, PacsError, ServerAwayError, ServerError, SetupError
+from ctseg.files.codes import coded
 from ctseg.files.dicom.object_kinds import DICOM_ENDINGS
 from ctseg.files.folders import make_folder, require_writable
 from ctseg.pacs.find import PacsSeries, find_series, instances_of
@@ -412,6 +413,7 @@ def _claim_of(series: PacsSeries, notes: WatchNotes) -> str:
 def _digest_of_work(contract: ScanContract, options: BatchOptions) -> str:
     """Return what is the same where the same would be stored of the same series."""
     rules = options.series
+    called, _ = coded(contract.labels, contract.presentation, options.codes)
     return hashlib.sha256(
         canonical(
             [
@@ -419,7 +421,7 @@ def _digest_of_work(contract: ScanContract, options: BatchOptions) -> str:
                 [options.tile_step_size, options.mirroring, options.dicom_rows],
                 sorted(options.output_formats or ("dicom_seg",)),
                 options.segmentation_type,
-                {name: label.model_dump(mode="json") for name, label in options.codes.items()},
+                {name: label.model_dump(mode="json") for name, label in called.items()},
                 [rules.descriptions, rules.kernels, rules.least_slices, rules.most_slices],
             ]
         )

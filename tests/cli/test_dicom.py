@@ -8,6 +8,9 @@ import pytest
 
 from ctseg.cli.main import main as ctseg
 from ctseg.files.dicom.series import uid_digest
+from ctseg.files.digests import sha256_of_file
+from ctseg.files.identity import KnownFile
+from ctseg.predict.outcomes import Outcome, OutcomeStore
 from tests.support.dicom_series import ct_series, uid, write_series
 
 SHAPE = (4, 6, 5)
@@ -97,3 +100,31 @@ def test_no_dicom_exits_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     for path in (tmp_path, tmp_path / "notes.txt", tmp_path / "nowhere"):
         assert ctseg(["dicom", "list", str(path)]) == 2
     assert "expected DICOM files, found none" in capsys.readouterr().err
+
+
+def test_a_narrow_terminal_gets_lines_that_can_be_read(
+    scans: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert ctseg(["dicom", "list", str(scans)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    study, series = uid_digest(uid(1)), uid_digest(uid(1, 3))
+    first = lines.index(rf"study {study}   series 3 ({series})   description [red]Thorax 1.0\x1b[2J")
+    assert lines[first + 1 : first + 3] == [
+        "    slices 4   voxels (x, y) 5 x 6   mm (x, y, z) 0.8 x 0.8 x 2.5   kernel B30f",
+        f"    {name_of(3)}: yes",
+    ]
+    assert "    no: localizer, 1 file" in lines
+    assert max(map(len, lines)) <= 80
+
+
+def test_what_ctseg_has_written_beside_series_hides_none(scans: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    listed = ["dicom", "list", str(scans), "--series_slices", "4"]
+    assert ctseg(listed) == 0
+    before = capsys.readouterr().out
+    (scans / "mine.nii.gz").write_bytes(b"a label map")
+    mine = KnownFile(name="mine.nii.gz", sha256=sha256_of_file(scans / "mine.nii.gz"))
+    OutcomeStore(scans).write("mine", Outcome(case="mine", status="ok", outputs=(mine,)))
+    assert ctseg(listed) == 0
+    assert capsys.readouterr() == (before, "")

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from ctseg.pacs.session import PacsSession
 from ctseg.predict.options import BatchOptions
 from ctseg.predict.presence import Presence
 from ctseg.predict.segmenter import WindowSegmenter
+from ctseg.presentation import LabelPresentation
 from ctseg.runs.watch import Watcher, WatchOptions, WatchSummary
 from tests.support.canned_pacs import Said, canned_pacs
 from tests.support.dicom_series import ct_series, write_series
@@ -123,6 +125,19 @@ def test_what_a_person_deleted_is_made_again_only_where_that_is_asked(place):
         path.unlink()
     assert place.watch(again=True).counts == {"stored": 1}
     assert place.results() == [result]
+
+
+def test_other_codes_are_other_results_whoever_says_them(place):
+    place.send()
+    place.watch()
+    spec = place.predictor.spec
+    called = {"tumor": LabelPresentation(display_name="Another name")}
+    place.predictor.spec = spec.model_copy(update={"presentation": called})
+    assert place.predictor.spec.digest == spec.digest
+    assert place.watch().counts == {"stored": 1}
+    assert len(place.results()) == 2
+    place.options = replace(place.options, codes=called)  # what the spec says
+    assert place.watch().counts == {}
 
 
 def test_a_folder_that_was_lost_makes_nothing_twice(place):
