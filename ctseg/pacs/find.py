@@ -18,6 +18,8 @@ _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 _LONGEST_UID = 64
 PAGE = 200
 """Items that are asked for at once."""
+_NO_SEARCH = frozenset({400, 404, 405, 406, 501})
+"""What an address says that has no search, or is not DICOMweb's."""
 _MOST_SERIES = 100_000
 _MOST_NUMBER = 1 << 31
 """Integer strings are no larger."""
@@ -75,9 +77,17 @@ def find_series(session: PacsSession, study_date: str, *, modality: str = "CT", 
         "includefield": [_NUMBER, _DESCRIPTION, _INSTANCES],
     }
     found: dict[tuple[str, str], PacsSeries] = {}
-    for item in _pages(session, "the search for series", "/series", query, _SERIES, most=_MOST_SERIES, page=page):
-        if (series := _series(item, modality)) is not None:
-            found[series.study_uid, series.series_uid] = series
+    try:
+        for item in _pages(session, "the search for series", "/series", query, _SERIES, most=_MOST_SERIES, page=page):
+            if (series := _series(item, modality)) is not None:
+                found[series.study_uid, series.series_uid] = series
+    except PacsRefusedError as error:
+        if error.status not in _NO_SEARCH:
+            raise
+        raise PacsRefusedError(
+            f"{error}: expected the root of a DICOMweb that searches for series over all studies",
+            error.status, settings=("dicomweb",),
+        ) from error  # fmt: skip
     return list(found.values())
 
 

@@ -125,6 +125,7 @@ def test_what_ctseg_has_written_beside_series_hides_none(scans: Path, capsys: py
     before = capsys.readouterr().out
     (scans / "mine.nii.gz").write_bytes(b"a label map")
     mine = KnownFile(name="mine.nii.gz", sha256=sha256_of_file(scans / "mine.nii.gz"))
+    (scans / ".ctseg" / "outcomes").mkdir(parents=True)
     OutcomeStore(scans).write("mine", Outcome(case="mine", status="ok", outputs=(mine,)))
     assert ctseg(listed) == 0
     assert capsys.readouterr() == (before, "")
