@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from ctseg.files.dicom.choosing import SeriesRules
     from ctseg.files.dicom.input import DicomOfInput, SeriesOfInput
+    from ctseg.files.dicom.series import CtSeries
 
 _HEADINGS = ("study", "series", "description", "kernel", "slices", "voxels (x, y)", "mm (x, y, z)", "case", "taken")
 _WRAPPED = ("description", "taken")
@@ -131,8 +132,12 @@ def _row(item: "SeriesOfInput", found: "DicomOfInput") -> dict[str, Any]:
         "taken": problem is None and item.not_chosen is None,
         "not_chosen": item.not_chosen,
         "problem": problem,
-        "warnings": list(series.warnings),
+        "warnings": [*series.warnings, *_without_objects(series)],
     }
+
+
+def _without_objects(series: "CtSeries") -> list[str]:
+    return [] if series.frame_of_reference_uid else ["it has no FrameOfReferenceUID: label maps alone can be written"]
 
 
 def _left_out(item: Any) -> dict[str, Any]:

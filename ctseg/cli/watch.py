@@ -22,7 +22,7 @@ from ctseg.errors import missing_package
 
 if TYPE_CHECKING:
     from ctseg.predict.options import BatchOptions
-    from ctseg.runs.watch import WatchSummary
+    from ctseg.runs.watch_notes import WatchSummary
 
 _PACKAGES = ("requests", "urllib3", "pydicom")
 
@@ -164,6 +164,9 @@ def _summarise(summary: "WatchSummary") -> int:
     words = [f"{counts[state]} {state}" for state in ("stored", "left out", "refused", "failed")]
     words += [f"{summary.incomplete} of them without a format"] if summary.incomplete else []
     words += [f"{summary.left} still arriving"] if summary.left else []
+    words += [f"{summary.before} ended before"] if summary.before else []
+    if not (summary.ended or summary.left or summary.before):
+        words += ["no CT series of these dates fits the rules"]
     print(", ".join(words))
     return SOME_FAILED if counts["refused"] or counts["failed"] or summary.incomplete else DONE
 

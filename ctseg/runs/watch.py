@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from ctseg.predict.report import folded
 from ctseg.predict.segmenter import CaseSegmenter
 from ctseg.runs.folder import check_options, opened_for
 from ctseg.runs.model import ServedModel, known_contract
-from ctseg.runs.watch_notes import WatchNote, WatchNotes
+from ctseg.runs.watch_notes import WatchNote, WatchNotes, WatchSummary
 from ctseg.runs.watched_series import SeriesWork
 from ctseg.serving.signals import signals_as_exit
 
@@ -82,30 +82,6 @@ class WatchOptions:
         if self.study_date is not None:
             return self.study_date
         return f"{date.today() - timedelta(days=self.study_days - 1):%Y%m%d}-"
-
-
-@dataclass
-class WatchSummary:
-    """What a watcher has done.
-
-    Attributes:
-        ended: Last note of each series that this watcher has brought to its end.
-        left: Series that are still arriving, or that others work on.
-    """
-
-    ended: dict[PacsSeries, WatchNote] = field(default_factory=dict)
-    left: int = 0
-
-    @property
-    def counts(self) -> Counter[str]:
-        """How many series ended in which state; ``failed``, where something could not be stored, too."""
-        notes = self.ended.values()
-        return Counter("failed" if note.why and note.state == "segmented" else note.state for note in notes)
-
-    @property
-    def incomplete(self) -> int:
-        """How many series were stored, but lack a format."""
-        return sum(note.state == "stored" and bool(note.failed_formats) for note in self.ended.values())
 
 
 def watch(
@@ -317,12 +293,14 @@ class Watcher:
         note = notes.read(series)
         seen = self._seen.get(series) if series.instances is not None else None
         if note is not None and seen is not None and self._is_ended(series, note, notes, seen):
+            self.summary.known.add(series)
             return None  # it has as many instances as when its set was looked at
         if not (uids := self._instances(series)):
             return None
         digest = digest_of_instances(uids)
         if note is not None and self._is_ended(series, note, notes, digest):
             self._seen[series] = digest
+            self.summary.known.add(series)
             return None
         if not self._stability.is_stable(series.path, digest):
             arriving.append(series)

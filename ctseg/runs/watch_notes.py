@@ -2,6 +2,8 @@
 
 import hashlib
 import logging
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -45,6 +47,37 @@ class WatchNote(Document):
     failed_formats: tuple[FailedFormat, ...] = ()
     why: CaseError | None = None
     attempts: int = 0
+
+
+@dataclass
+class WatchSummary:
+    """What a watcher has done.
+
+    Attributes:
+        ended: Last note of each series that this watcher has brought to its end.
+        left: Series that are still arriving, or that others work on.
+        known: Those that fit the rules and had ended when they were looked at.
+    """
+
+    ended: dict[PacsSeries, WatchNote] = field(default_factory=dict)
+    left: int = 0
+    known: set[PacsSeries] = field(default_factory=set)
+
+    @property
+    def before(self) -> int:
+        """How many series others had brought to their ends, or earlier watchers."""
+        return len(self.known - self.ended.keys())
+
+    @property
+    def counts(self) -> Counter[str]:
+        """How many series ended in which state; ``failed``, where something could not be stored, too."""
+        notes = self.ended.values()
+        return Counter("failed" if note.why and note.state == "segmented" else note.state for note in notes)
+
+    @property
+    def incomplete(self) -> int:
+        """How many series were stored, but lack a format."""
+        return sum(note.state == "stored" and bool(note.failed_formats) for note in self.ended.values())
 
 
 class WatchNotes:

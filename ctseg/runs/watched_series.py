@@ -225,10 +225,10 @@ class SeriesWork:
         self, series: PacsSeries, note: WatchNote, state: State, why: CaseError | str | None = None
     ) -> WatchNote:
         error = CaseError(type="", message=why) if isinstance(why, str) else why
-        if error is not None:
-            logger.log(
-                logging.INFO if state == "left out" else logging.ERROR, "%s: %s: %s", series.label, state, error.message
-            )
+        if state == "refused":
+            logger.error("%s: refused, as said: not tried again", series.label)
+        elif error is not None:
+            logger.info("%s: %s: %s", series.label, state, error.message)
         return self._written(series, note.model_copy(update={"state": state, "why": error}))
 
     def _failed(self, series: PacsSeries, note: WatchNote, error: CaseError) -> WatchNote:

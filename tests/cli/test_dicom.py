@@ -129,3 +129,12 @@ def test_what_ctseg_has_written_beside_series_hides_none(scans: Path, capsys: py
     OutcomeStore(scans).write("mine", Outcome(case="mine", status="ok", outputs=(mine,)))
     assert ctseg(listed) == 0
     assert capsys.readouterr() == (before, "")
+
+
+def test_a_series_for_label_maps_alone_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    datasets = ct_series(SHAPE).datasets
+    for dataset in datasets:
+        del dataset.FrameOfReferenceUID
+    write_series(tmp_path, datasets)
+    assert ctseg(["dicom", "list", str(tmp_path)]) == 0
+    assert "yes; it has no FrameOfReferenceUID: label maps alone can be written" in capsys.readouterr().out

@@ -19,9 +19,18 @@ def watch(out: Path, url: str, *words: object) -> int:
 def test_a_pacs_that_has_nothing_is_done_without_a_server(tmp_path, capsys):
     with canned_pacs(lambda asked: Said(body=b"[]")) as (url, asked):
         assert watch(tmp_path / "out", url, "--study_date", "20260105-") == 0
-    assert capsys.readouterr().out == "0 stored, 0 left out, 0 refused, 0 failed\n"
+    assert capsys.readouterr().out == (
+        "0 stored, 0 left out, 0 refused, 0 failed, no CT series of these dates fits the rules\n"
+    )
     assert "StudyDate=20260105-" in asked[0].path
     assert "Modality=CT" in asked[0].path
+
+
+def test_an_address_that_is_no_dicomweb_exits_2(tmp_path, capsys):
+    with canned_pacs(lambda asked: Said(status=404)) as (url, _):
+        assert watch(tmp_path / "out", url) == 2
+    assert "HTTP 404: it is not there: expected the root of a DICOMweb that" in (told := capsys.readouterr().err)
+    assert "(see --dicomweb)" in told
 
 
 def test_a_pacs_that_is_away_exits_3(tmp_path, capsys):

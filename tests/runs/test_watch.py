@@ -22,7 +22,8 @@ from ctseg.predict.options import BatchOptions
 from ctseg.predict.presence import Presence
 from ctseg.predict.segmenter import WindowSegmenter
 from ctseg.presentation import LabelPresentation
-from ctseg.runs.watch import Watcher, WatchOptions, WatchSummary
+from ctseg.runs.watch import Watcher, WatchOptions
+from ctseg.runs.watch_notes import WatchSummary
 from tests.support.canned_pacs import Said, canned_pacs
 from tests.support.dicom_series import ct_series, write_series
 from tests.support.dicom_tools import required_tool
@@ -154,10 +155,12 @@ def test_a_refused_series_is_named_once_and_stops_no_other(place, caplog):
     place.send()
     assert place.watch().counts == {"refused": 1, "stored": 1}
     assert "series 4" in caplog.text
+    assert caplog.text.count("14 degrees") == 1
     assert "Doe" not in caplog.text
     assert caplog.text.count("no codes for") == 1
     caplog.clear()
-    assert place.watch().counts == {}
+    summary = place.watch()
+    assert (summary.counts, summary.before) == ({}, 2)
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 

@@ -35,7 +35,9 @@ def segmentation_problem(result: DicomResult) -> str | None:
     if series.problem is not None:
         return series.problem
     if not series.frame_of_reference_uid:
-        return "the series has no FrameOfReferenceUID, which a SEG needs to say where it lies"
+        return (
+            "the series has no FrameOfReferenceUID, which a SEG needs to say where it lies: export the series with it"
+        )
     named = (series.study_uid, series.series_uid, series.frame_of_reference_uid, series.sop_class_uid)
     if not all(map(is_uid, [*named, *(slice_.sop_instance_uid for slice_ in series.slices)])):
         return "the series has UIDs that are none: a SEG could not refer to it"

@@ -46,7 +46,7 @@ def structure_set_problem(result: DicomResult) -> str | None:
     if series.problem is not None:
         return series.problem
     if not series.frame_of_reference_uid:
-        return "the series has no FrameOfReferenceUID, in which contours lie"
+        return "the series has no FrameOfReferenceUID, in which contours lie: export the series with it"
     named = (series.study_uid, series.series_uid, series.frame_of_reference_uid, series.sop_class_uid)
     if not all(map(is_uid, [*named, *(slice_.sop_instance_uid for slice_ in series.slices)])):
         return "the series has UIDs that are none: a structure set could not refer to it"
