@@ -224,11 +224,12 @@ class SeriesWork:
     def _ended(
         self, series: PacsSeries, note: WatchNote, state: State, why: CaseError | str | None = None
     ) -> WatchNote:
+        if isinstance(why, CaseError):  # which the segmenter has told
+            logger.error("%s: %s, as said: not tried again", series.label, state)
+        elif why is not None:
+            level = logging.INFO if state == "left out" else logging.ERROR
+            logger.log(level, "%s: %s: %s", series.label, state, why)
         error = CaseError(type="", message=why) if isinstance(why, str) else why
-        if state == "refused":
-            logger.error("%s: refused, as said: not tried again", series.label)
-        elif error is not None:
-            logger.info("%s: %s: %s", series.label, state, error.message)
         return self._written(series, note.model_copy(update={"state": state, "why": error}))
 
     def _failed(self, series: PacsSeries, note: WatchNote, error: CaseError) -> WatchNote:
