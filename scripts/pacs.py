@@ -421,8 +421,8 @@ def _refused(walk: Walk) -> str:
     assert "Doe" not in first.said
     second = walk.once("refused")
     second.expect(0)
-    assert "as said: not tried again" in first.said, first.said
-    assert "as said" not in second.said, second.said
+    assert "refused: as said" in first.said, first.said
+    assert "refused:" not in second.said, second.said
     assert "2 ended before" in second.said, second.said
     return "a gantry tilt is named once, and stops no other: exit status 1, then 0"
 

@@ -184,14 +184,16 @@ class SeriesWork:
             return self._written(series, blank.model_copy(update={"state": "segmented", **said}))
         error = outcome.error or CaseError(type="OutputError", message="; ".join(outcome.warnings))
         if error.type == InputError.__name__:
-            return self._ended(series, blank, "refused", error)
+            return self._ended(series, blank, "refused", error, is_told=True)
         return self._failed(series, blank, error)
 
     def _refused_formats(self, series: PacsSeries, blank: WatchNote, outcome: Outcome) -> WatchNote:
         errors = [failed.error for failed in outcome.failed_formats]
         error = errors[0] if errors else CaseError(type="InputError", message="no object was written of it")
         foreseen = all(failed.foreseen for failed in outcome.failed_formats)
-        return self._ended(series, blank, "refused", error) if foreseen else self._failed(series, blank, error)
+        if foreseen:
+            return self._ended(series, blank, "refused", error, is_told=True)
+        return self._failed(series, blank, error)
 
     def _are_whole(self, note: WatchNote) -> bool:
         """Whether the objects of a series lie in the output folder as they were written."""
@@ -222,14 +224,19 @@ class SeriesWork:
         return self._written(series, note.model_copy(update={"state": "stored", "why": None}))
 
     def _ended(
-        self, series: PacsSeries, note: WatchNote, state: State, why: CaseError | str | None = None
+        self,
+        series: PacsSeries,
+        note: WatchNote,
+        state: State,
+        why: CaseError | str | None = None,
+        *,
+        is_told: bool = False,
     ) -> WatchNote:
-        if isinstance(why, CaseError):  # which the segmenter has told
-            logger.error("%s: %s, as said: not tried again", series.label, state)
-        elif why is not None:
-            level = logging.INFO if state == "left out" else logging.ERROR
-            logger.log(level, "%s: %s: %s", series.label, state, why)
+        """Write down the end of a series, and tell why, unless the segmenter did (``is_told``)."""
         error = CaseError(type="", message=why) if isinstance(why, str) else why
+        if error is not None:
+            level = logging.INFO if state == "left out" else logging.ERROR
+            logger.log(level, "%s: %s: %s", series.label, state, "as said" if is_told else error.message)
         return self._written(series, note.model_copy(update={"state": state, "why": error}))
 
     def _failed(self, series: PacsSeries, note: WatchNote, error: CaseError) -> WatchNote:
