@@ -303,7 +303,9 @@ def _codes(presentation: LabelPresentation) -> Iterator[tuple[str, list[Dataset]
 
 def _code(code: Code) -> Dataset:
     item = Dataset()
-    setattr(item, "CodeValue" if len(code.value) <= 16 else "LongCodeValue", valid_text(code.value, "UC"))
+    is_resource = code.value.startswith("urn:") or "://" in code.value
+    keyword = "CodeValue" if len(code.value) <= 16 else "URNCodeValue" if is_resource else "LongCodeValue"
+    setattr(item, keyword, valid_text(code.value, "UC"))
     item.CodingSchemeDesignator = valid_text(code.scheme, "SH")
     item.CodeMeaning = valid_text(code.meaning, "LO") or valid_text(code.value, "LO")
     return item

@@ -177,6 +177,22 @@ def test_what_it_says(series, tmp_path):
     assert dciodvfy_findings(tmp_path / "rt.dcm") == []
 
 
+@pytest.mark.parametrize(
+    ("value", "keyword"),
+    [
+        ("91723000", "CodeValue"),
+        ("123456789012345678", "LongCodeValue"),
+        ("urn:oid:1.2.3.4.5.6", "URNCodeValue"),
+    ],
+)
+def test_codes_are_called_by_what_they_are(value, keyword, series, tmp_path):
+    coded = segment(1, "part", type=Code(value=value, scheme="99LOCAL", meaning="part"))
+    dataset = written(tmp_path / "rt.dcm", random_labels(1), by_model(series, coded))
+    (code,) = dataset.RTROIObservationsSequence[0].RTROIIdentificationCodeSequence
+    assert {element.keyword for element in code} == {keyword, "CodingSchemeDesignator", "CodeMeaning"}
+    assert code[keyword].value == value
+
+
 def test_every_decimal_string_fits_into_sixteen_characters(tmp_path):
     synthetic = ct_series(SHAPE, orientation=OBLIQUE, origin_lps_mm=(-12345.678901, 23456.7, -0.000123))
     series = written_series(tmp_path / "series", synthetic)
