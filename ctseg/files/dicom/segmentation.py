@@ -196,7 +196,7 @@ def _plain_images(header: Dataset, series: CtSeries, slices: Sequence[CtSlice]) 
     shared.StudyInstanceUID = series.study_uid
     shared.SeriesInstanceUID = series.series_uid
     shared.FrameOfReferenceUID = series.frame_of_reference_uid
-    shared.PositionReferenceIndicator = valid_value(header, "PositionReferenceIndicator")
+    shared.PositionReferenceIndicator = ""
     shared.Rows, shared.Columns = series.rows, series.columns
     shared.PixelSpacing = list(series.pixel_spacing_mm)
     shared.ImageOrientationPatient = list(series.orientation_lps)

@@ -13,6 +13,7 @@ from highdicom.seg import segread
 from pydicom.uid import RLELossless
 
 from ctseg.errors import InputError
+from ctseg.files.dicom import results
 from ctseg.files.dicom.object_kinds import DICOM_ENDINGS
 from ctseg.files.dicom.quiet import quiet
 from ctseg.files.dicom.results import Segment
@@ -230,7 +231,7 @@ def test_what_was_done_otherwise_is_another_series_with_another_description(tmp_
         assert len({item[keyword].value for item in read}) == len(changes)
 
 
-def test_uids_hang_on_what_stands_in_the_objects_and_on_nothing_else(series):
+def test_uids_hang_on_what_stands_in_the_objects_and_on_nothing_else(series, monkeypatch):
     def uids(**changed):
         result = result_of(changed.pop("series", series), **changed)
         return {kind: result.series_uid(kind) for kind in DICOM_ENDINGS}
@@ -255,6 +256,8 @@ def test_uids_hang_on_what_stands_in_the_objects_and_on_nothing_else(series):
         {"segments": (replace(liver, presentation=coloured), *others)},
     ):
         assert not set(uids(**changed).values()) & set(plain.values()), changed
+    monkeypatch.setattr(results, "WRITER_VERSION", "other")
+    assert not set(uids().values()) & set(plain.values())
 
 
 def test_the_same_result_has_the_same_bytes_in_any_process(tmp_path, series):
@@ -296,6 +299,7 @@ def test_malformed_tags_of_the_source_leave_a_valid_object_and_say_nothing(tmp_p
             LossyImageCompressionRatio=["2", "3"],
             LossyImageCompressionMethod=["ISO_10918_1", "ISO_15444_1"],
             SpecificCharacterSet="ISO_IR 4711",
+            PositionReferenceIndicator="of Jane",
         )
         set_raw(dataset, "SliceThickness", "DS", b"Doe^Jane")
         set_raw(dataset, "StudyTime", "TM", b"\xff\xfe")
@@ -313,6 +317,7 @@ def test_malformed_tags_of_the_source_leave_a_valid_object_and_say_nothing(tmp_p
     for keyword in ("PatientBirthDate", "StudyDate", "StudyTime", "PatientSex", "AccessionNumber"):
         assert read[keyword].value in ("", None), keyword
     assert (read.ContentDate, read.ContentTime) == ("20260102", "101500")  # the series'
+    assert read.PositionReferenceIndicator == ""  # free text, which nobody needs
 
 
 @pytest.mark.parametrize(
