@@ -7,10 +7,11 @@ from typing import Literal
 import pydicom
 from pydicom.dataset import Dataset
 
-from ctseg.files.dicom.elements import items_of, text_of, uid_of, unsigned_of, words_of
+from ctseg.files.dicom.elements import items_of, uid_of, unsigned_of, words_of
 from ctseg.files.dicom.label_objects import LabelObject
 from ctseg.files.dicom.quiet import quiet
 from ctseg.files.dicom.reading import OtherFile, read_file
+from ctseg.files.dicom.segmentation_reader import segment_name
 from ctseg.files.dicom.structure_set_reader import is_whole, region_names
 from ctseg.files.regular import open_regular
 
@@ -51,7 +52,7 @@ def _read(path: Path, what: str) -> LabelObject | None:
 def _object(path: Path, what: str, dataset: Dataset) -> LabelObject:
     if what == "SEG":
         items = [item for item in items_of(dataset, "SegmentSequence") if not _is_background(item, dataset)]
-        names = [text_of(item, "SegmentLabel").strip() for item in items]
+        names = [segment_name(item) for item in items]
         kind: Literal["SEG", "RTSTRUCT"] = "SEG"
     else:
         names, kind = list(region_names(dataset).values()), "RTSTRUCT"

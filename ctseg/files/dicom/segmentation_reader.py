@@ -11,8 +11,10 @@ from pydicom.dataset import Dataset
 from pydicom.pixels.utils import iter_pixels
 
 from ctseg.errors import CtsegError, InputError
+from ctseg.files.dicom.elements import text_of
 from ctseg.files.dicom.quiet import quiet
 from ctseg.files.dicom.series import CtSeries
+from ctseg.files.identity import printable
 from ctseg.files.regular import open_regular
 
 SAME_PLACE_MM = 0.05
@@ -23,6 +25,11 @@ _PADDING_BITS = 128
 """Behind the last frame, that may be there; as many as a frame has are another one."""
 _SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 _Segment = npt.NDArray[np.bool_]
+
+
+def segment_name(segment: Dataset) -> str:
+    """Return the SegmentLabel of a segment, on one line."""
+    return printable(text_of(segment, "SegmentLabel").strip())
 
 
 def read_segments(path: Path, series: CtSeries, names: Collection[str] | None = None) -> Mapping[str, _Segment]:
@@ -77,7 +84,7 @@ class _Read:
     def segments(self, names: Collection[str] | None) -> Mapping[str, _Segment]:
         """Return the segments of some names."""
         described = sorted(self._dataset.SegmentSequence, key=lambda item: int(item.SegmentNumber))
-        name_of = {int(item.SegmentNumber): str(item.SegmentLabel).strip() for item in described}
+        name_of = {int(item.SegmentNumber): segment_name(item) for item in described}
         if len(name_of) < len(described):
             raise self._refused("several of its segments have one SegmentNumber")
         is_labelmap = self._dataset.SegmentationType == "LABELMAP"

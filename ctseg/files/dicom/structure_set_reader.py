@@ -17,6 +17,7 @@ from ctseg.files.dicom.contours import cross, mask_of
 from ctseg.files.dicom.elements import items_of, text_of, uid_of, whole_number_of, words_of
 from ctseg.files.dicom.quiet import quiet
 from ctseg.files.dicom.series import CtSeries
+from ctseg.files.identity import printable
 from ctseg.files.regular import open_regular
 
 OFF_SLICE = 0.1
@@ -32,9 +33,9 @@ Mask = npt.NDArray[np.bool_]
 
 
 def region_names(dataset: Dataset) -> Mapping[int, str]:
-    """Return the names of a structure set's regions by their numbers."""
+    """Return the names of a structure set's regions by their numbers, each on one line."""
     rois = items_of(dataset, "StructureSetROISequence")
-    numbered = ((whole_number_of(roi, "ROINumber"), text_of(roi, "ROIName")) for roi in rois)
+    numbered = ((whole_number_of(roi, "ROINumber"), printable(text_of(roi, "ROIName"))) for roi in rois)
     return {number: name for number, name in numbered if number is not None and name}
 
 

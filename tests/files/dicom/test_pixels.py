@@ -431,7 +431,7 @@ def test_a_decoder_is_not_given_what_it_would_crash_on(tmp_path, monkeypatch, sy
         put(dataset, encapsulate([bytes(encoded)]))
     series = written(tmp_path / "series", synthetic, syntax=syntax)
     monkeypatch.setattr("ctseg.files.dicom.codecs._write_alone", lambda *_: pytest.fail("it was given it"))
-    with pytest.raises(InputError, match="expected compressed voxels that SimpleITK decodes, found others"):
+    with pytest.raises(InputError, match="expected compressed voxels that SimpleITK decodes, found damaged ones"):
         read_series(series, READER)
 
 

@@ -13,6 +13,7 @@ from pydicom.uid import RLELossless
 
 from ctseg.errors import InputError
 from ctseg.files.dicom.headers import find_series
+from ctseg.files.dicom.label_headers import find_label_objects
 from ctseg.files.dicom.quiet import quiet
 from ctseg.files.dicom.segmentation import write_segmentation
 from ctseg.files.dicom.segmentation_reader import read_segments
@@ -82,6 +83,16 @@ def test_fractions_of_one_bit_are_whole(segmentation, series):
     read.SegmentationType, read.MaximumFractionalValue = "FRACTIONAL", 255
     read.save_as(segmentation)
     np.testing.assert_array_equal(read_segments(segmentation, series)["liver"], expected)
+
+
+def test_names_of_several_values_and_lines_are_the_same_in_headers_and_labels(segmentation, series):
+    read = pydicom.dcmread(segmentation)
+    read.SegmentSequence[0].SegmentLabel = ["GTV", "1"]
+    read.SegmentSequence[1].SegmentLabel = "two\nlines"
+    read.save_as(segmentation)
+    (found,), unreadable = find_label_objects([segmentation])
+    assert (found.names, unreadable) == (("GTV\\1", "two\\nlines", "liver_tumor"), 0)
+    assert tuple(found.read(series, found.names)) == found.names
 
 
 def test_values_of_a_labelmap_that_no_segment_has_are_refused(tmp_path, series):

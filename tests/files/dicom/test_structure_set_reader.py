@@ -159,6 +159,13 @@ def test_contours_that_nobody_draws_on_purpose_are_told(squares, told, series, o
     assert caplog.messages == messages
 
 
+def test_names_of_regions_stand_on_one_line(series, one_region):
+    dataset = pydicom.dcmread(one_region)
+    set_raw(dataset.StructureSetROISequence[0], "ROIName", "LO", b"liver\\1\n2")
+    dataset.save_as(one_region)
+    assert list(read_structure_set(one_region, series)) == ["liver\\1\\n2"]
+
+
 def test_regions_of_one_number_are_refused(series, one_region):
     dataset = pydicom.dcmread(one_region)
     again = copy.deepcopy(dataset.StructureSetROISequence[0])
