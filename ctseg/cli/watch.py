@@ -35,8 +35,8 @@ def add_commands(commands: "argparse._SubParsersAction[Parser]") -> None:
         description="Watch a PACS by DICOMweb: CT series that fit the rules and do not grow any more are fetched, "
         "segmented through a Triton server, and their DICOM objects stored in the PACS. The output folder remembers "
         "what is done: a watcher may be killed and started again, and several may share a folder. Exit status with "
-        "--once: 0 all done, 1 a series was refused, has failed or lacks a format, 2 wrong usage or setup, 3 the PACS "
-        "or the server went away. Without it the command ends by a signal.",
+        "--once: 0 all done, 1 a series was refused, has failed or lacks a format, 2 wrong usage or setup, 3 the PACS, "
+        "the server or the disk went away. Without it the command ends by a signal.",
     )
     watch.add_argument(
         "--dicomweb", required=True, metavar="URL", help="root of the PACS's DICOMweb: https://pacs.example/dicom-web"

@@ -236,9 +236,10 @@ def _paired(
     def tell(kind: str, text: str) -> None:
         problems.append(DatasetProblem(name, kind, f"case {name}: {text}"))
 
+    of_dicom = "" if images else " in such a format; a DICOM series takes segmentations and structure sets as labels"
     for name in sorted({*images, *labels}):
         if name not in images:
-            tell("surplus_label_file", f"no image in {folders[0]}")
+            tell("surplus_label_file", f"no image in {folders[0]}{of_dicom}")
             continue
         if name not in labels:
             tell("missing_label_file", f"no label map in {folders[1]}")

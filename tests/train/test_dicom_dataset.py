@@ -77,6 +77,9 @@ def test_images_and_labels_may_lie_in_two_trees(tree, tmp_path):
     dataset = create_dataset(tmp_path / "raw", 1, "Toy", REGIONS, folders, GTV)
     assert np.array_equal(label_maps(dataset)[0], LABELS)
     assert len(list((dataset / "imagesTs").iterdir())) == 1
+    (tmp_path / "labels" / "study1.nii.gz").touch()
+    with pytest.raises(InputError, match="a DICOM series takes segmentations and structure sets as labels"):
+        create_dataset(tmp_path / "raw", 2, "Toy", REGIONS, folders, GTV)
 
 
 def test_names_and_series_are_chosen_by_rules(tree, tmp_path):
