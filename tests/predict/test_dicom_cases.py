@@ -16,6 +16,7 @@ import SimpleITK as sitk
 
 from ctseg.errors import InputError, SetupError
 from ctseg.files.cases import find_cases
+from ctseg.files.dicom import structure_set
 from ctseg.files.dicom.quiet import quiet
 from ctseg.files.geometry import RAS_FROM_LPS
 from ctseg.model_spec import Label
@@ -418,6 +419,20 @@ def test_an_object_that_a_person_corrected_stays_and_stops_no_other_format(one, 
     (case,) = run(one, tmp_path / "out", output_formats=ALL, continue_prediction=True).cases
     assert case.status == "kept"
     assert corrected.read_bytes() == b"corrected by a person"
+
+
+def test_a_format_that_fails_while_it_is_written_stops_no_other_and_is_tried_again(one, tmp_path, monkeypatch):
+    def go_on() -> tuple[str, list[str], list[tuple[str, bool, str]]]:
+        (case,) = run(one, tmp_path / "out", output_formats=ALL, continue_prediction=True).cases
+        failed = [(failed.format, failed.foreseen, failed.error.type) for failed in case.failed_formats]
+        return case.status, [Path(file.name).suffixes[-2] for file in case.outputs], failed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(structure_set, "_MAX_CONTOURS", 0)
+        assert go_on() == ("ok", [".nii", ".seg", ".sr"], [("dicom_rtstruct", False, "InputError")])
+        patched.setattr(structure_set, "contours_of", lambda *_: 1 / 0)
+        assert go_on() == ("ok", [".nii", ".seg", ".sr"], [("dicom_rtstruct", False, "ZeroDivisionError")])
+    assert go_on() == ("ok", [".nii", ".seg", ".rtstruct", ".sr"], [])
 
 
 def test_without_going_on_the_set_is_what_is_asked_for(one, tmp_path):

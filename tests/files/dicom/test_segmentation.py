@@ -292,7 +292,7 @@ def test_malformed_tags_of_the_source_leave_a_valid_object_and_say_nothing(tmp_p
             StudyDate="00000101",
             ContentDate="20260230",
             AcquisitionDate=None,
-            PatientSex="female",
+            PatientSex="FEMALE",
             PatientAge="about 50",
             AccessionNumber=None,
             LossyImageCompression="01",
