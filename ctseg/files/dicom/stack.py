@@ -37,7 +37,8 @@ _SMALLEST_SLOPE, _LARGEST_RESCALE = 1e-7, 1e6
 _OF_ONE_VOLUME = ("StackID", "TemporalPositionIndex", "FrameType")
 """What all frames of a volume have in common."""
 _NOT_IN_TURN = (
-    "TemporalPositionIdentifier", "AcquisitionNumber", "FrameAcquisitionNumber", "ConvolutionKernel", "ImageType",
+    "TemporalPositionIdentifier", "AcquisitionNumber", "AcquisitionTime", "FrameAcquisitionNumber", "ConvolutionKernel",
+    "ImageType",
 )  # fmt: skip
 """What may change along a volume, such as from one rotation to the next, but not back and forth."""
 _SHOWN = 3

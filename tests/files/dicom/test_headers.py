@@ -1,5 +1,6 @@
 """Which series a set of files holds: right, or refused by name with the measured figure."""
 
+import copy
 import os
 import pickle
 import re
@@ -143,6 +144,16 @@ def test_tree_of_several_patients_holds_a_series_each(tmp_path: Path) -> None:
         )
         assert (series.study_id, series.kernel) == (study, "B30f")
         assert pickle.loads(pickle.dumps(series)) == series
+
+
+def test_one_series_uid_in_two_studies_is_two_series(tmp_path: Path) -> None:
+    for study in (1, 2):
+        slices = ct_series((3, 4, 5), study=study, SeriesInstanceUID="1.2.3").datasets
+        write_series(tmp_path / f"{study}", slices)
+    found = found_in(tmp_path)
+    assert {(series.study_uid, series.series_uid, series.problem) for series in found.series} == {
+        (uid(1), "1.2.3", None), (uid(2), "1.2.3", None),
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -359,6 +370,15 @@ def test_frames_say_their_places_in_groups_of_their_own_or_shared_ones(shared: b
     series = one_series(tmp_path)
     assert series.geometry.distance_mm(Geometry(true.hu.shape, true.affine_ras)) < 1e-9
     assert series.kernel == "B30f"
+
+
+def test_what_a_frame_says_itself_counts_before_what_all_share(tmp_path: Path) -> None:
+    true = ct_series(slope=[1.0 + 0.25 * number for number in range(8)])
+    dataset = enhanced_ct(true)
+    dataset.SharedFunctionalGroupsSequence = [copy.deepcopy(dataset.PerFrameFunctionalGroupsSequence[5])]
+    write_series(tmp_path, [dataset])
+    series = one_series(tmp_path)
+    assert (read_volume([of_series(series)], "SimpleITKIO").voxels[0] == true.hu).all()
 
 
 def test_volume_may_lie_in_several_multi_frame_files_of_either_class(tmp_path: Path) -> None:

@@ -143,8 +143,11 @@ def tagged(values: str, keyword: str) -> list[Frame]:
 
 @pytest.mark.parametrize(
     "keyword",
-    ["AcquisitionNumber", "FrameAcquisitionNumber", "TemporalPositionIdentifier", "ConvolutionKernel", "ImageType"],
-)
+    [
+        "AcquisitionNumber", "AcquisitionTime", "FrameAcquisitionNumber", "TemporalPositionIdentifier",
+        "ConvolutionKernel", "ImageType",
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("values", ["abababab", "aaababbb", "aabbaabb", "abcabcabc"])
 def test_volumes_whose_slices_lie_between_each_other_are_refused(keyword: str, values: str) -> None:
     refused(tagged(values, keyword)[::-1], f"slices alternate in {keyword}, so it holds several volumes between")
