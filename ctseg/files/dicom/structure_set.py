@@ -1,7 +1,7 @@
 """DICOM RT Structure Sets (RTSTRUCT)."""
 
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -113,7 +113,7 @@ def _farthest_mm(series: CtSeries) -> float:
 # contours
 
 
-def _encoded_contours(labels: npt.NDArray[Any], result: DicomResult) -> list[list[bytes]]:
+def _encoded_contours(labels: npt.NDArray[Any], result: DicomResult) -> list[bytes]:
     """Return the items of each segment's ContourSequence, in order of the slices."""
     series = result.series
     groups = list(_disjoint(result.segments, int(labels.max(initial=0))))
@@ -149,7 +149,7 @@ def _encoded_contours(labels: npt.NDArray[Any], result: DicomResult) -> list[lis
     for of_slice in of_slices:
         for index, item in of_slice:
             found[index].append(item)
-    return found
+    return [b"".join(items) for items in found]
 
 
 def _disjoint(segments: Sequence[Segment], highest: int) -> Iterator[npt.NDArray[np.uint16]]:
@@ -203,7 +203,7 @@ def _item(content: bytes) -> bytes:
 # everything else
 
 
-def _dataset(source: Dataset, result: DicomResult, contours: Sequence[Sequence[bytes]]) -> Dataset:
+def _dataset(source: Dataset, result: DicomResult, contours: Sequence[bytes]) -> Dataset:
     series = result.series
     dataset = patient_and_study(source)
     dataset.update(equipment(result))
@@ -258,14 +258,14 @@ def _roi(segment: Segment, series: CtSeries) -> Dataset:
     return roi
 
 
-def _roi_contour(segment: Segment, items: Iterable[bytes]) -> Dataset:
+def _roi_contour(segment: Segment, items: bytes) -> Dataset:
     contour = Dataset()
     if segment.presentation.colour is not None:
         contour.ROIDisplayColor = list(segment.presentation.colour)
     contour.ReferencedROINumber = segment.number
-    if encoded := b"".join(items):
+    if items:
         # the sequence as it stands in the file, which names no VR; pydicom would take a minute for many contours
-        contour.add_new(0x30060040, "OB", encoded)
+        contour.add_new(0x30060040, "OB", items)
     return contour
 
 

@@ -1,9 +1,10 @@
 """UIDs that are derived from what decides an object's content: equal UID, equal bytes."""
 
 import hashlib
+from io import BytesIO
 
 from pydicom.dataset import Dataset
-from pydicom.filebase import DicomBytesIO
+from pydicom.filebase import DicomIO
 from pydicom.filewriter import write_dataset
 from pydicom.uid import UID
 
@@ -32,10 +33,12 @@ def set_instance_uid(dataset: Dataset) -> str:
     pixels = dataset.get((0x7FE0, 0x0010))  # the element
     if pixels is not None:  # hashed by themselves: no second copy of them is made
         del dataset["PixelData"]
-    encoded = DicomBytesIO()
+    content = BytesIO()
+    encoded = DicomIO(content)
     encoded.is_little_endian, encoded.is_implicit_VR = syntax.is_little_endian, syntax.is_implicit_VR
     write_dataset(encoded, dataset)
-    digest = hashlib.sha256(syntax.encode() + b"\0" + encoded.getvalue())
+    digest = hashlib.sha256(syntax.encode() + b"\0")
+    digest.update(content.getbuffer())
     if pixels is not None:
         digest.update(pixels.value)
         dataset["PixelData"] = pixels
