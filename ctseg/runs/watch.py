@@ -250,6 +250,8 @@ class Watcher:
         try:
             with _disk_told(self._output):
                 yield
+            if self._is_away:
+                logger.info("the trouble is over: a look went well")
             self._is_away, self._was_well = False, True
         except CtsegError as error:
             if isinstance(error, ServerError):

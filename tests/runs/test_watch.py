@@ -289,3 +289,17 @@ def test_a_series_at_which_the_pacs_goes_away_hides_no_other(place):
 def test_dates_that_are_none_are_refused(text):
     with pytest.raises(ValueError, match="expected a date"):
         WatchOptions(study_date=text)
+
+
+def test_trouble_is_told_once_and_its_end_too(place, caplog):
+    caplog.set_level("INFO")
+    answers = iter([Said(body=b"[]"), Said(status=401), Said(status=401), Said(body=b"[]"), Said(body=b"[]")])
+    looks = iter([None] * 4)
+    with (
+        canned_pacs(lambda asked: next(answers)) as (place.url, _),
+        place.watcher(once=False, sleep=lambda _: next(looks)) as watcher,
+        pytest.raises(StopIteration),
+    ):
+        watcher.run()
+    told = [record.message for record in caplog.records]
+    assert [("HTTP 401" in text, "went well" in text) for text in told] == [(True, False), (False, True)], told
