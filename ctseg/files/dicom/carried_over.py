@@ -36,6 +36,11 @@ _FORMS = {
     "TM": re.compile(r"([01]\d|2[0-3])([0-5]\d([0-5]\d(\.\d{1,6})?)?)?"),
     "UI": re.compile(r"[0-9.]{1,64}"),
 }
+_OLD_FORMS = {
+    "DA": (re.compile(r"(\d{4})\.(\d\d)\.(\d\d)"), r"\1\2\3"),
+    "TM": (re.compile(r"(\d\d):(\d\d):(\d\d)"), r"\1\2\3"),
+}
+"""Of ACR-NEMA's dates and times, which PS3.5 has readers take, and how they are written today."""
 _SEXES = ("M", "F", "O")
 _NO_MOMENT = ("19000101", "000000")
 """Of images that do not say when they were made: content needs a date and a time."""
@@ -87,7 +92,9 @@ def valid_text(value: Any, vr: str) -> str:
     text = "".join(c if _is_printed(c) else " " for c in raw).replace("\\", " ").strip(" ")
     if vr == "PN":
         groups = ["^".join(group.split("^")[:_NAME_PARTS])[: _LONGEST[vr]].strip(" ") for group in text.split("=")]
-        return "=".join(groups[:_NAME_GROUPS])
+        return "=".join(groups[:_NAME_GROUPS]).rstrip("=")
+    if vr in _OLD_FORMS:
+        text = _OLD_FORMS[vr][0].sub(_OLD_FORMS[vr][1], text)
     if vr in _FORMS:
         return text if _FORMS[vr].fullmatch(text) and (vr != "DA" or _is_day(text)) else ""
     return text[: _LONGEST.get(vr)].rstrip(" ")

@@ -300,6 +300,7 @@ def test_malformed_tags_of_the_source_leave_a_valid_object_and_say_nothing(tmp_p
             LossyImageCompressionMethod=["ISO_10918_1", "ISO_15444_1"],
             SpecificCharacterSet="ISO_IR 4711",
             PositionReferenceIndicator="of Jane",
+            ReferringPhysicianName="====",
         )
         set_raw(dataset, "SliceThickness", "DS", b"Doe^Jane")
         set_raw(dataset, "StudyTime", "TM", b"\xff\xfe")
@@ -314,7 +315,8 @@ def test_malformed_tags_of_the_source_leave_a_valid_object_and_say_nothing(tmp_p
     assert (read.StudyID, read.PatientID) == ("a study of more", "00 42  7")
     assert read.PatientName == "Doe Jane^^^^=x=y"
     assert read.SegmentSequence[1].SegmentLabel == "label 2"
-    for keyword in ("PatientBirthDate", "StudyDate", "StudyTime", "PatientSex", "AccessionNumber"):
+    empty = ("PatientBirthDate", "StudyDate", "StudyTime", "PatientSex", "AccessionNumber", "ReferringPhysicianName")
+    for keyword in empty:
         assert read[keyword].value in ("", None), keyword
     assert (read.ContentDate, read.ContentTime) == ("20260102", "101500")  # the series'
     assert read.PositionReferenceIndicator == ""  # free text, which nobody needs
