@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydicom.encaps import encapsulate
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -323,6 +325,26 @@ def test_numbers_that_slices_may_store_follow_from_their_bits(
     write_series(tmp_path, ct_series((2, 4, 5), signed=signed, bits_stored=bits).datasets)
     series = one_series(tmp_path)
     assert (series.stored_dtype, series.stored_range) == (dtype, ends)
+
+
+def test_slices_of_several_bits_are_read_by_their_own(tmp_path: Path) -> None:
+    true = ct_series((3, 4, 5), bits_stored=16)
+    true.datasets[0].PixelData = (true.stored[0] % 4096).tobytes()
+    set_tags(true.datasets[0], BitsStored=12, HighBit=11)
+    write_series(tmp_path, true.datasets)
+    series = one_series(tmp_path)
+    assert series.stored_range == (0, 65535)
+    expected = np.concatenate([true.stored[:1] % 4096, true.stored[1:]]) - 1024.0
+    assert (read_volume([of_series(series)], "SimpleITKIO").voxels[0] == expected).all()
+
+
+def test_fewer_compressed_slices_than_frames_are_told_at_the_headers(tmp_path: Path) -> None:
+    (path,) = write_series(tmp_path, [enhanced_ct(ct_series((3, 4, 6)))], syntax=RLELossless)
+    dataset = pydicom.dcmread(path)
+    dataset.PixelData = encapsulate([bytes(64)] * 2)
+    dataset.save_as(path)
+    told = "1 of 1 files: cut off in the middle of the compressed voxels: copy them again"
+    assert one_series(tmp_path).problem == told
 
 
 def test_single_slice_takes_the_spacing_between_slices_before_its_thickness(tmp_path: Path) -> None:
