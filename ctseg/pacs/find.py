@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ctseg.errors import PacsError
+from ctseg.errors import PacsAwayError, PacsError
 from ctseg.files.dicom.series import series_label
 from ctseg.pacs.session import PacsRefusedError, PacsSession
 
@@ -81,13 +81,15 @@ def find_series(session: PacsSession, study_date: str, *, modality: str = "CT", 
         for item in _pages(session, "the search for series", "/series", query, _SERIES, most=_MOST_SERIES, page=page):
             if (series := _series(item, modality)) is not None:
                 found[series.study_uid, series.series_uid] = series
-    except PacsRefusedError as error:
-        if error.status not in _NO_SEARCH:
+    except PacsAwayError:
+        raise
+    except PacsError as error:
+        if isinstance(error, PacsRefusedError) and error.status not in _NO_SEARCH:
             raise
-        raise PacsRefusedError(
+        raise PacsError(
             f"{error}: expected the root of a DICOMweb that searches for series over all studies",
-            error.status, settings=("dicomweb",),
-        ) from error  # fmt: skip
+            settings=("dicomweb",),
+        ) from error
     return list(found.values())
 
 

@@ -61,7 +61,9 @@ def store_object(session: PacsSession, path: Path, scratch: Path) -> bool:
         return False
     _sent(session, path, uids)
     if not _came_back(session, path, uids, scratch):
-        raise PacsAwayError(f"{session.options.shown}: {uids.label} was stored, and cannot be fetched yet")
+        raise PacsAwayError(
+            f"{session.options.shown}: it says that {uids.label} is stored, and does not give it back: is its disk full?"
+        )
     return True
 
 

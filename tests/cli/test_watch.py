@@ -26,11 +26,16 @@ def test_a_pacs_that_has_nothing_is_done_without_a_server(tmp_path, capsys):
     assert "Modality=CT" in asked[0].path
 
 
-def test_an_address_that_is_no_dicomweb_exits_2(tmp_path, capsys):
-    with canned_pacs(lambda asked: Said(status=404)) as (url, _):
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [(Said(404), "HTTP 404: it is not there"), (Said(body=b"<html>"), "no JSON"), (Said(body=b"{}"), "no list")],
+)
+def test_an_address_that_is_no_dicomweb_exits_2(tmp_path, capsys, said, told):
+    with canned_pacs(lambda asked: said) as (url, _):
         assert watch(tmp_path / "out", url) == 2
-    assert "HTTP 404: it is not there: expected the root of a DICOMweb that" in (told := capsys.readouterr().err)
-    assert "(see --dicomweb)" in told
+    errors = capsys.readouterr().err
+    assert f"{told}: expected the root of a DICOMweb" in errors
+    assert "(see --dicomweb)" in errors
 
 
 def test_a_pacs_that_is_away_exits_3(tmp_path, capsys):
