@@ -62,7 +62,7 @@ def store_object(session: PacsSession, path: Path, scratch: Path) -> bool:
     _sent(session, path, uids)
     if not _came_back(session, path, uids, scratch):
         raise PacsAwayError(
-            f"{session.options.shown}: it says that {uids.label} is stored, and does not give it back: is its disk full?"
+            f"{session.options.shown}: {uids.label} was stored, and does not come back: is its disk full?"
         )
     return True
 
