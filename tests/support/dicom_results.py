@@ -13,7 +13,7 @@ from tests.support.dicom_series import SyntheticSeries, enhanced_ct, write_serie
 
 ANATOMICAL = Code(value="123037004", scheme="SCT", meaning="Anatomical Structure")
 LIVER = LabelPresentation(
-    category=ANATOMICAL, type=Code(value="10200004", scheme="SCT", meaning="Liver"), colour=(40, 140, 40)
+    category=ANATOMICAL, type=Code(value="10200004", scheme="SCT", meaning="Liver"), colour=(40, 140, 60)
 )
 KIDNEY = LabelPresentation(
     category=ANATOMICAL,

@@ -194,7 +194,8 @@ def test_segments_say_what_they_are_and_who_made_them(tmp_path, series):
     assert [item.SegmentNumber for item in read.SegmentSequence] == [1, 2, 3]
     assert liver.segmented_property_category.meaning == "Anatomical Structure"
     assert liver.segmented_property_type.value == "10200004"
-    assert "RecommendedDisplayCIELabValue" in liver
+    lightness, a, b = (value / 65535 for value in liver.RecommendedDisplayCIELabValue)
+    assert (100 * lightness, 255 * a - 128, 255 * b - 128) == pytest.approx((51.30, -45.94, 34.20), abs=0.01)
     (side,) = kidney.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence
     assert (side.CodeValue, side.CodingSchemeDesignator, side.CodeMeaning) == ("7771000", "SCT", "Left")
     (region,) = tumour.AnatomicRegionSequence
@@ -319,6 +320,7 @@ def test_malformed_tags_of_the_source_leave_a_valid_object_and_say_nothing(tmp_p
     for keyword in empty:
         assert read[keyword].value in ("", None), keyword
     assert (read.ContentDate, read.ContentTime) == ("20260102", "101500")  # the series'
+    assert read.LossyImageCompression == "01"
     assert read.PositionReferenceIndicator == ""  # free text, which nobody needs
 
 
