@@ -124,10 +124,21 @@ def cross(contours: "Sequence[npt.NDArray[np.float64]]", shape: tuple[int, int])
         shape: Rows and columns of the slice.
     """
     depth = np.zeros(shape, np.uint16)
-    masks = [mask_of([points], shape) for points in contours]
-    for mask in sorted(masks, key=np.count_nonzero, reverse=True):
-        depths = depth[mask]
+    parts = [_inside(points, shape) for points in contours]
+    for window, mask in sorted(parts, key=lambda part: np.count_nonzero(part[1]), reverse=True):
+        depths = depth[window][mask]
         if depths.size and depths.min() != depths.max():
             return True
-        depth[mask] += 1
+        depth[window] += mask
     return False
+
+
+def _inside(
+    points: npt.NDArray[np.float64], shape: tuple[int, int]
+) -> tuple[tuple[slice, slice], npt.NDArray[np.bool_]]:
+    """Return the rows and columns that a contour reaches, and the pixels of them that lie within it."""
+    first = np.clip(np.floor(points.min(axis=0)), 0, np.array(shape) - 1).astype(int)
+    last = np.clip(np.ceil(points.max(axis=0)), first, np.array(shape) - 1).astype(int)
+    rows, columns = (last - first + 1).tolist()
+    window = (slice(first[0], first[0] + rows), slice(first[1], first[1] + columns))
+    return window, mask_of([points - first], (rows, columns))
