@@ -15,10 +15,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
+    JPEG2000,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    JPEGExtended12Bit,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
     RLELossless,
 )
 
@@ -358,6 +362,26 @@ def test_lossy_compression_is_told(tmp_path: Path) -> None:
     RIGHT["lossy"](tmp_path)
     assert one_series(tmp_path).warnings == (
         "compressed with loss (8 of 8 files): its numbers are not quite the scanner's",
+    )
+
+
+@pytest.mark.parametrize(
+    ("syntax", "said", "is_told"),
+    [
+        (JPEGExtended12Bit, None, True), (JPEGLSNearLossless, None, True), (JPEG2000, "01", True),
+        (JPEG2000, "00", False), (JPEGLSLossless, None, False), (JPEGLSLossless, "01", True),
+    ],
+)  # fmt: skip
+def test_an_encoding_that_loses_is_told_unless_it_is_said_to_have_lost_nothing(
+    syntax: str, said: str | None, is_told: bool, tmp_path: Path
+) -> None:
+    (path,) = write_series(tmp_path, ct_series((1, 4, 6), LossyImageCompression=said).datasets)
+    dataset = pydicom.dcmread(path)
+    dataset.file_meta.TransferSyntaxUID = syntax
+    dataset.PixelData = encapsulate([bytes(64)])
+    dataset.save_as(path)
+    assert (
+        any(told.startswith("compressed with loss (1 of 1 files)") for told in one_series(tmp_path).warnings) == is_told
     )
 
 
