@@ -138,7 +138,8 @@ class PacsSession:
         for chunk in response.iter_content(_CHUNK_BYTES):
             left -= len(chunk)
             if left < 0:
-                raise PacsError(f"{self.options.shown}: {what}: the answer has more than {most_bytes} bytes")
+                name = f"{self.options.shown}: {what}"
+                raise PacsError(f"{name}: the answer has more than {most_bytes} bytes, the most that is taken")
             if time.monotonic() > give_up_at:
                 raise PacsTroubledError(f"{self.options.shown}: {what}: no end after {_LONGEST_ANSWER_S:.0f} s")
             yield chunk
