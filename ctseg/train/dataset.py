@@ -24,6 +24,7 @@ from ctseg.files.dataset_cases import (
     find_labelled_cases,
     find_test_cases,
 )
+from ctseg.files.dicom.names import DEVICE
 from ctseg.files.formats import READ_ENDINGS, ChannelFiles
 from ctseg.files.geometry import Geometry
 from ctseg.files.grid import ChannelVolume, FileGrid
@@ -36,7 +37,6 @@ FILE_ENDING = ".nii.gz"
 _SETTINGS = {"missing_label": "roi", "overlap": "precedence"}
 """What mends a kind of problem."""
 _CASE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]*[A-Za-z0-9_-])?")
-_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
@@ -419,7 +419,7 @@ def _array_problems(
 def _case_name_problems(case: str) -> list[str]:
     if not _CASE.fullmatch(case):
         return ["a case's name has letters, digits, '_', '-' and '.' only: rename its files"]
-    if _DEVICE.fullmatch(case):
+    if DEVICE.fullmatch(case):
         return ["Windows has a device of this name and lets no file have it: rename its files"]
     if re.search(r"_\d{4}$", case):
         return ["the name ends like nnU-Net's channel numbers (_0000): rename its files"]

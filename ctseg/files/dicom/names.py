@@ -14,6 +14,8 @@ FOLDER = "folder"
 _SHORT_NUMBER = re.compile(r"\d{1,4}")
 """A StudyID that stands in a name: longer ones may be anything, an accession number or a date of birth."""
 _UNFIT = re.compile(r"[^\w.+-]+")
+DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+"""Names that Windows keeps for devices, and lets no file have."""
 _LONGEST = 64
 """Characters of one word, as many as UIDs and most texts of DICOM have."""
 _TEXTS = frozenset({"AE", "AS", "CS", "DA", "DS", "DT", "IS", "LO", "LT", "PN", "SH", "ST", "TM", "UC", "UI", "US"})
@@ -60,10 +62,11 @@ def case_name(series: CtSeries, case_name_from: Sequence[str], root: Path) -> st
         number = "" if series.series_number is None else str(series.series_number)
         return f"study{study}-{uid_digest(series.study_uid)}_series{number}-{uid_digest(series.series_uid)}"
     tags = dict(series.tags)
-    return "_".join(
+    name = "_".join(
         _fit(_place(series, root)) if word == FOLDER else _fit(tags.get(word, "")) or f"no{word}"
         for word in case_name_from
     )
+    return f"case_{name}" if DEVICE.fullmatch(name) else name
 
 
 def _place(series: CtSeries, root: Path) -> str:
