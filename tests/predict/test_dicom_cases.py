@@ -447,7 +447,9 @@ def test_a_type_that_no_segmentation_of_the_model_can_have_is_refused_before_any
     predictor.spec = predictor.spec.model_copy(update={"labels": tuple(labels), "regions_class_order": (1, 2)})
     with pytest.raises(SetupError, match="share voxels: write it as binary"):
         run(one, tmp_path / "out", predictor, segmentation_type="labelmap")
-    assert run(one, tmp_path / "out", predictor).cases[0].objects
+    (case,) = run(one, tmp_path / "out", predictor).cases
+    told = [(segment.number, segment.name, segment.values) for segment in case.segments]
+    assert told == [(1, "whole", (1, 2)), (2, "core", (2,))]
 
 
 @pytest.mark.parametrize(("labels", "kind", "told"), [(20, "binary", 1), (19, "binary", 0), (20, "labelmap", 0)])

@@ -251,6 +251,7 @@ def test_tags_that_dicom_does_not_allow_are_cut_or_left_out(tmp_path):
         ({"problem": "gantry tilt of 14 degrees"}, "gantry tilt of 14 degrees"),
         ({"pixel_spacing_mm": (0.8, 0.0005)}, "found 0.0005 mm"),
         ({"pixel_spacing_mm": (0.8, float("nan"))}, "found nan mm"),
+        ({"pixel_spacing_mm": (60.0, 0.001)}, "at most 1000000 of them from the origin, found 0.001 mm and 13"),
     ],
 )
 def test_what_cannot_be_written_is_refused_by_name(changes, told, series, tmp_path):
