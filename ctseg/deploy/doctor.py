@@ -25,6 +25,7 @@ _LAYERS = {
     "deploy": ("torch", "nnunetv2", "onnx", "onnxscript", "onnxslim"),
     "train": ("torch", "nnunetv2", "monai", "einops"),
     "itk": ("SimpleITK",),
+    "dicom": ("pydicom", "highdicom", "SimpleITK", "requests"),
 }
 """What each layer needs; but for the client's they are extras of the package."""
 _LEAST_SHM_BYTES = 256 << 20

@@ -44,7 +44,7 @@ def test_healthy_setup_has_one_problem_the_server_that_does_not_answer(repositor
     findings = examine(repository=repository, urls=["127.0.0.1:1"])
     levels = {finding.subject: finding.level for finding in findings}
     assert len(levels) == len(findings)
-    layers = {f"layer {name}": "ok" for name in ("client", "serve", "deploy", "train", "itk")}
+    layers = {f"layer {name}": "ok" for name in ("client", "serve", "deploy", "train", "itk", "dicom")}
     assert {
         "ctseg": "ok", **layers, "CPU": "ok", "CPU runtimes": "ok", "shared memory": "ok", "tritonserver": "note",
         "model unet, version 1": "ok", "server 127.0.0.1:1": "problem",
