@@ -438,6 +438,12 @@ def test_volume_may_lie_in_several_multi_frame_files_of_either_class(tmp_path: P
     assert (read_volume([of_series(series)], "SimpleITKIO").voxels[0] == true.hu).all()
 
 
+def test_slices_and_frames_make_no_series_together(tmp_path: Path) -> None:
+    true = ct_series()
+    write_series(tmp_path, [enhanced_ct(true, order=[0, 1, 2, 3]), *true.datasets[4:]])
+    assert one_series(tmp_path).problem == ("it holds slices of 2 kinds (SOPClassUID): give each a series of its own")
+
+
 @pytest.mark.parametrize(
     ("tags", "match"),
     [

@@ -215,6 +215,14 @@ def test_contours_that_are_no_points_are_refused(value, series, one_region):
         read_structure_set(one_region, series)
 
 
+def test_a_contour_of_fewer_points_than_it_says_is_refused(series, one_region):
+    dataset = change(one_region, ("CLOSED_PLANAR", at(series, 0, *square(1.5, 9.5))))
+    dataset.ROIContourSequence[0].ContourSequence[0].NumberOfContourPoints = 5
+    dataset.save_as(one_region)
+    with pytest.raises(InputError, match="expected x, y and z for each of 5 points, found 12 values"):
+        read_structure_set(one_region, series)
+
+
 def rewritten_explicitly(dataset: Dataset, path: Path) -> None:
     dataset.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.1"
     dataset.save_as(path, implicit_vr=False, little_endian=True)
