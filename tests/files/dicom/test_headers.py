@@ -438,6 +438,15 @@ def test_volume_may_lie_in_several_multi_frame_files_of_either_class(tmp_path: P
     assert (read_volume([of_series(series)], "SimpleITKIO").voxels[0] == true.hu).all()
 
 
+def test_an_instance_may_be_named_in_the_meta_information_alone(tmp_path: Path) -> None:
+    (path,) = write_series(tmp_path, ct_series((1, 4, 6)).datasets)
+    dataset = pydicom.dcmread(path)
+    instance = str(dataset.SOPInstanceUID)
+    del dataset.SOPInstanceUID
+    dataset.save_as(path)
+    assert [slice_.sop_instance_uid for slice_ in one_series(tmp_path).slices] == [instance]
+
+
 def test_slices_and_frames_make_no_series_together(tmp_path: Path) -> None:
     true = ct_series()
     write_series(tmp_path, [enhanced_ct(true, order=[0, 1, 2, 3]), *true.datasets[4:]])

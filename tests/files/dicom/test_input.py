@@ -178,6 +178,12 @@ def test_dicom_and_other_formats_are_cases_of_one_input(tmp_path: Path) -> None:
     assert set(cases_in(tmp_path)) == {here, below}, "DICOM at any depth, others only where that is asked for"
 
 
+def test_hidden_files_are_no_slices(tmp_path: Path) -> None:
+    write(tmp_path)
+    write_series(tmp_path, ct_series(SHAPE, study=2).datasets[:1], names=[".hidden"])
+    assert list(cases_in(tmp_path)) == [default_name(1, 3)]
+
+
 def test_a_series_that_cannot_be_read_is_a_failed_case_beside_good_ones(tmp_path: Path) -> None:
     good, bad = write(tmp_path, series=3), default_name(1, 4)
     datasets = ct_series((6, 6, 5), series=4, patient_name=NAME).datasets
