@@ -12,6 +12,8 @@ PYTEST := $(TEST_VENV)/bin/python -m pytest
 # since tests also wait
 TEST_WORKERS ?= 3
 IN_PARALLEL := -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
+# they share the CPUs: with threads of torch's own in each, they wait for each other
+PYTEST_IN_PARALLEL := OMP_NUM_THREADS=1 $(PYTEST)
 PIP_INSTALL = $(1)/bin/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help install install-server demo test test-data test-full check faults pacs images format benchmark \
@@ -33,14 +35,14 @@ demo: $(DEMO_VENV)/.ready  ## segment real CT through a real Triton server; pict
 	$(DEMO_VENV)/bin/python -m scripts.demo --output demo_output
 
 test: $(TEST_VENV)/.ready  ## all tests but the slow ones
-	$(PYTEST) -m "not full and not faults" $(IN_PARALLEL)
+	$(PYTEST_IN_PARALLEL) -m "not full and not faults" $(IN_PARALLEL)
 
 test-data: $(TEST_VENV)/.ready  ## the tests on real CT; CTSEG_TEST_DATA names its folder
 	@test -n "$(CTSEG_TEST_DATA)" || { echo "CTSEG_TEST_DATA is not set: name the folder of real CT"; exit 2; }
 	$(PYTEST) -m data
 
 test-full: $(TEST_VENV)/.ready  ## all tests, the slow ones too
-	$(PYTEST) -m "not faults" $(IN_PARALLEL)
+	$(PYTEST_IN_PARALLEL) -m "not faults" $(IN_PARALLEL)
 
 check: $(TEST_VENV)/.ready  ## style, types, and what else needs no run
 	$(TEST_VENV)/bin/ruff check .
