@@ -189,6 +189,8 @@ class Outcome(Document):
         segments: Of the DICOM objects.
         objects: The DICOM objects among ``outputs``.
         volumes_ml: Of each label by its name.
+        agreement: How far the network's folds agree, 0 to 1, of each label that they found, by its name; empty where
+            that was not asked for, or the network cannot say.
         bytes_sent: Of tensors, repeated requests not counted.
         bytes_received: Likewise.
         server_seconds: Of the stages in the server, where that cut the windows; ``waited`` is for its turn.
@@ -212,6 +214,7 @@ class Outcome(Document):
     windows: int = 0
     bytes_sent: int = 0
     bytes_received: int = 0
+    agreement: Mapping[str, float] = {}
     server_seconds: Mapping[str, float] = {}
     ran_on: tuple[RanOn, ...] = ()
     ended: str = ""
