@@ -25,7 +25,9 @@ class _StdoutHandler(logging.Handler):
     """Writes to whatever standard output is now, between the lines that nnU-Net prints there itself."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), flush=True)
+        # a terminal that cannot show a character must not end what is told of
+        encoding = sys.stdout.encoding or "utf-8"
+        print(self.format(record).encode(encoding, "replace").decode(encoding), flush=True)
 
 
 def add_verbosity(parser: argparse.ArgumentParser) -> None:

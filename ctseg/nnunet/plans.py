@@ -169,6 +169,15 @@ def _labels(dataset: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
+def foreground_names(dataset: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of labels or regions in nnU-Net's order, without the background: that of its pseudo Dice.
+
+    Args:
+        dataset: ``dataset.json``.
+    """
+    return tuple(label["name"] for label in _labels(dataset)["labels"] if set(label["values"]) != {0})
+
+
 def _declared_labels(dataset: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return {
         name: tuple(int(v) for v in value) if isinstance(value, (list, tuple)) else (int(value),)
