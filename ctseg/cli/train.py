@@ -1,235 +1,23 @@
-"""Commands of the training layer."""
+"""Commands that train, and that compare what was trained."""
 
 import argparse
 import sys
 from pathlib import Path
 
-from ctseg.cli.console import log_to_standard_output
-from ctseg.cli.dicom import add_dicom, series_rules
 from ctseg.cli.exit_codes import TERMINATED
+from ctseg.cli.nnunet import add_folders, given_folders, prepare_nnunet
 from ctseg.cli.parser import Parser, flags_worded
-from ctseg.errors import InputError, SetupError
-from ctseg.nnunet.variables import VARIABLES
+from ctseg.errors import SetupError
 
 
 def add_commands(commands: "argparse._SubParsersAction[Parser]") -> None:
-    """Add ``dataset``, ``plan``, ``train``, ``find-best`` and ``results``.
+    """Add ``train``, ``find-best`` and ``results``.
 
     Names that nnU-Net's users type are aliases: ``nnUNetv2_X`` is ``ctseg X``.
     """
-    _add_dataset(commands)
-    _add_plan(commands)
     _add_train(commands)
     _add_find_best(commands)
     _add_results(commands)
-
-
-def _paths_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("folders", "taken from the environment unless given")
-    for variable in VARIABLES:
-        group.add_argument(f"--{variable}", metavar="DIR", default=None)
-
-
-def _overrides(args: argparse.Namespace) -> dict[str, str | None]:
-    return {variable: getattr(args, variable) for variable in VARIABLES}
-
-
-# dataset
-
-
-def _add_dataset(commands: "argparse._SubParsersAction[Parser]") -> None:
-    parser = commands.add_parser("dataset", help="build a data set for nnU-Net, and check it")
-    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
-    create = actions.add_parser("create", help="from a folder of images and one of labels")
-    create.add_argument("-d", dest="dataset", type=int, required=True, metavar="ID", help="1 to 999")
-    create.add_argument("--name", required=True, help="DatasetXXX_NAME")
-    create.add_argument("--images", type=Path, required=True, metavar="DIR", help="NIfTI, NRRD, MHA; or DICOM series")
-    create.add_argument(
-        "--labels", type=Path, required=True, metavar="DIR",
-        help="label maps; or DICOM segmentations and structure sets; may be the same folder",
-    )  # fmt: skip
-    create.add_argument("--image_suffix", nargs="+", metavar="END", help="end of the names, per channel: _ct")
-    create.add_argument("--label_suffix", default="", metavar="END", help="end of the names of label maps: _gtv")
-    create.add_argument("--test_images", type=Path, metavar="DIR", help="becomes imagesTs")
-    create.add_argument(
-        "--label",
-        action="append",
-        required=True,
-        metavar="NAME=VALUE",
-        help="once per label, without the background; several values (whole=1,2) make a region",
-    )
-    create.add_argument("--regions_class_order", type=int, nargs="+", metavar="VALUE", help="what each region writes")
-    create.add_argument("--channel", action="append", metavar="NAME", help="once per channel, in order (default: CT)")
-    create.add_argument(
-        "--roi", action="append", default=[], metavar="LABEL=NAME",
-        help="what the label's segment or region is called in DICOM: * is any text, capitals do not matter "
-        "(default: as the label)",
-    )  # fmt: skip
-    create.add_argument(
-        "--precedence", nargs="+", default=[], metavar="LABEL",
-        help="labels in the order in which they win where segments or regions overlap",
-    )  # fmt: skip
-    create.add_argument(
-        "--missing_is_empty", action="store_true",
-        help="take a label that no object of a case has as nowhere in it, with a warning (default: refuse the case)",
-    )  # fmt: skip
-    add_dicom(create)
-    _paths_arguments(create)
-    create.set_defaults(run=_run_create)
-    _add_verify_arguments(actions.add_parser("verify", help="tell all problems at once"))
-    _add_verify_arguments(commands.add_parser("verify_dataset_integrity", help="as `dataset verify`"))
-
-
-def _add_verify_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-d", dest="dataset", required=True, metavar="ID", help="id or DatasetXXX_Name")
-    parser.add_argument("--json", action="store_true", help="print the report as JSON")
-    parser.add_argument("--no_nnunet_check", action="store_true", help="leave nnU-Net's own check out")
-    _paths_arguments(parser)
-    parser.set_defaults(run=_run_verify)
-
-
-def _run_create(args: argparse.Namespace) -> int:
-    from ctseg.files.dataset_cases import ScanFolders
-    from ctseg.train.dataset import DatasetDescription, create_dataset
-    from ctseg.train.dicom_labels import RegionRules
-    from ctseg.train.paths import require_paths
-
-    paths = require_paths({"nnUNet_raw"}, _overrides(args))
-    if paths.raw is None:
-        raise SetupError("nnUNet_raw is not set")
-    order = None if args.regions_class_order is None else tuple(args.regions_class_order)
-    folder = create_dataset(
-        paths.raw,
-        args.dataset,
-        args.name,
-        DatasetDescription(tuple(args.channel or ["CT"]), _labels(args.label), order),
-        ScanFolders(
-            images=args.images,
-            labels=args.labels,
-            image_suffixes=None if args.image_suffix is None else tuple(args.image_suffix),
-            label_suffix=args.label_suffix,
-            test_images=args.test_images,
-            series=series_rules(args),
-            case_name_from=tuple(args.case_name_from),
-        ),
-        RegionRules(_names(args.roi), tuple(args.precedence), args.missing_is_empty),
-    )
-    count = sum(1 for _ in (folder / "labelsTr").iterdir())
-    print(f"{folder}: {count} cases; next: `ctseg dataset verify -d {args.dataset}`")
-    return 0
-
-
-def _labels(words: list[str]) -> dict[str, int | list[int]]:
-    labels: dict[str, int | list[int]] = {"background": 0}
-    for word in words:
-        name, equals, value = word.rpartition("=")
-        values = value.split(",")
-        if not equals or not name or not all(part.isdecimal() for part in values):
-            raise SetupError(f"--label {word}: expected NAME=VALUE or NAME=VALUE,VALUE")
-        numbers = [int(part) for part in values]
-        if name in labels and labels[name] != numbers[0]:
-            raise SetupError(f"--label {word}: {name} is given twice")
-        labels[name] = numbers[0] if len(numbers) == 1 else numbers
-    return labels
-
-
-def _names(words: list[str]) -> dict[str, str]:
-    names: dict[str, str] = {}
-    for word in words:
-        label, equals, name = word.partition("=")
-        if not equals or not label or not name:
-            raise SetupError(f"--roi {word}: expected LABEL=NAME")
-        if label in names:
-            raise SetupError(f"--roi {word}: {label} is given twice; * stands for any text")
-        names[label] = name
-    return names
-
-
-def _run_verify(args: argparse.Namespace) -> int:
-    from ctseg.train.paths import dataset_name, require_paths
-    from ctseg.train.verify import verify_dataset
-
-    paths = require_paths({"nnUNet_raw"}, _overrides(args))
-    if paths.raw is None:
-        raise SetupError("nnUNet_raw is not set")
-    report = verify_dataset(paths.raw / dataset_name(paths, args.dataset), nnunet_check=not args.no_nnunet_check)
-    print(report.to_json() if args.json else report)
-    return 1 if report.problems else 0
-
-
-# plan
-
-
-def _add_plan(commands: "argparse._SubParsersAction[Parser]") -> None:
-    parser = commands.add_parser(
-        "plan",
-        aliases=["plan_and_preprocess"],
-        help="plan and preprocess: nnU-Net's plans and the Swin UNETR's",
-    )
-    parser.add_argument("-d", dest="dataset", required=True, metavar="ID", help="id or DatasetXXX_Name")
-    parser.add_argument(
-        "-pl",
-        dest="planners",
-        nargs="+",
-        metavar="PLANNER",
-        help="planner classes; default: ExperimentPlanner (nnU-Net's) and nnUNetPlannerSwinUNETR; "
-        "nnUNetPlannerResEncM, -L, -XL and others by name",
-    )
-    parser.add_argument("-c", dest="configurations", nargs="+", metavar="CONFIG", help="what to preprocess")
-    parser.add_argument(
-        "-np", dest="processes", type=int, metavar="N", help="worker processes (default: cores, up to 8)"
-    )
-    parser.add_argument(
-        "--gpu_memory_gb",
-        type=float,
-        metavar="GB",
-        help="memory of the GPU to plan for (default: this machine's, or 16)",
-    )
-    parser.add_argument(
-        "--lowres",
-        action="store_true",
-        help="plan 3d_lowres and 3d_cascade_fullres also for images so small that the planner makes none",
-    )
-    parser.add_argument("--verify_dataset_integrity", action="store_true", help="check the data set first")
-    parser.add_argument("--no_pp", action="store_true", help="plan only, do not preprocess")
-    parser.add_argument("--clean", action="store_true", help="extract the fingerprint anew")
-    parser.add_argument("--overwrite", action="store_true", help="change what a training goes on with, too")
-    _paths_arguments(parser)
-    parser.set_defaults(run=_run_plan)
-
-
-def _run_plan(args: argparse.Namespace) -> int:
-    from ctseg.train.paths import dataset_name, require_paths
-
-    paths = require_paths({"nnUNet_raw", "nnUNet_preprocessed"}, _overrides(args))
-    name = dataset_name(paths, args.dataset)
-    _prepare_nnunet()
-    from ctseg.train.planning import Planning, plan_dataset, summary
-
-    default = Planning()
-    planning = Planning(
-        planners=tuple(args.planners or default.planners),
-        configurations=tuple(args.configurations or default.configurations),
-        gpu_memory_gb=args.gpu_memory_gb,
-        processes=args.processes,
-        preprocess=not args.no_pp,
-        clean=args.clean,
-        verify=args.verify_dataset_integrity,
-        overwrite=args.overwrite,
-        lowres=args.lowres,
-    )
-    try:
-        planned = plan_dataset(name, paths, planning)
-    except InputError as error:
-        print(f"InputError: {error}", file=sys.stderr)
-        return 1
-    for identifier, model in planned.kept.data.items():
-        print(f"{identifier}: nothing to do, {model} was trained on these cases")
-    for plans, model in planned.kept.plans.items():
-        print(f"{plans}: nothing to do, the plans are those of {model}")
-    for file in planned.files:
-        print(f"{file}  (train with -p {file.stem})\n{summary(file)}")
-    return 0
 
 
 # train
@@ -277,7 +65,7 @@ def _add_train(commands: "argparse._SubParsersAction[Parser]") -> None:
         "-pretrained_weights", "--pretrained_weights", type=Path, metavar="FILE", help="weights to begin with"
     )
     parser.add_argument("--distributed", choices=["ddp"], help="several processes, started by torchrun")
-    _paths_arguments(parser)
+    add_folders(parser)
     parser.set_defaults(run=_run_train)
 
 
@@ -306,9 +94,9 @@ def _run_train(args: argparse.Namespace) -> int:
         )
     except ValueError as error:
         raise SetupError(str(error)) from error
-    paths = require_paths({"nnUNet_preprocessed", "nnUNet_results"}, _overrides(args))
+    paths = require_paths({"nnUNet_preprocessed", "nnUNet_results"}, given_folders(args))
     name = dataset_name(paths, args.dataset)
-    _prepare_nnunet()
+    prepare_nnunet()
     from ctseg.train.launch import train
     from ctseg.train.names import default_plans
     from ctseg.train.options import Training
@@ -339,14 +127,6 @@ def _run_train(args: argparse.Namespace) -> int:
     return 0
 
 
-def _prepare_nnunet() -> None:
-    """What has to happen before nnU-Net is imported; and what ctseg logs is shown beside what nnU-Net prints."""
-    from ctseg.train.worker_processes import limit_worker_processes
-
-    limit_worker_processes()
-    log_to_standard_output("ctseg.train")
-
-
 # find-best, results
 
 
@@ -364,7 +144,7 @@ def _add_find_best(commands: "argparse._SubParsersAction[Parser]") -> None:
     )
     parser.add_argument("--disable_ensembling", action="store_true", help="compare single models only")
     parser.add_argument("--no_overwrite", action="store_true", help="keep what an earlier call has computed")
-    _paths_arguments(parser)
+    add_folders(parser)
     parser.set_defaults(run=_run_find_best)
 
 
@@ -380,9 +160,9 @@ def _run_find_best(args: argparse.Namespace) -> int:
     from ctseg.train.paths import dataset_name, require_paths
 
     folds = parse_folds(args.folds or ["all"])
-    paths = require_paths({"nnUNet_preprocessed", "nnUNet_results"}, _overrides(args))
+    paths = require_paths({"nnUNet_preprocessed", "nnUNet_results"}, given_folders(args))
     name = dataset_name(paths, args.dataset)
-    _prepare_nnunet()
+    prepare_nnunet()
     from ctseg.train.comparison import Comparison, find_best
     from ctseg.train.cross_validation import trained_models
 
@@ -415,7 +195,7 @@ def _add_results(commands: "argparse._SubParsersAction[Parser]") -> None:
     parser.add_argument("dataset", metavar="ID", help="id or DatasetXXX_Name")
     _selection_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print the table as JSON")
-    _paths_arguments(parser)
+    add_folders(parser)
     parser.set_defaults(run=_run_results)
 
 
@@ -424,7 +204,7 @@ def _run_results(args: argparse.Namespace) -> int:
     from ctseg.train.cross_validation import results_table, trained_models
     from ctseg.train.paths import dataset_name, require_paths
 
-    paths = require_paths({"nnUNet_results"}, _overrides(args))
+    paths = require_paths({"nnUNet_results"}, given_folders(args))
     name = dataset_name(paths, args.dataset)
     models = trained_models(paths, name, trainers=args.trainers, plans=args.plans, configurations=args.configurations)
     table = results_table(name, models, None if args.folds is None else parse_folds(args.folds))
