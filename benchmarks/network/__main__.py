@@ -10,7 +10,7 @@ from benchmarks.network.sizes import TINY, WHOLE
 from benchmarks.printing import print_the_log
 from ctseg.cli.parser import Parser, worded
 from ctseg.errors import CtsegError
-from ctseg.serving.signals import signals_as_exit
+from ctseg.files.signals import signals_as_exit
 
 _DEMO_SCANS = Path("examples/demo_data/images")
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -21,6 +20,7 @@ from ctseg.deploy.parity_report import Check, ParityReport, Variant, summary
 from ctseg.deploy.runtimes import Measure
 from ctseg.deploy.tensorrt_plan import Compiler, PlanOptions
 from ctseg.documents import canonical
+from ctseg.files.owned_folder import owned_folder
 from ctseg.model_spec import ModelSpec, Precision
 from ctseg.serving.entries import Backend, Entry, next_version, read_entry
 from ctseg.serving.publish import Device, EntryDraft, PlanDraft, Runtime, add_plan, publish
@@ -237,11 +237,11 @@ def finish(job: Job, built: Built) -> Entry:
     check = built.check
     checks: tuple[Check, ...] = (check,)
     if job.options.prove_live:  # in a repository of its own: what fails is never seen by a server that watches
-        with tempfile.TemporaryDirectory(prefix="ctseg-live-") as temporary:
-            publish(Path(temporary), _draft(job, built, checks), 1)
+        with owned_folder("ctseg-live-") as temporary:
+            publish(temporary, _draft(job, built, checks), 1)
             live = prove_live(
                 job.bundle.folder,
-                Path(temporary),
+                temporary,
                 job.spec.name,
                 accept_unproven=job.options.accept_unproven,
                 report=job.report,

@@ -1,13 +1,11 @@
 """Entries for Triton's own onnxruntime backend."""
 
-import tempfile
-from pathlib import Path
-
 from ctseg.deploy.build_job import Built, Job, finish, up_to_date
 from ctseg.deploy.build_python import try_runtime
 from ctseg.deploy.runtimes import describe_runtime
 from ctseg.errors import SetupError
 from ctseg.files.folders import require_writable
+from ctseg.files.owned_folder import owned_folder
 from ctseg.serving.entries import Entry
 
 
@@ -31,8 +29,8 @@ def build_onnxruntime(job: Job) -> Entry:
     if same := up_to_date(job, tools):
         return same
     require_writable(job.repository, name=job.spec.name)
-    with tempfile.TemporaryDirectory(prefix="ctseg-graph-") as temporary:
-        job = job.as_served(Path(temporary))
+    with owned_folder("ctseg-graph-") as temporary:
+        job = job.as_served(temporary)
         check = try_runtime(job, "onnxruntime").check
         job.require(check)
         # Triton's backend brings its own ONNX Runtime: the live check is what proves that one

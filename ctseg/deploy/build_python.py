@@ -1,9 +1,7 @@
 """Entries for Triton's python backend: ONNX Runtime or OpenVINO on the CPU, ONNX Runtime on a GPU."""
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ctseg.deploy.build_job import Built, Job, finish, up_to_date
@@ -21,6 +19,7 @@ from ctseg.deploy.runtimes import (
 )
 from ctseg.errors import ParityError, SetupError, SpecError, missing_package
 from ctseg.files.folders import require_writable
+from ctseg.files.owned_folder import owned_folder
 from ctseg.serving.entries import Entry
 from ctseg.serving.publish import Runtime
 
@@ -61,8 +60,8 @@ def build_python(job: Job) -> Entry:
     if same := up_to_date(job, tools):
         return same
     require_writable(job.repository, name=job.spec.name)
-    with tempfile.TemporaryDirectory(prefix="ctseg-graph-") as temporary:
-        job = job.as_served(Path(temporary))
+    with owned_folder("ctseg-graph-") as temporary:
+        job = job.as_served(temporary)
         candidates = _tried(job, runtimes)
         best = _chosen(candidates)
         _require(job, best)

@@ -1,10 +1,8 @@
 """Entries for Triton's TensorRT backend: a plan, compiled on the GPU that serves it."""
 
 import hashlib
-import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from ctseg.deploy.build_job import Built, Job, add_to_newest, finish, is_same, plan_builds, up_to_date
@@ -12,6 +10,7 @@ from ctseg.deploy.engine_types import require_precision
 from ctseg.deploy.parity import check_network
 from ctseg.deploy.tensorrt_plan import PlanOptions, Signature, TensorRt, built_with
 from ctseg.files.folders import require_writable
+from ctseg.files.owned_folder import owned_folder
 from ctseg.serving.entries import Entry
 
 
@@ -64,8 +63,8 @@ def build_tensorrt(job: Job) -> Entry:
         "seconds_per_patch": round(job.measure(network, job.spec), 5),
         "plan_bytes": len(plan.data),
     }
-    with tempfile.TemporaryDirectory(prefix="ctseg-plan-") as temporary:
-        file = Path(temporary) / "model.plan"
+    with owned_folder("ctseg-plan-") as temporary:
+        file = temporary / "model.plan"
         file.write_bytes(plan.data)
         built = Built(file, check, info, compute_capability=gpu.compute_capability)
         if entry is not None and job.options.version is None and _lacks_only_this_gpu(job, builds, tools):

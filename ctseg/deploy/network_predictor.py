@@ -1,12 +1,12 @@
 """PatchPredictor over a network in this process, so that gates run what clients run."""
 
-import tempfile
 from pathlib import Path
 
 from ctseg.arrays import Logits, Patches
 from ctseg.deploy.bundle import model_name
 from ctseg.deploy.exact_norms import write_with_exact_norms
 from ctseg.deploy.runtimes import Network, onnxruntime_network
+from ctseg.files.owned_folder import owned_folder
 from ctseg.model_spec import ModelSpec
 from ctseg.predict.predictor import Identity
 
@@ -43,6 +43,6 @@ def exact_predictor(bundle: Path, spec: ModelSpec) -> NetworkPredictor:
         SpecError: The graph cannot be loaded.
         SetupError: ONNX or ONNX Runtime is not installed.
     """
-    with tempfile.TemporaryDirectory(prefix="ctseg-graph-") as temporary:
-        graph = write_with_exact_norms(bundle / model_name("fp32"), Path(temporary))
+    with owned_folder("ctseg-graph-") as temporary:
+        graph = write_with_exact_norms(bundle / model_name("fp32"), temporary)
         return NetworkPredictor(onnxruntime_network(graph), spec)

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from ctseg.deploy.runtimes import onnxruntime_network
 from ctseg.deploy.tensorrt_plan import Compiler, PlanOptions, Signature, TensorRt, built_with
 from ctseg.errors import OutputError, ParityError, SpecError
 from ctseg.files import atomic
+from ctseg.files.owned_folder import owned_folder
 from ctseg.model_spec import Precision, Tensor
 
 _log = logging.getLogger(__name__)
@@ -72,8 +72,8 @@ def build_plan_file(
     """
     precision, plan = options.precision, options.plan
     compiler = compiler or TensorRt(options.server_tensorrt)
-    with tempfile.TemporaryDirectory(prefix="ctseg-plan-") as temporary:
-        source, signature = _typed_graph(onnx_file, precision, Path(temporary))
+    with owned_folder("ctseg-plan-") as temporary:
+        source, signature = _typed_graph(onnx_file, precision, temporary)
         built = compiler.build(source, plan)
         network, types = compiler.load(built.data, signature)
         proofs = require_precision(types, precision, network_types=built.network_types, source=str(onnx_file))

@@ -9,11 +9,11 @@ import os
 import secrets
 import shutil
 import socket
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from ctseg.errors import OutputError
+from ctseg.files.owned_folder import owned_folder
 
 _LONGEST_STEM = 64
 """Bytes of the target's name that are kept."""
@@ -101,9 +101,10 @@ def write_text(path: Path, text: str, *, through: Path | None = None) -> None:
 def appearing(target: Path) -> Iterator[Path]:
     """Give a hidden folder to fill; afterwards it takes the place of ``target``, whole.
 
-    All that was written is on the disk before the rename. Whatever goes wrong, the hidden folder is gone and an
-    older folder of the name is where it was. Only a kill between the two renames of a replacement leaves the older
-    one under a hidden name; the next write puts it back first.
+    All that was written is on the disk before the rename. Whatever goes wrong, SIGTERM too, the hidden folder is gone
+    and an older folder of the name is where it was; after a kill the next write removes it, see
+    :func:`ctseg.files.owned_folder.owned_folder`. Only a kill between the two renames of a replacement leaves the
+    older one under a hidden name; the next write puts it back first.
 
     Args:
         target: The folder to write; its parent exists.
@@ -116,8 +117,7 @@ def appearing(target: Path) -> Iterator[Path]:
     """
     aside = target.with_name(f".{target.name}.replaced")
     _put_back(aside, target)
-    part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
+    with owned_folder(f".{_cut(target.name, _LONGEST_STEM)}.", target.parent) as part:
         yield part
         part.chmod(0o755)
         bring_to_disk(part)
@@ -130,8 +130,6 @@ def appearing(target: Path) -> Iterator[Path]:
             raise
         _fsync_names(target.parent)
         shutil.rmtree(aside, ignore_errors=True)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def bring_to_disk(folder: Path) -> None:

@@ -7,7 +7,6 @@ import contextlib
 import json
 import shutil
 import stat
-import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ctseg.errors import CheckpointError
+from ctseg.files.owned_folder import owned_folder
 from ctseg.model_spec import KeepLargest
 from ctseg.nnunet.folds import Fold
 from ctseg.nnunet.postprocessing import read_postprocessing
@@ -80,9 +80,9 @@ def unpacked(path: Path) -> Iterator[Path]:
         return
     if not path.is_file():
         raise CheckpointError(f"{path}: no such folder or zip file")
-    with tempfile.TemporaryDirectory(prefix="ctseg-model-") as temporary:
-        _unpack(path, Path(temporary))
-        yield Path(temporary)
+    with owned_folder("ctseg-model-") as temporary:
+        _unpack(path, temporary)
+        yield temporary
 
 
 def ensemble_postprocessing(folders: Sequence[Path]) -> tuple[KeepLargest, ...]:

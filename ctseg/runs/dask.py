@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from ctseg.errors import ServerUnavailableError, SetupError, missing_package
 from ctseg.files.folders import make_folder
+from ctseg.files.signals import signals_as_exit
 from ctseg.predict.options import BatchOptions
 from ctseg.predict.progress import Progress
 from ctseg.predict.report import Report
 from ctseg.runs.folder import scans_for
 from ctseg.runs.model import ServedModel
-from ctseg.serving.signals import signals_as_exit
 
 if TYPE_CHECKING:
     import distributed

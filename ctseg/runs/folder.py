@@ -9,6 +9,7 @@ from ctseg.errors import ServerAwayError, ServerUnavailableError, SetupError
 from ctseg.files.cases import Case, cases_of, with_previous_stage
 from ctseg.files.folders import require_writable
 from ctseg.files.scans import FoundScans, find_scans
+from ctseg.files.signals import signals_as_exit
 from ctseg.predict.case_files import tell_of_formats
 from ctseg.predict.contract import ScanContract
 from ctseg.predict.folder import FolderRun, check_can_be_written
@@ -20,7 +21,6 @@ from ctseg.predict.report import Report
 from ctseg.predict.segmenter import CaseSegmenter
 from ctseg.runs.model import ServedModel, known_contract
 from ctseg.runs.where import opened_segmenter
-from ctseg.serving.signals import signals_as_exit
 
 logger = logging.getLogger(__name__)
 

@@ -19,6 +19,7 @@ from ctseg.errors import CtsegError, OutputError, PacsAwayError, PacsError, Serv
 from ctseg.files.codes import coded
 from ctseg.files.dicom.object_kinds import DICOM_ENDINGS
 from ctseg.files.folders import make_folder, require_writable
+from ctseg.files.signals import signals_as_exit
 from ctseg.pacs.find import PacsSeries, find_series, instances_of
 from ctseg.pacs.options import PacsOptions
 from ctseg.pacs.session import PacsSession, PacsTroubledError
@@ -33,7 +34,6 @@ from ctseg.runs.folder import check_options, opened_for
 from ctseg.runs.model import ServedModel, known_contract
 from ctseg.runs.watch_notes import WatchNote, WatchNotes, WatchSummary
 from ctseg.runs.watched_series import SeriesWork
-from ctseg.serving.signals import signals_as_exit
 
 logger = logging.getLogger(__name__)
 

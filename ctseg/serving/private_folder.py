@@ -8,9 +8,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from ctseg.files.owners import is_left_behind, owner_tag
+from ctseg.files.signals import only_in_this_process
 from ctseg.serving.isolation import temporary_parent
-from ctseg.serving.signals import only_in_this_process
-from ctseg.triton import shared_memory
 
 _PREFIX = "ctseg-server-"
 _ROOM_BYTES = 16_000_000
@@ -28,7 +28,7 @@ def private_folder(copied_bytes: int) -> Iterator[Path]:
         SetupError: There is no room for it.
     """
     parent = temporary_parent(needed_bytes=copied_bytes + _ROOM_BYTES, runs_programs=True)
-    folder = Path(tempfile.mkdtemp(prefix=f"{_own_prefix()}{shared_memory.owner_tag()}-", dir=parent))
+    folder = Path(tempfile.mkdtemp(prefix=f"{_own_prefix()}{owner_tag()}-", dir=parent))
     remove = only_in_this_process(shutil.rmtree)
     try:
         yield folder
@@ -46,7 +46,7 @@ def sweep_private_folders() -> list[Path]:
 
 
 def _is_left_behind(entry: "os.DirEntry[str]") -> bool:
-    if not entry.name.startswith(_own_prefix()) or not shared_memory.is_left_behind(entry.name):
+    if not entry.name.startswith(_own_prefix()) or not is_left_behind(entry.name):
         return False
     try:
         status = entry.stat(follow_symlinks=False)

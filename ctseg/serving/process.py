@@ -16,11 +16,11 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from ctseg.errors import SetupError
+from ctseg.files.owners import own_namespace
 from ctseg.serving.installation import Installation
 from ctseg.serving.isolation import isolated_environment
 from ctseg.serving.life import SHM_PREFIX, ServerLife
 from ctseg.serving.triton_flags import LOOPBACK, Restriction, TritonFlags
-from ctseg.triton import shared_memory
 from ctseg.triton.client import is_ready
 from ctseg.triton.options import ClientOptions
 
@@ -249,7 +249,7 @@ class Launch:
             "environment": {**self.installation.environment(), "TMPDIR": str(self.folder)},
             "log": str(server.log),
             "folder": str(self.folder),
-            "shm_prefix": f"{SHM_PREFIX}{shared_memory.owner_tag().split('-')[0]}-",
+            "shm_prefix": f"{SHM_PREFIX}{own_namespace()}-",
             # a private server has no work but ours, which is done; others may have some in flight
             "stop_timeout_s": 0.0 if self.options.is_private else _STOP_TIMEOUT_S,
             "restarts": self.options.restarts,

@@ -12,13 +12,13 @@ from pathlib import Path
 from types import MappingProxyType
 
 from ctseg.errors import CtsegError, ServerAwayError, SetupError
+from ctseg.files.signals import only_in_this_process, signals_as_exit
 from ctseg.serving.entries import CONFIG_NAME, list_models, read_config, require_model_name
 from ctseg.serving.installation import find_server
 from ctseg.serving.life import SHM_PREFIX
 from ctseg.serving.private_folder import private_folder, sweep_private_folders
 from ctseg.serving.process import DEFAULT_OPTIONS, Launch, RunningServer, ServerOptions, stop
 from ctseg.serving.proof import random_patches
-from ctseg.serving.signals import only_in_this_process, signals_as_exit
 from ctseg.serving.threads import require_threads, threads_of_run
 from ctseg.serving.whole_scan.settings import read_scan_settings
 from ctseg.triton import shared_memory

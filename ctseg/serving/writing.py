@@ -14,9 +14,9 @@ from filelock import Timeout
 from ctseg.errors import OutputError, SetupError
 from ctseg.files import atomic
 from ctseg.files.locking import acquired, holder_of
+from ctseg.files.signals import signals_as_exit
 from ctseg.model_spec import SPEC_NAME, ModelSpec
 from ctseg.serving.entries import CONFIG_NAME
-from ctseg.serving.signals import signals_as_exit
 from ctseg.triton.configuration import text_from_config
 
 _LOCK_NAME = ".ctseg.lock"

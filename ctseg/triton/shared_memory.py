@@ -1,14 +1,11 @@
 """POSIX shared-memory segments that tell who owns them, so that what a killed process left can be removed.
 
-A segment's name ends with its owner: process namespace, process id and start time. That identifies
-a process on the host exactly, also after its id was given to another and across containers that
-share ``/dev/shm``.
+A segment's name ends with its owner, see :mod:`ctseg.files.owners`.
 """
 
 import logging
 import mmap
 import os
-import re
 import secrets
 import threading
 from pathlib import Path
@@ -17,21 +14,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ctseg.files.owners import is_left_behind, owner_tag
+
 log = logging.getLogger(__name__)
 
 FOLDER = Path("/dev/shm")  # noqa: S108 - where Linux keeps POSIX shared memory
-_OWNER = re.compile(r"-(?P<namespace>\d+)-(?P<pid>\d+)-(?P<started>\d+)(?:-|$)")
 
 
 def is_available() -> bool:
     """Whether this system has shared memory of the kind that Triton maps."""
     return FOLDER.is_dir() and Path("/proc/self/ns/pid").exists()
-
-
-def owner_tag(pid: int | None = None) -> str:
-    """Return ``<namespace>-<pid>-<start time>`` of a process, this one by default."""
-    pid = os.getpid() if pid is None else pid
-    return f"{Path('/proc/self/ns/pid').stat().st_ino}-{pid}-{_start_time(pid)}"
 
 
 def sweep(prefix: str) -> list[str]:
@@ -48,25 +40,6 @@ def sweep(prefix: str) -> list[str]:
     for path in left:
         path.unlink(missing_ok=True)
     return [path.name for path in left]
-
-
-def is_left_behind(name: str) -> bool:
-    """Whether a name ends with an owner, see :func:`owner_tag`, that can be judged and is no longer alive."""
-    owner = _OWNER.search(name)
-    if owner is None or int(owner["namespace"]) != Path("/proc/self/ns/pid").stat().st_ino:
-        return False
-    return _start_time(int(owner["pid"])) != int(owner["started"])
-
-
-def _start_time(pid: int) -> int:
-    """Return the start time of a process in clock ticks after boot, -1 if there is none."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return -1
-    fields = stat.rpartition(")")[2].split()
-    is_dead = fields[0] in "ZX"
-    return -1 if is_dead else int(fields[19])
 
 
 class Segment:

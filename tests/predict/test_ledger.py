@@ -310,7 +310,7 @@ from pathlib import Path
 from ctseg.files.cases import find_cases
 from ctseg.predict.folder import segment_cases
 from ctseg.predict.options import BatchOptions
-from ctseg.serving.signals import signals_as_exit
+from ctseg.files.signals import signals_as_exit
 from tests.support.threshold import ThresholdPredictor
 
 class Signalled(ThresholdPredictor):
