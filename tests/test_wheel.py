@@ -32,4 +32,5 @@ def test_the_wheel_holds_no_benchmark_and_no_tests(wheel_files):
 
 def test_the_wheel_holds_every_file_of_the_package(wheel_files):
     needed = {path.relative_to(ROOT) for path in (ROOT / "ctseg").rglob("*.py")}
+    needed |= {path.relative_to(ROOT) for path in (ROOT / "ctseg/evaluate/pages/templates").iterdir()}
     assert wheel_files == needed | {Path("ctseg/files/known_codes.csv"), Path("ctseg/py.typed")}
