@@ -9,6 +9,7 @@ from pydantic import ConfigDict, ValidationError
 
 from ctseg.documents import Document, told_by
 from ctseg.errors import InputError
+from ctseg.evaluate.surfaces import DEFINITION
 
 EVALUATION_NAME = "evaluation.json"
 
@@ -61,10 +62,14 @@ class EvaluatedCase(Scores):
     Attributes:
         case: Its name.
         labels: By the label's name.
+        prediction_file: The label map, as nnU-Net's ``summary.json`` has it.
+        reference_file: Likewise.
     """
 
     case: str
     labels: Mapping[str, LabelScores]
+    prediction_file: str = ""
+    reference_file: str = ""
 
 
 class RefusedCase(Document):
@@ -79,7 +84,12 @@ class Evaluation(Scores):
 
     Attributes:
         labels: Values in a label map by the label's name, the background left out; a region has several.
+        keys: What nnU-Net's ``summary.json`` calls a label, by its name: ``1``, or ``(1, 2)`` for a region.
+        ignore_label: Voxels that have it in the reference count for nothing.
         tolerances_mm: Of the normalised surface Dice.
+        surface_definition: Of ``hd95_mm``, ``assd_mm`` and ``nsd``, on which tools do not agree.
+        fingerprint: Of what was asked and of the names, sizes and times of the files: the same again is the same
+            evaluation.
         cases: In order of their names.
         missing: Cases that have a reference and no label map.
         surplus: Cases that have a label map and no reference.
@@ -88,7 +98,11 @@ class Evaluation(Scores):
 
     schema_version: Literal[1] = 1
     labels: Mapping[str, tuple[int, ...]]
+    keys: Mapping[str, str] = {}
+    ignore_label: int | None = None
     tolerances_mm: tuple[float, ...]
+    surface_definition: str = DEFINITION
+    fingerprint: str = ""
     cases: tuple[EvaluatedCase, ...] = ()
     missing: tuple[str, ...] = ()
     surplus: tuple[str, ...] = ()
