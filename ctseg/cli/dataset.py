@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ctseg.cli.dicom import add_dicom, series_rules
 from ctseg.cli.nnunet import add_folders, given_folders, prepare_nnunet
+from ctseg.cli.overview import add_overview
 from ctseg.cli.parser import Parser
 from ctseg.errors import InputError, SetupError
 
@@ -59,6 +60,7 @@ def _add_dataset(commands: "argparse._SubParsersAction[Parser]") -> None:
     add_folders(create)
     create.set_defaults(run=_run_create)
     _add_verify_arguments(actions.add_parser("verify", help="tell all problems at once"))
+    add_overview(actions)
     _add_verify_arguments(commands.add_parser("verify_dataset_integrity", help="as `dataset verify`"))
 
 

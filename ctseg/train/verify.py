@@ -63,10 +63,10 @@ def verify_dataset(folder: Path, *, nnunet_check: bool = True, workers: int | No
         nnunet_check: Also run nnU-Net's own check, where nnU-Net is installed.
         workers: Threads that read files, and processes of nnU-Net's check; None takes up to four.
     """
-    content, problems = _dataset_json(folder)
+    content, problems = dataset_json(folder)
     if content is None:
         return VerifyReport(folder.name, 0, tuple(problems), ())
-    found = _cases(folder, content)
+    found = cases_in(folder, content)
     problems += found.problems
     if (number := content.get("numTraining")) is not None and number != len(found.cases):
         text = f"dataset.json: numTraining is {number!r}, found {len(found.cases)} training cases"
@@ -98,7 +98,8 @@ def _content_problems(cases: Sequence[LabelledCase], labels: Any, threads: int) 
     return problems
 
 
-def _dataset_json(folder: Path) -> tuple[dict[str, Any] | None, list[DatasetProblem]]:
+def dataset_json(folder: Path) -> tuple[dict[str, Any] | None, list[DatasetProblem]]:
+    """Return what ``dataset.json`` of a data set says, None where it cannot be read, and what is wrong with it."""
     file = folder / "dataset.json"
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -125,7 +126,8 @@ def _dataset_json(folder: Path) -> tuple[dict[str, Any] | None, list[DatasetProb
     return content, problems
 
 
-def _cases(folder: Path, content: Mapping[str, Any]) -> DatasetCases:
+def cases_in(folder: Path, content: Mapping[str, Any]) -> DatasetCases:
+    """Find the training cases of a data set, by the names that its ``dataset.json`` says or by nnU-Net's."""
     if "dataset" in content:
         return listed_dataset_cases(folder, content["dataset"])
     return find_dataset_cases(
