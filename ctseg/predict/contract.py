@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ctseg.model_spec import ModelSpec, Reader
+from ctseg.model_spec import IntensityProperties, ModelSpec, Reader
 from ctseg.presentation import LabelPresentation
 
 
@@ -26,6 +26,7 @@ class ScanContract:
         previous_stage: Name of the model whose labels it has to be given; empty: it needs none.
         mirrors_in_graph: Whether test-time mirroring happens inside a network, where no client can leave it out.
         presentation: How people and other systems call the labels, of those that the spec or the recipe says it of.
+        ct_intensities: Of the training set, by the index of each channel that is normalised as CT: expected to be HU.
     """
 
     name: str
@@ -39,6 +40,7 @@ class ScanContract:
     has_probabilities: bool = True
     previous_stage: str = ""
     presentation: Mapping[str, LabelPresentation] = field(default_factory=dict)
+    ct_intensities: Mapping[int, IntensityProperties] = field(default_factory=dict)
 
     @property
     def doubt(self) -> str:
@@ -71,4 +73,14 @@ def contract_of(spec: ModelSpec) -> ScanContract:
         mirrors_in_graph=spec.mirroring == "graph",
         previous_stage=spec.previous_stage.model if spec.previous_stage else "",
         presentation=spec.presentation,
+        ct_intensities=ct_intensities_of(spec),
     )
+
+
+def ct_intensities_of(spec: ModelSpec) -> Mapping[int, IntensityProperties]:
+    """Return the training set's intensities of the channels that are normalised as CT, by index."""
+    return {
+        index: channel.intensity
+        for index, channel in enumerate(spec.channels)
+        if channel.normalization == "CTNormalization"
+    }

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from ctseg.errors import SpecError
 from ctseg.files.volume import Volume, VolumeHeader
 from ctseg.model_spec import ModelSpec
-from ctseg.predict.contract import ScanContract
+from ctseg.predict.contract import ScanContract, ct_intensities_of
 from ctseg.predict.estimate import MemoryEstimate
 from ctseg.predict.estimate_recipe import estimate_recipe
 from ctseg.predict.inference_queue import InferenceQueue, InferenceThreads
@@ -119,4 +119,9 @@ def contract_of_recipe(recipe: Recipe, specs: Mapping[str, ModelSpec]) -> ScanCo
         mirrors_in_graph=any(spec.mirroring == "graph" for spec in specs.values()),
         has_probabilities=not isinstance(recipe.step, CropStep | UnionStep),
         presentation=recipe.presentations(specs),
+        ct_intensities={
+            index: intensity
+            for member in reversed(recipe.members)  # the first that has a channel as CT goes before the others
+            for index, intensity in ct_intensities_of(specs[member.model]).items()
+        },
     )

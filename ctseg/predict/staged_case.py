@@ -23,6 +23,7 @@ from ctseg.predict.case_files import CaseFiles, name_problem, series_of
 from ctseg.predict.estimate import MemoryEstimate, with_writing
 from ctseg.predict.ledger import Staged
 from ctseg.predict.memory import MemoryBudget
+from ctseg.predict.oddities import oddities
 from ctseg.predict.options import BatchOptions, OutputFormat
 from ctseg.predict.outcomes import FailedFormat, MadeBy, Outcome, RanOn
 from ctseg.predict.predictor import Runner
@@ -132,7 +133,7 @@ class CaseStager:
         if saves_probabilities and (why := name_problem(case, probabilities_path.name, longest_name(self._scratch))):
             raise InputError(why)
         formats, refused = self._formats(case, formats)
-        warnings = _told_of_series(case)
+        warnings = _told(case, () if (series := series_of(case)) is None else series.warnings)
         clock = StageClock(case.name, self._progress)
         with (
             self._memory_for(case, clock, formats),
@@ -153,6 +154,7 @@ class CaseStager:
             del previous
             with clock.stage("write"):
                 volumes = volumes_ml(result.labels, contract.labels, volume.geometry.spacing_mm)
+                odd = _told(case, oddities(volume, result.labels, volumes, contract))
                 written = self.case_files.write(case, result.labels, volume, volumes, self._scratch, formats)
                 written.failed[:0] = refused
                 if probabilities is not None:
@@ -162,7 +164,7 @@ class CaseStager:
             case=printable(case.name), status="ok", made_by=self._made_by, inputs=inputs,
             volumes_ml=volumes, seconds=clock.seconds, windows=result.windows, bytes_sent=result.bytes_sent,
             bytes_received=result.bytes_received,
-            warnings=tuple(dict.fromkeys((*warnings, *result.warnings, *_mixes(ran_on), *written.warnings))),
+            warnings=tuple(dict.fromkeys((*warnings, *odd, *result.warnings, *_mixes(ran_on), *written.warnings))),
             ran_on=ran_on, server_seconds=result.server_seconds, **written.said,
         ), written.files)  # fmt: skip
 
@@ -230,10 +232,8 @@ def _with_rows(case: Case, *, up: bool) -> Case:
     return case if series is None else replace(case, channels=(of_series(replace(series, rows_up=up)),))
 
 
-def _told_of_series(case: Case) -> tuple[str, ...]:
-    """Tell what people are to know of a DICOM series that is read, and return it."""
-    series = series_of(case)
-    warnings = () if series is None else series.warnings
+def _told(case: Case, warnings: tuple[str, ...]) -> tuple[str, ...]:
+    """Tell what people are to know of a case, and return it."""
     for warning in warnings:
         logger.warning("%s: %s", printable(case.name), warning)
     return warnings
@@ -258,14 +258,14 @@ def _mixes(ran_on: Sequence[RanOn]) -> Iterator[str]:
     for model in dict.fromkeys(item.model for item in ran_on):
         used = [item for item in ran_on if item.model == model]
         if len({item.runtime for item in used}) > 1:
-            told = "; ".join(f"{item.server}: {_told(item)}" for item in used)
+            told = "; ".join(f"{item.server}: {_runtime_of(item)}" for item in used)
             yield (
                 f"{model}: servers with different runtimes, whose rounding differs, answered meanwhile ({told}): "
                 "build the model alike on all of them, or name those that are"
             )
 
 
-def _told(item: RanOn) -> str:
+def _runtime_of(item: RanOn) -> str:
     within = "" if item.relative_l2 is None else f", within {item.relative_l2:.0e} of PyTorch"
     return f"{item.runtime or 'not known'}{within}"
 
