@@ -24,8 +24,8 @@ def _add_dataset(commands: "argparse._SubParsersAction[Parser]") -> None:
     parser = commands.add_parser("dataset", help="build a data set for nnU-Net, and check it")
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     create = actions.add_parser("create", help="from a folder of images and one of labels")
-    create.add_argument("-d", dest="dataset", type=int, required=True, metavar="ID", help="1 to 999")
-    create.add_argument("--name", required=True, help="DatasetXXX_NAME")
+    create.add_argument("-d", dest="dataset", required=True, metavar="ID", help="1 to 999, or DatasetXXX_Name")
+    create.add_argument("--name", help="of DatasetXXX_NAME, where the id alone is given")
     create.add_argument("--images", type=Path, required=True, metavar="DIR", help="NIfTI, NRRD, MHA; or DICOM series")
     create.add_argument(
         "--labels", type=Path, required=True, metavar="DIR",
@@ -74,18 +74,20 @@ def _add_verify_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run_create(args: argparse.Namespace) -> int:
     from ctseg.files.dataset_cases import ScanFolders
-    from ctseg.train.dataset import DatasetDescription, create_dataset
+    from ctseg.train.creation import create_dataset
+    from ctseg.train.description import DatasetDescription
     from ctseg.train.dicom_labels import RegionRules
     from ctseg.train.paths import require_paths
 
     paths = require_paths({"nnUNet_raw"}, given_folders(args))
     if paths.raw is None:
         raise SetupError("nnUNet_raw is not set")
+    number, name = _id_and_name(args.dataset, args.name)
     order = None if args.regions_class_order is None else tuple(args.regions_class_order)
     folder = create_dataset(
         paths.raw,
-        args.dataset,
-        args.name,
+        number,
+        name,
         DatasetDescription(tuple(args.channel or ["CT"]), _labels(args.label), order),
         ScanFolders(
             images=args.images,
@@ -99,8 +101,24 @@ def _run_create(args: argparse.Namespace) -> int:
         RegionRules(_names(args.roi), tuple(args.precedence), args.missing_is_empty),
     )
     count = sum(1 for _ in (folder / "labelsTr").iterdir())
-    print(f"{folder}: {count} cases; next: `ctseg dataset verify -d {args.dataset}`")
+    print(f"{folder}: {count} cases; next: `ctseg dataset verify -d {number}`")
     return 0
+
+
+def _id_and_name(words: str, name: str | None) -> tuple[int, str]:
+    """Return the id and the name of a new data set, of which ``DatasetXXX_Name`` has both."""
+    from ctseg.train.paths import split_dataset_name
+
+    number, said = split_dataset_name(words)
+    if number is None:
+        if not words.isdecimal():
+            raise SetupError(f"-d {words}: expected an id from 1 to 999, or DatasetXXX_Name")
+        number, said = int(words), ""
+    if name is None and not said:
+        raise SetupError(f"-d {words}: the data set needs a name, too: --name Lungs makes Dataset{number:03d}_Lungs")
+    if name is not None and said and split_dataset_name(name)[1] != said:
+        raise SetupError(f"-d {words} and --name {name} are two names: give the name once")
+    return number, name or said
 
 
 def _labels(words: list[str]) -> dict[str, int | list[int]]:

@@ -1,8 +1,7 @@
 """Which images and label maps of a data set belong together, by their names."""
 
 import os
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,9 @@ from ctseg.files.dicom.choosing import SeriesRules
 from ctseg.files.dicom.label_objects import LabelObject
 from ctseg.files.formats import ChannelFiles, stem_of
 from ctseg.files.listing import list_folder
+
+_NAMES_TOLD = 3
+"""Names that a message about many files lists."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,9 @@ def find_labelled_cases(folders: ScanFolders, *, channels: int) -> DatasetCases:
     if in_one_folder:  # the images there are no labels
         taken = {path for found in images.values() for path in found.values()}
         labels = {case: path for case, path in labels.items() if path not in taken}
-    paired = _paired(images, labels, channels=channels, folders=(folders.images, folders.labels))
+    if labels and not images:
+        return DatasetCases((), tuple(dict.fromkeys([*problems, *doubled, _no_images(folders, labels, channels)])))
+    paired = pair_by_name(images, labels, channels=channels, folders=(folders.images, folders.labels))
     # what is doubled in a common folder is seen twice
     return DatasetCases(paired.cases, tuple(dict.fromkeys([*problems, *doubled, *paired.problems])))
 
@@ -129,32 +133,6 @@ def find_test_cases(folders: ScanFolders, *, channels: int) -> DatasetCases:
     return DatasetCases(tuple(cases), tuple(problems))
 
 
-def find_dataset_cases(folder: Path, *, file_ending: str, channels: int) -> DatasetCases:
-    """Find the training cases of ``DatasetXXX_Name`` by nnU-Net's names, and files that have none of these.
-
-    Args:
-        folder: With ``imagesTr`` and ``labelsTr``.
-        file_ending: What ``dataset.json`` says.
-        channels: How many it names.
-
-    Raises:
-        InputError: A folder cannot be read.
-    """
-    folders = (folder / "imagesTr", folder / "labelsTr")
-    problems = [DatasetProblem(None, "dataset_json", f"{part} is missing") for part in folders if not part.is_dir()]
-    if problems:
-        return DatasetCases((), tuple(problems))
-    ending = re.escape(file_ending)
-    numbered, other = _named_like(rf"(.+)_(\d{{4}}){ending}", folders[0], example=f"case_0000{file_ending}")
-    named, surplus = _named_like(rf"(.+){ending}", folders[1], example=f"case{file_ending}")
-    images: dict[str, dict[int, Path]] = {}
-    for file, (name, channel) in numbered.items():
-        images.setdefault(name, {})[int(channel)] = file
-    labels = {name: file for file, (name,) in named.items()}
-    paired = _paired(images, labels, channels=channels, folders=folders)
-    return DatasetCases(paired.cases, (*other, *surplus, *paired.problems))
-
-
 def listed_dataset_cases(folder: Path, listed: Mapping[str, Any]) -> DatasetCases:
     """Return the training cases that ``dataset.json`` lists by itself, as its ``dataset`` may.
 
@@ -170,22 +148,6 @@ def listed_dataset_cases(folder: Path, listed: Mapping[str, Any]) -> DatasetCase
         *channels, label = (None if path in missing else ChannelFiles((path,)) for path in paths)
         cases.append(LabelledCase(name, tuple(channels), label))
     return DatasetCases(tuple(cases), tuple(problems))
-
-
-def _named_like(pattern: str, folder: Path, *, example: str) -> tuple[dict[Path, Sequence[str]], list[DatasetProblem]]:
-    """Return the groups of each file's name by the file, and the files whose names do not match."""
-    matching: dict[Path, Sequence[str]] = {}
-    problems = []
-    listing = list_folder(folder)
-    for file in sorted((*listing.scans, *listing.folders, *listing.others)):
-        if file.name.startswith("."):
-            continue
-        if match := re.fullmatch(pattern, file.name):
-            matching[file] = match.groups()
-        else:
-            text = f"{folder.name}/{file.name}: expected names like {example}"
-            problems.append(DatasetProblem(None, "surplus_file", text))
-    return matching, problems
 
 
 def _scans_by_case(folder: Path, suffix: str) -> tuple[dict[str, Path], list[DatasetProblem]]:
@@ -227,19 +189,52 @@ def _images_in(
     return images, problems
 
 
-def _paired(
+def _no_images(folders: ScanFolders, labels: Iterable[str], channels: int) -> DatasetProblem:
+    text = f"no images in {folders.images} for the label maps in {folders.labels} ({_told(labels)})"
+    scans = list_folder(folders.images).scans
+    if not scans:
+        text += ": a DICOM series takes segmentations and structure sets as labels"
+    elif folders.image_suffixes is not None:
+        text += f": no names end in {', '.join(folders.image_suffixes)}, found {_told(file.name for file in scans)}"
+    else:
+        names = f"the names of images of {channels} channels end in _0000 to _{channels - 1:04d} or as stated"
+        text += f": {names}, found {_told(file.name for file in scans)}"
+    return DatasetProblem(None, "no_images", text)
+
+
+def pair_by_name(
     images: Mapping[str, Mapping[int, Path]], labels: Mapping[str, Path], *, channels: int, folders: tuple[Path, Path]
 ) -> DatasetCases:
-    """Put images and label maps of one name together, and tell what has no partner."""
+    """Put images and label maps of one name together, and tell what has no partner.
+
+    Args:
+        images: By the name of the case, and its channel.
+        labels: By the name of the case.
+        channels: How many an image has.
+        folders: Of images and of labels, for messages.
+    """
     cases, problems = [], []
 
     def tell(kind: str, text: str) -> None:
         problems.append(DatasetProblem(name, kind, f"case {name}: {text}"))
 
-    of_dicom = "" if images else " in such a format; a DICOM series takes segmentations and structure sets as labels"
+    if bool(images) != bool(labels):
+        there, what, where = (images, "label maps", folders[1]) if images else (labels, "images", folders[0])
+        problems.append(
+            DatasetProblem(None, f"no_{what.replace(' ', '_')}", f"no {what} in {where} for {_told(there)}")
+        )
+    elif images and not set(images) & set(labels):
+        text = (
+            f"no label map is called as an image is: {_told(images)} in {folders[0]}, {_told(labels)} in {folders[1]}"
+        )
+        problems.append(DatasetProblem(None, "names", f"{text}{_longer_names(set(images), set(labels))}"))
+    if problems:
+        return DatasetCases(
+            tuple(_labelled(name, found, None, channels) for name, found in sorted(images.items())), tuple(problems)
+        )
     for name in sorted({*images, *labels}):
         if name not in images:
-            tell("surplus_label_file", f"no image in {folders[0]}{of_dicom}")
+            tell("surplus_label_file", f"no image in {folders[0]}")
             continue
         if name not in labels:
             tell("missing_label_file", f"no label map in {folders[1]}")
@@ -250,6 +245,24 @@ def _paired(
             tell("surplus_channel", f"channels {surplus} are not in channel_names")
         cases.append(_labelled(name, found, labels.get(name), channels))
     return DatasetCases(tuple(cases), tuple(problems))
+
+
+def _told(names: Iterable[str]) -> str:
+    """Return some names, in words."""
+    ordered = sorted(names)
+    return ", ".join(ordered[:_NAMES_TOLD]) + (
+        f" and {len(ordered) - _NAMES_TOLD} more" if len(ordered) > _NAMES_TOLD else ""
+    )
+
+
+def _longer_names(images: set[str], labels: set[str]) -> str:
+    """Say it where the names of all images or of all label maps only end in something more."""
+    for what, shorter, longer in (("label maps", images, labels), ("images", labels, images)):
+        ends = {name[len(base) :] for name in longer for base in shorter if name.startswith(base) and name != base}
+        for end in sorted(ends):
+            if all(name.endswith(end) and name[: -len(end)] in shorter for name in longer):
+                return f": the names of the {what} end in {end!r}, which is not the name of a case"
+    return ": their names have to be the same, once ending and suffix are taken off"
 
 
 def _labelled(name: str, found: Mapping[int, Path], label: Path | None, channels: int) -> LabelledCase:

@@ -19,11 +19,12 @@ from ctseg.files.dataset_cases import LabelledCase
 from ctseg.files.formats import ChannelFiles, read_channel_header
 from ctseg.predict.memory_limits import available_memory
 from ctseg.train.case_overview import DatasetContent, MeasuredCase, measure_case
+from ctseg.train.description import FILE, read_declared
 from ctseg.train.dicom_labels import values_of_label
 from ctseg.train.overview_document import DatasetOverview, Finding
 from ctseg.train.scans import READER
 from ctseg.train.sticking_out import KINDS, findings_of
-from ctseg.train.verify import cases_in, dataset_json
+from ctseg.train.verify import cases_in
 
 PAGE_NAME, JSON_NAME, CSV_NAME = "overview.html", "overview.json", "overview.csv"
 _MOST_WORKERS = 8
@@ -64,11 +65,14 @@ def look_at_dataset(
         InputError: There is no usable ``dataset.json``, or there are no cases.
         SetupError: Pillow is not installed.
     """
-    said, problems = dataset_json(folder)
-    if said is None:
+    declared, problems = read_declared(folder / FILE)
+    if declared is None or declared.channel_names is None or declared.labels is None:
         raise InputError("; ".join(problem.message for problem in problems))
-    content = _content(folder, said)
-    found = cases_in(folder, said)
+    content = DatasetContent(
+        declared.channel_names,
+        {name: values_of_label(values) for name, values in declared.labels.items() if name != "background"},
+    )
+    found = cases_in(folder, declared)
     if not found.cases:
         raise InputError(f"{folder}: no cases: " + "; ".join(problem.message for problem in found.problems[:3]))
     problems = [*problems, *found.problems]
@@ -169,23 +173,6 @@ def findings_by_case(findings: Sequence[Finding]) -> Mapping[str, Sequence[Findi
         if finding.case is not None:
             by_case[finding.case].append(finding)
     return {case: sorted(those, key=lambda one: KINDS.index(one.kind)) for case, those in by_case.items()}
-
-
-def _content(folder: Path, said: Mapping[str, Any]) -> DatasetContent:
-    names, labels = said.get("channel_names", said.get("modality")), said.get("labels")
-    try:
-        if not isinstance(names, Mapping) or not isinstance(labels, Mapping):
-            raise TypeError("expected channel_names and labels as objects")
-        return DatasetContent(
-            tuple(str(names[str(place)]) for place in range(len(names))),
-            {
-                str(name): tuple(int(value) for value in values_of_label(values))
-                for name, values in labels.items()
-                if name != "background"
-            },
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{folder / 'dataset.json'}: channel_names or labels are not nnU-Net's: {error}") from error
 
 
 def _bytes_of(case: LabelledCase) -> int:

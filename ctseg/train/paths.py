@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ctseg.errors import SetupError
+from ctseg.files.dicom.names import DEVICE
 from ctseg.nnunet.trainers import TRAINERS_FOLDER, trainer_folders
 from ctseg.nnunet.variables import VARIABLES
 
@@ -17,6 +18,9 @@ _PURPOSE = {
     "nnUNet_results": "trained models",
 }
 _DATASET_FOLDER = re.compile(r"Dataset(\d{3})_.+")
+_CASE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]*[A-Za-z0-9_-])?")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_FULL_NAME = re.compile(r"Dataset(\d+)_(.*)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -129,3 +133,49 @@ def dataset_name(paths: NnunetPaths, name_or_id: str) -> str:
 def dataset_id(name: str) -> int:
     """Return the number in ``DatasetXXX_Name``."""
     return int(name[7:10])
+
+
+def split_dataset_name(words: str) -> tuple[int | None, str]:
+    """Return the id and the name in ``DatasetXXX_Name``; None where the words are a name only.
+
+    Args:
+        words: What somebody calls a data set.
+    """
+    match = _FULL_NAME.fullmatch(words)
+    return (None, words) if match is None else (int(match[1]), match[2])
+
+
+def new_dataset_folder(raw: Path, dataset_id: int, name: str) -> Path:
+    """Return where a new data set belongs; nothing is made.
+
+    Args:
+        raw: The folder ``nnUNet_raw``.
+        dataset_id: 1 to 999.
+        name: Letters, digits, ``_`` and ``-``; ``DatasetXXX_Name`` of this id is understood.
+
+    Raises:
+        SetupError: The id or the name cannot be used, or the id is taken.
+    """
+    if not 1 <= dataset_id <= 999:
+        raise SetupError(f"data set id {dataset_id}: expected 1 to 999")
+    said, short = split_dataset_name(name)
+    if said is not None and said != dataset_id:
+        raise SetupError(f"data set name {name!r} has the id {said}, and the data set {dataset_id}: which is it?")
+    if not _NAME.fullmatch(short):
+        better = re.sub(r"[^A-Za-z0-9_-]+", "_", short).strip("_-")
+        advice = f", such as {better}" if better else ""
+        raise SetupError(f"data set name {name!r}: letters, digits, '_' and '-' only{advice}")
+    if taken := sorted(raw.glob(f"Dataset{dataset_id:03d}_*")):
+        raise SetupError(f"data set id {dataset_id} is taken by {taken[0]}: remove it, or choose another id")
+    return raw / f"Dataset{dataset_id:03d}_{short}"
+
+
+def case_name_problems(case: str) -> list[str]:
+    """Return what is wrong with the name of a case."""
+    if not _CASE.fullmatch(case):
+        return ["a case's name has letters, digits, '_', '-' and '.' only: rename its files"]
+    if DEVICE.fullmatch(case):
+        return ["Windows has a device of this name and lets no file have it: rename its files"]
+    if re.search(r"_\d{4}$", case):
+        return ["the name ends like nnU-Net's channel numbers (_0000): rename its files"]
+    return []

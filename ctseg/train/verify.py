@@ -4,26 +4,34 @@ import contextlib
 import importlib.util
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from ctseg.compiled.cpus import usable_cpus
-from ctseg.files.dataset_cases import (
-    DatasetCases,
-    DatasetProblem,
-    LabelledCase,
-    find_dataset_cases,
-    listed_dataset_cases,
+from ctseg.files.dataset_cases import DatasetCases, DatasetProblem, LabelledCase, listed_dataset_cases
+from ctseg.files.grid import ChannelVolume
+from ctseg.files.nnunet_names import find_dataset_cases
+from ctseg.train.description import FILE, Declared, read_declared, values_of
+from ctseg.train.groups import FOLDS, too_few
+from ctseg.train.scans import (
+    geometry_problems,
+    image_problems,
+    label_counts,
+    label_problems,
+    read_header_or_tell,
+    read_or_tell,
 )
-from ctseg.train.dataset import FILE_ENDING, declared_label_problems, values_of
-from ctseg.train.scans import image_problems, label_problems, read_or_tell
 
-REQUIRED_KEYS = ("channel_names", "labels", "numTraining", "file_ending")
+_NAMES_TOLD = 10
+"""Cases that a note lists."""
+Told = Callable[[int, int], None]
+"""Takes how many cases are done, and of how many."""
+
+
+def untold(done: int, total: int) -> None:
+    """Tell nobody."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +61,9 @@ class VerifyReport:
         return json.dumps({"ok": not self.problems, **asdict(self)}, indent=2)
 
 
-def verify_dataset(folder: Path, *, nnunet_check: bool = True, workers: int | None = None) -> VerifyReport:
+def verify_dataset(
+    folder: Path, *, nnunet_check: bool = True, images: bool = True, workers: int | None = None, told: Told = untold
+) -> VerifyReport:
     """Check a data set of nnU-Net, and tell all that is wrong with it at once.
 
     nnU-Net's own check stops at its first finding, so it runs last, once nothing else is wrong.
@@ -61,101 +71,121 @@ def verify_dataset(folder: Path, *, nnunet_check: bool = True, workers: int | No
     Args:
         folder: ``nnUNet_raw/DatasetXXX_Name``.
         nnunet_check: Also run nnU-Net's own check, where nnU-Net is installed.
+        images: Also read the voxels of the images; otherwise their headers only. Label maps are always read.
         workers: Threads that read files, and processes of nnU-Net's check; None takes up to four.
+        told: Called after each case.
     """
-    content, problems = dataset_json(folder)
-    if content is None:
+    declared, problems = read_declared(folder / FILE)
+    if declared is None:
         return VerifyReport(folder.name, 0, tuple(problems), ())
-    found = cases_in(folder, content)
+    found = cases_in(folder, declared)
     problems += found.problems
-    if (number := content.get("numTraining")) is not None and number != len(found.cases):
-        text = f"dataset.json: numTraining is {number!r}, found {len(found.cases)} training cases"
+    count = len(found.cases)
+    if declared.number not in (None, count) and (count or not found.problems):
+        text = f"{FILE}: numTraining is {declared.number}, found {count} training cases: write {count}"
         problems.append(DatasetProblem(None, "num_training", text))
     threads = workers or min(4, usable_cpus())
-    problems += _content_problems(found.cases, content.get("labels"), threads)
-    notes: list[str] = []
-    if 0 < len(found.cases) < 5:
-        notes.append(f"{len(found.cases)} cases are fewer than the five folds of nnU-Net's cross-validation need")
+    checked = _checked(found.cases, declared, threads, images=images, told=told)
+    problems += [problem for case in checked for problem in case.problems]
+    problems += _unused(declared, checked)
+    notes = _notes(count, checked)
     if nnunet_check and not problems:
         note, own = _nnunet_check(folder, threads)
         notes.append(note)
         problems += own
-    return VerifyReport(folder.name, len(found.cases), tuple(problems), tuple(notes))
+    return VerifyReport(folder.name, count, tuple(problems), tuple(notes))
 
 
-def _content_problems(cases: Sequence[LabelledCase], labels: Any, threads: int) -> list[DatasetProblem]:
-    """Return what is wrong with the voxels of the cases and with the labels that none of them has."""
-    declared = values_of(labels) if isinstance(labels, Mapping) else set()
+@dataclass(frozen=True)
+class _CheckedCase:
+    """What was found in the files of a case.
+
+    Attributes:
+        name: Of the case.
+        problems: What is wrong.
+        values: In its label map; None where there is none that can be read.
+    """
+
+    name: str
+    problems: tuple[DatasetProblem, ...]
+    values: frozenset[int] | None
+
+
+def cases_in(folder: Path, declared: Declared) -> DatasetCases:
+    """Return the training cases of a data set, by name or as its ``dataset.json`` lists them.
+
+    Args:
+        folder: ``nnUNet_raw/DatasetXXX_Name``.
+        declared: What its ``dataset.json`` says.
+
+    Raises:
+        InputError: A folder cannot be read.
+    """
+    if declared.cases is not None:
+        return listed_dataset_cases(folder, declared.cases)
+    channels = len(declared.channel_names or ("CT",))
+    return find_dataset_cases(folder, file_ending=declared.file_ending, channels=channels)
+
+
+def _checked(
+    cases: Sequence[LabelledCase], declared: Declared, threads: int, *, images: bool, told: Told
+) -> list[_CheckedCase]:
+    """Look into the files of the cases, several at once."""
+    values = None if declared.labels is None else values_of(declared.labels)
+    checked: list[_CheckedCase] = []
     with ThreadPoolExecutor(threads) as pool:
-        checked = list(pool.map(lambda case: _check_case(case, declared), cases))
-    problems = [problem for case_problems, _ in checked for problem in case_problems]
-    seen = {value for _, values in checked for value in values}
-    unused = sorted(declared - seen - {0})
-    if cases and unused:
-        names = ", ".join(name for name, value in labels.items() if values_of({name: value}) & set(unused))
-        text = f"dataset.json: labels {unused} ({names}) are in no label map"
-        problems.append(DatasetProblem(None, "unused_label", text))
-    return problems
+        for case in pool.map(lambda case: _check_case(case, values, images=images), cases):
+            checked.append(case)
+            told(len(checked), len(cases))
+    return checked
 
 
-def dataset_json(folder: Path) -> tuple[dict[str, Any] | None, list[DatasetProblem]]:
-    """Return what ``dataset.json`` of a data set says, None where it cannot be read, and what is wrong with it."""
-    file = folder / "dataset.json"
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        return None, [DatasetProblem(None, "dataset_json", f"{file}: cannot be read ({error.strerror})")]
-    except ValueError as error:
-        return None, [DatasetProblem(None, "dataset_json", f"{file}: not JSON: {error}")]
-    if not isinstance(content, dict):
-        return None, [
-            DatasetProblem(None, "dataset_json", f"{file}: expected an object, found {type(content).__name__}")
-        ]
-    problems = [
-        DatasetProblem(None, "dataset_json", f"dataset.json: {key!r} is missing")
-        for key in REQUIRED_KEYS
-        if key not in content
-    ]
-    labels = content.get("labels")
-    if isinstance(labels, Mapping):
-        try:
-            problems += declared_label_problems(labels, content.get("regions_class_order"))
-        except (TypeError, ValueError) as error:
-            problems.append(DatasetProblem(None, "labels", f"dataset.json: labels are not numbers by name: {error}"))
-            content["labels"] = {}
-    return content, problems
+def _unused(declared: Declared, checked: Sequence[_CheckedCase]) -> list[DatasetProblem]:
+    """Return the labels that no label map has; nothing where label maps are missing or cannot be read."""
+    if declared.labels is None or not checked or any(case.values is None for case in checked):
+        return []
+    seen = {value for case in checked for value in case.values or ()}
+    unused = sorted(values_of(declared.labels) - seen - {0})
+    if not unused:
+        return []
+    names = ", ".join(name for name, value in declared.labels.items() if values_of({name: value}) & set(unused))
+    return [DatasetProblem(None, "unused_label", f"{FILE}: labels {unused} ({names}) are in no label map")]
 
 
-def cases_in(folder: Path, content: Mapping[str, Any]) -> DatasetCases:
-    """Find the training cases of a data set, by the names that its ``dataset.json`` says or by nnU-Net's."""
-    if "dataset" in content:
-        return listed_dataset_cases(folder, content["dataset"])
-    return find_dataset_cases(
-        folder,
-        file_ending=str(content.get("file_ending", FILE_ENDING)),
-        channels=len(content.get("channel_names", {"0": ""})),
-    )
+def _notes(count: int, checked: Sequence[_CheckedCase]) -> list[str]:
+    notes = []
+    if empty := [case.name for case in checked if case.values is not None and not case.values - {0}]:
+        shown = ", ".join(empty[:_NAMES_TOLD]) + (
+            f" and {len(empty) - _NAMES_TOLD} more" if empty[_NAMES_TOLD:] else ""
+        )
+        notes.append(
+            f"{len(empty)} label maps hold nothing but background: {shown}; right where nothing is to be found"
+        )
+    if 0 < count < FOLDS:
+        notes.append(too_few(count))
+    return notes
 
 
-def _check_case(case: LabelledCase, declared: set[int]) -> tuple[list[DatasetProblem], set[int]]:
-    """Return what is wrong with a case, and the values in its label map."""
+def _check_case(case: LabelledCase, declared: set[int] | None, *, images: bool) -> _CheckedCase:
     problems: list[DatasetProblem] = []
-    label, values = None, set()
+    label, values = None, None
     if case.label is not None:
         label, problems = read_or_tell(case.label, case=case.name)
     if label is not None:
-        problems += label_problems(label.voxels, declared, case=case.name, stored=label.stored_dtype)
-        finite = label.voxels[np.isfinite(label.voxels)]
-        values = {int(value) for value in np.unique(finite) if value == int(value)}
+        if declared is not None:
+            problems += label_problems(label.voxels, declared, case=case.name, stored=label.stored_dtype)
+        values = frozenset(int(value) for value in label_counts(label.voxels) if value == int(value))
     for i, files in enumerate(case.channels):
         if files is None:
             continue
-        image, unreadable = read_or_tell(files, case=case.name)
+        what = "image" if len(case.channels) == 1 else f"channel {i}"
+        image, unreadable = (read_or_tell if images else read_header_or_tell)(files, case=case.name)
         problems += unreadable
-        if image is not None:
-            what = "image" if len(case.channels) == 1 else f"channel {i}"
+        if isinstance(image, ChannelVolume):
             problems += image_problems(image, label, case=case.name, file=files.name, what=what)
-    return problems, values
+        elif image is not None and label is not None:
+            problems += geometry_problems(image, label, case=case.name, what=what)
+    return _CheckedCase(case.name, tuple(problems), values)
 
 
 def _nnunet_check(folder: Path, workers: int) -> tuple[str, list[DatasetProblem]]:

@@ -17,7 +17,8 @@ from ctseg.cli.main import main
 from ctseg.errors import InputError, OutputError, SetupError
 from ctseg.files.dataset_cases import ScanFolders
 from ctseg.files.formats import ChannelFiles, read_channel
-from ctseg.train.dataset import DatasetDescription, check_and_write_case, create_dataset, start_dataset
+from ctseg.train.creation import create_dataset
+from ctseg.train.dataset import DatasetDescription, check_and_write_case, start_dataset
 from ctseg.train.scans import READER, label_problems
 from ctseg.train.verify import verify_dataset
 
@@ -275,7 +276,7 @@ def test_a_taken_id_is_refused(dataset: Path) -> None:
     ("labels", "order", "message"),
     [
         ({"tumor": 1}, None, "'background' must be 0"),
-        ({"background": 0, "tumor": 2}, None, r"consecutive from 0, found \[0, 2\]: \[1\] missing"),
+        ({"background": 0, "tumor": 2}, None, r"consecutive from 0, found 0, 2: 1 missing"),
         ({"background": 0, "ignore": 1, "tumor": 2}, None, "'ignore' must be the highest"),
         ({"background": 0, "whole": [1, 2], "core": 2}, None, "2 regions need as many values"),
     ],

@@ -17,7 +17,8 @@ from ctseg.files.dicom.choosing import SeriesRules
 from ctseg.files.dicom.results import Segment
 from ctseg.files.dicom.segmentation import write_segmentation
 from ctseg.files.dicom.structure_set import write_structure_set
-from ctseg.train.dataset import DatasetDescription, create_dataset
+from ctseg.train.creation import create_dataset
+from ctseg.train.description import DatasetDescription
 from ctseg.train.dicom_labels import RegionRules
 from ctseg.train.verify import verify_dataset
 from tests.support.dicom_results import KIDNEY, LIVER, TUMOUR, result_of, write_ct
