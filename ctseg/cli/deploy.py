@@ -1,10 +1,12 @@
 """Commands of the deployment layer."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ctseg.cli.parser import Parser, flags_worded
+from ctseg.cli.stages import shown_stages
 
 if TYPE_CHECKING:
     from ctseg.model_spec import KeepLargest
@@ -91,6 +93,14 @@ def _run_export(args: argparse.Namespace) -> int:
     from ctseg.deploy.extra import require_extra
 
     require_extra()
+    with shown_stages() as tell:
+        done = _export(args, tell)
+    print(done)
+    return 0
+
+
+def _export(args: argparse.Namespace, tell: Callable[[str], None]) -> str:
+    """Export, and return what was done, for people."""
     from ctseg.deploy.export import ExportOptions, export_model
     from ctseg.deploy.parity_cases import prepare_scans, preprocessed_cases
     from ctseg.deploy.recipe_bundle import RECIPE_PARITY_NAME
@@ -120,25 +130,23 @@ def _run_export(args: argparse.Namespace) -> int:
         codes=codes,
     )
     if not trained.is_single:
-        recipe = export_recipe(trained, args.output, options, scans=args.cases, report=print)
-        print(
+        recipe = export_recipe(trained, args.output, options, scans=args.cases, report=tell)
+        return (
             f"{recipe.folder}: {recipe.recipe.step.kind} of {', '.join(recipe.members)}, each a bundle; details in "
             f"their parity.md, and in {RECIPE_PARITY_NAME} for the whole; parity/ holds patient data and stays here"
         )
-        return 0
     model = trained.members[0].model
     if args.cases:
         spec = model.spec(name=args.name or model.default_name, mirroring="none", max_batch_size=1)
         cases, source = prepare_scans(args.cases, spec), "scans"
     else:
         cases, source = preprocessed_cases(model), "nnU-Net's preprocessed training data"
-    bundle = export_model(model, args.output, options, cases=cases, data_source=source, report=print)
+    bundle = export_model(model, args.output, options, cases=cases, data_source=source, report=tell)
     states = ", ".join(f"{item.precision} {'proven' if item.proven else 'UNPROVEN'}" for item in bundle.report.variants)
-    print(
+    return (
         f"{bundle.folder}: {states}; details in parity.md; parity/ holds patient data and stays here, parity_phantom/ "
         "holds none and goes into images"
     )
-    return 0
 
 
 class _Chosen(NamedTuple):
@@ -239,6 +247,14 @@ def _add_build(commands: "argparse._SubParsersAction[Parser]") -> None:
 
 
 def _run_build(args: argparse.Namespace) -> int:
+    with shown_stages() as tell:
+        done = _build(args, tell)
+    print(done)
+    return 0
+
+
+def _build(args: argparse.Namespace, tell: Callable[[str], None]) -> str:
+    """Build, and return what was done, for people."""
     from ctseg.deploy.build import BuildOptions, build_entry
     from ctseg.deploy.plan_file import PlanFileOptions, build_plan_file
     from ctseg.deploy.recipe_build import build_recipe
@@ -263,10 +279,9 @@ def _run_build(args: argparse.Namespace) -> int:
             args.bundle,
             args.output,
             PlanFileOptions(args.precision, plan, args.accept_unproven, args.server_tensorrt),
-            report=print,
+            report=tell,
         )
-        print(f"{written}: {written.stat().st_size / 1e6:.1f} MB; what it was built with stands in {written}.json")
-        return 0
+        return f"{written}: {written.stat().st_size / 1e6:.1f} MB; what it was built with stands in {written}.json"
     if args.repository is None or args.output is not None:
         raise SetupError("give BUNDLE --repository DIR, or the bare form FILE.onnx -o FILE.plan")
     options = BuildOptions(
@@ -289,14 +304,12 @@ def _run_build(args: argparse.Namespace) -> int:
         server_tensorrt=args.server_tensorrt,
     )
     if is_recipe_bundle(args.bundle):
-        recipe, version = build_recipe(args.bundle, args.repository, options, report=print)
+        recipe, version = build_recipe(args.bundle, args.repository, options, report=tell)
         members = ", ".join(member.model for member in recipe.members)
-        print(f"{args.repository / recipe.name}: version {version}, {recipe.step.kind} of {members}")
-        return 0
-    entry = build_entry(args.bundle, args.repository, options, report=print)
+        return f"{args.repository / recipe.name}: version {version}, {recipe.step.kind} of {members}"
+    entry = build_entry(args.bundle, args.repository, options, report=tell)
     newest = entry.newest
-    print(f"{newest.folder}: {entry.backend}, {newest.spec.precision}, parity {newest.spec.parity.summary}")
-    return 0
+    return f"{newest.folder}: {entry.backend}, {newest.spec.precision}, parity {newest.spec.parity.summary}"
 
 
 def _add_serve(commands: "argparse._SubParsersAction[Parser]") -> None:

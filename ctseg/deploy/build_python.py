@@ -22,6 +22,7 @@ from ctseg.files.folders import require_writable
 from ctseg.files.owned_folder import owned_folder
 from ctseg.serving.entries import Entry
 from ctseg.serving.publish import Runtime
+from ctseg.stages import stage
 
 
 @dataclass(frozen=True)
@@ -161,11 +162,12 @@ def try_runtime(job: Job, runtime: str) -> Candidate:
     precision, device = job.options.precision, job.options.device
     hint = ""
     network: Network
-    if runtime == "openvino":
-        hint = "bf16" if precision == "bf16" else "f32"
-        network = openvino_network(job.model_file, precision_hint=hint, threads=job.options.threads)
-    else:
-        network = onnxruntime_network(job.model_file, threads=job.options.threads, device=device)
+    with stage(f"{describe_runtime(runtime)} loads the network"):
+        if runtime == "openvino":
+            hint = "bf16" if precision == "bf16" else "f32"
+            network = openvino_network(job.model_file, precision_hint=hint, threads=job.options.threads)
+        else:
+            network = onnxruntime_network(job.model_file, threads=job.options.threads, device=device)
     where = f"on the {device.upper()}"
     sums = EXACT_SUMS if job.exact_sums else ""
     what = " ".join(part for part in (job.source.file, "in", describe_runtime(runtime), hint, where, sums) if part)
@@ -178,5 +180,6 @@ def try_runtime(job: Job, runtime: str) -> Candidate:
         sha256=job.source.sha256,
         limits=job.limits,
     )
-    seconds = job.measure(network, job.spec)
+    with stage("timing a patch"):
+        seconds = job.measure(network, job.spec)
     return Candidate("openvino" if runtime == "openvino" else "onnxruntime", hint, check, seconds)

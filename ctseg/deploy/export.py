@@ -40,6 +40,7 @@ from ctseg.files.codes import check_labels
 from ctseg.model_spec import SPEC_NAME, ModelSpec, Precision
 from ctseg.predict.whole_scan import require_free_name
 from ctseg.presentation import LabelPresentation
+from ctseg.stages import stage
 
 if TYPE_CHECKING:
     from ctseg.deploy.precision import Attempt
@@ -275,9 +276,12 @@ def _half_variant(job: _Job, precision: Literal["fp16", "bf16"], graph: Any) -> 
     output_dtype: Literal["FP32", "FP16"] = "FP16" if job.options.fp16_output and precision == "fp16" else "FP32"
     path = job.folder / model_name(precision)
     last: Variant | None = None
-    for attempt in _attempts(job, precision, graph, output_dtype):
-        job.write(attempt.mixed, path)
-        with tempfile.TemporaryDirectory(dir=job.temporary) as temporary:
+    for number, attempt in enumerate(_attempts(job, precision, graph, output_dtype), start=1):
+        with (
+            stage(f"{precision.upper()} network, attempt {number}"),
+            tempfile.TemporaryDirectory(dir=job.temporary) as temporary,
+        ):
+            job.write(attempt.mixed, path)
             job.write(attempt.simulated, Path(temporary) / "simulated.onnx")
             checks = (job.compared(Path(temporary) / "simulated.onnx", precision, stands_for=path),)
         last = job.variant(precision, checks, kept_fp32=attempt.kept_fp32, output_dtype=output_dtype)
@@ -297,10 +301,18 @@ def _attempts(
 ) -> "Iterator[Attempt]":
     from ctseg.deploy.precision import bf16_attempts, fp16_attempts
 
-    if precision == "bf16":
-        return bf16_attempts(graph, outside=job.temporary)
-    patches = np.concatenate([job.scans.patches, job.phantom.patches])  # it has to hold the values of both
-    return fp16_attempts(graph, patches, output_dtype=output_dtype, outside=job.temporary)
+    patches = np.concatenate([job.scans.patches, job.phantom.patches])  # FP16 has to hold the values of both
+    attempts = (
+        bf16_attempts(graph, outside=job.temporary)
+        if precision == "bf16"
+        else fp16_attempts(graph, patches, output_dtype=output_dtype, outside=job.temporary)
+    )
+    while True:
+        with stage(f"a network in {precision.upper()} is made"):
+            attempt = next(attempts, None)
+        if attempt is None:
+            return
+        yield attempt
 
 
 def _require_types_that_fit(path: Path, precision: Precision, data: ParityData) -> None:

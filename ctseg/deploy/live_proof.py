@@ -11,6 +11,7 @@ from ctseg.deploy.parity_report import Check, summary
 from ctseg.errors import SpecError
 from ctseg.model_spec import Precision
 from ctseg.predict.predictor import PatchPredictor
+from ctseg.stages import stage
 
 _log = logging.getLogger(__name__)
 
@@ -76,7 +77,8 @@ def prove_live(
     with contextlib.ExitStack() as stack:
         options = ClientOptions()
         if not urls:
-            server = stack.enter_context(embedded_server(repository, [name]))
+            with stage("a server starts"):
+                server = stack.enter_context(embedded_server(repository, [name]))
             urls, options = (server.url,), ClientOptions(headers=server.headers)
         predictor = stack.enter_context(connect(urls, name, options=options))
         check = check_live(predictor, bundle, predictor.spec.precision)

@@ -10,6 +10,7 @@ from ctseg.deploy.trained_model import LoadedModel
 from ctseg.errors import SpecError
 from ctseg.model_spec import ModelSpec
 from ctseg.numerics.mirroring import mirror_subsets
+from ctseg.stages import stage
 
 if TYPE_CHECKING:
     import torch
@@ -85,16 +86,19 @@ def onnx_graph_of(
         raise SpecError(f"{spec.name}: opset {opset} has no LayerNormalization; take {DEFAULT_OPSET} or more")
     weights: dict[str, Any] = {}
     try:
-        program = _exported(served_module(model, spec), spec, max(opset, EXPORTER_OPSET))
+        with stage("torch exports the network"):
+            program = _exported(served_module(model, spec), spec, max(opset, EXPORTER_OPSET))
         if outside is None:
             graph = program.model_proto
         else:
             program.save(outside / "exported.onnx", external_data=True)
             graph, weights = without_weights(read_graph(outside / "exported.onnx"))
-        graph = onnxslim.slim(graph, size_threshold=_FOLDING_LIMIT_BYTES)
+        with stage("the graph is simplified"):
+            graph = onnxslim.slim(graph, size_threshold=_FOLDING_LIMIT_BYTES)
         if opset == DEFAULT_OPSET:
             graph = lower_to_opset_17(graph)
-        onnx.checker.check_model(graph, full_check=True)
+        with stage("ONNX checks the graph"):
+            onnx.checker.check_model(graph, full_check=True)
     except (
         RuntimeError,
         ValueError,

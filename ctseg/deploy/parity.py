@@ -22,6 +22,7 @@ from ctseg.numerics.blend import SlabBlender
 from ctseg.numerics.decide import labels_of_logits
 from ctseg.numerics.dice import dice
 from ctseg.numerics.windows import cut_patches, plan_windows
+from ctseg.stages import Stage, stage
 
 ROUNDING_RELATIVE_L2 = 1e-5
 """Below this two float32 networks differ by rounding only, and labels differ only where logits tie."""
@@ -212,12 +213,14 @@ def _compare_all(
     network: Network, data: ParityData, spec: ModelSpec, precision: Precision, limits: Limits | None
 ) -> list[Comparison]:
     comparisons = []
+    set_name = {"scans": "scans", "phantom": "the phantom"}[data.parity_set]
     for name, patches, logits in (
         ("patches", data.patches, data.patches_logits),
         ("random patches", data.random, data.random_logits),
     ):
         if len(patches):
-            found = _in_batches(network, np.asarray(patches), spec.max_batch_size)
+            with stage(f"comparing {name} of {set_name}", len(patches), unit="patches") as compared:
+                found = _in_batches(network, np.asarray(patches), spec.max_batch_size, compared)
             with_labels = spec if name == "patches" else None
             comparisons.append(
                 compare(name, np.asarray(logits), found, with_labels, precision, data.parity_set, limits)
@@ -225,7 +228,9 @@ def _compare_all(
     broken = any(not np.isfinite(item.relative_l2) for item in comparisons)
     if data.case.size and not broken:  # a network that overflows on patches need not run for minutes
         try:
-            found = case_logits_of(np.asarray(data.case), network, spec, batch=spec.max_batch_size)
+            found = case_logits_of(
+                np.asarray(data.case), network, spec, batch=spec.max_batch_size, what=f"comparing {set_name}, whole"
+            )
         except InferenceFailedError as error:
             comparisons.append(_failed("case", data.parity_set, str(error)))
         else:
@@ -234,11 +239,15 @@ def _compare_all(
     return comparisons
 
 
-def _in_batches(network: Network, patches: Array, limit: int) -> Array:
+def _in_batches(network: Network, patches: Array, limit: int, compared: Stage) -> Array:
     """Run one patch alone and the others together, as far as the batch limit allows."""
     cuts = [0, *range(1, len(patches), max(1, limit)), len(patches)]
-    parts = [network(np.ascontiguousarray(patches[a:b])) for a, b in pairwise(cuts) if b > a]
-    return np.concatenate([np.asarray(part, dtype=np.float32) for part in parts])
+    parts = []
+    for a, b in pairwise(cuts):
+        if b > a:
+            parts.append(np.asarray(network(np.ascontiguousarray(patches[a:b])), dtype=np.float32))
+            compared.advance(b - a)
+    return np.concatenate(parts)
 
 
 def require(check: Check, *, model: str, accept_unproven: bool) -> None:
@@ -268,7 +277,9 @@ def require(check: Check, *, model: str, accept_unproven: bool) -> None:
         )
 
 
-def case_logits_of(case: Array, network: Network, spec: ModelSpec, *, batch: int = 1) -> Array:
+def case_logits_of(
+    case: Array, network: Network, spec: ModelSpec, *, batch: int = 1, what: str = "a whole case"
+) -> Array:
     """Run a network over a prepared case, with windows that do not overlap.
 
     Args:
@@ -276,6 +287,7 @@ def case_logits_of(case: Array, network: Network, spec: ModelSpec, *, batch: int
         network: The network.
         spec: Its contract.
         batch: Patches in one call.
+        what: Name of the stage, for people.
 
     Returns:
         (heads, z, y, x), float32.
@@ -288,9 +300,11 @@ def case_logits_of(case: Array, network: Network, spec: ModelSpec, *, batch: int
     blender = SlabBlender(plan, spec.num_heads, model=spec.name)
     logits = np.empty((spec.num_heads, *size), dtype=np.float32)
     plane = 0
-    for first in range(0, len(plan), batch):
-        patches = cut_patches(case, plan, first, min(batch, len(plan) - first))
-        for slab in blender.add(np.asarray(network(patches), dtype=np.float32)):
-            logits[:, plane : plane + slab.shape[1]] = slab
-            plane += slab.shape[1]
+    with stage(what, len(plan), unit="windows") as run:
+        for first in range(0, len(plan), batch):
+            patches = cut_patches(case, plan, first, min(batch, len(plan) - first))
+            for slab in blender.add(np.asarray(network(patches), dtype=np.float32)):
+                logits[:, plane : plane + slab.shape[1]] = slab
+                plane += slab.shape[1]
+            run.advance(len(patches))
     return logits

@@ -17,6 +17,7 @@ from ctseg.files.volume import Volume, read_volume
 from ctseg.model_spec import ModelSpec
 from ctseg.nnunet.plans import resolve_configuration
 from ctseg.numerics.prepare import Prepared, prepare
+from ctseg.stages import stage
 
 MOST_CASES = 4
 """One whole case, and a patch of each of the others."""
@@ -38,10 +39,12 @@ def prepare_scans(paths: Sequence[Path], spec: ModelSpec, first_stage: FirstStag
         InputError: A scan cannot be used.
     """
     prepared = []
-    for name, volume in read_scans(paths, spec):
-        previous = None if first_stage is None else first_stage(volume)
-        case = prepare(volume.voxels, volume.spacing_mm, spec, previous=previous)
-        prepared.append(PreparedCase(name, as_seen(case, spec)))
+    with stage("scans are read and prepared") as reading:
+        for name, volume in read_scans(paths, spec):
+            previous = None if first_stage is None else first_stage(volume)
+            case = prepare(volume.voxels, volume.spacing_mm, spec, previous=previous)
+            prepared.append(PreparedCase(name, as_seen(case, spec)))
+            reading.advance()
     return prepared
 
 

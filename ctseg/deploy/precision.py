@@ -26,6 +26,7 @@ from ctseg.deploy.onnx_file import (
 )
 from ctseg.deploy.parity_data import Array
 from ctseg.errors import SpecError
+from ctseg.stages import stage
 
 KEPT_OPERATORS = frozenset(
     {
@@ -291,9 +292,11 @@ def _out_of_range(
         )
     outputs = [f"{name}__max" for name in sorted(wanted)]
     largest: dict[str, float] = dict.fromkeys(sorted(wanted), 0.0)
-    for patch in patches:
-        for name, value in zip(largest, session.run(outputs, {feed.name: patch[None]}), strict=True):
-            largest[name] = max(largest[name], float(value.max()))
+    with stage("the largest values in the network", len(patches), unit="patches") as run:
+        for patch in patches:
+            for name, value in zip(largest, session.run(outputs, {feed.name: patch[None]}), strict=True):
+                largest[name] = max(largest[name], float(value.max()))
+            run.advance()
     limit = FP16.largest * _SAFE_SHARE
     return {
         i

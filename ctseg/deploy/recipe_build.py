@@ -16,6 +16,7 @@ from ctseg.recipe import Recipe
 from ctseg.runs.model import ServedModel, opened_members
 from ctseg.serving.entries import Entry
 from ctseg.serving.recipe_entry import publish_recipe
+from ctseg.stages import stage
 
 _log = logging.getLogger(__name__)
 
@@ -70,7 +71,10 @@ def _prove_live(
     """Compare all members together, on a live server, with the bundle's FP32 networks, on a phantom."""
     proven = {name: exact_predictor(member.folder, member.spec) for name, member in bundle.members.items()}
     volume = phantom_volume(next(iter(proven.values())).spec)
-    with opened_members(ServedModel(recipe.name, repository=repository), recipe) as served:
+    with (
+        stage("all members together, on a live server"),
+        opened_members(ServedModel(recipe.name, repository=repository), recipe) as served,
+    ):
         check = check_whole(
             recipe, served, proven, volume, what="a live server", source="the phantom", may_be_empty=True
         )  # fmt: skip

@@ -28,6 +28,7 @@ from ctseg.predict.segment import CaseContext
 from ctseg.predict.segmenter import WindowSegmenter
 from ctseg.predict.whole_scan import require_free_name
 from ctseg.recipe import Recipe
+from ctseg.stages import stage
 
 _AS_USUAL = ExportOptions()
 _log = logging.getLogger(__name__)
@@ -204,7 +205,8 @@ class _RecipeJob:
         torch = {name: self._torch(name) for name in self._specs}
         what = f"ONNX FP32 in {describe_runtime('onnxruntime')} on the CPU {EXACT_SUMS}"
         source, volume = self._case()
-        check = check_whole(recipe, onnx, torch, volume, what=what, source=source)
+        with stage("all members together, on a whole case"):
+            check = check_whole(recipe, onnx, torch, volume, what=what, source=source)
         self._report(f"  {self._name} as a whole, {source}: {check}")
         if check.problems and not self._options.accept_unproven:
             raise ParityError(

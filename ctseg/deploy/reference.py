@@ -20,12 +20,14 @@ from ctseg.deploy.trained_model import LoadedModel
 from ctseg.model_spec import ModelSpec, ParitySet
 from ctseg.numerics.decide import labels_of_logits
 from ctseg.numerics.windows import cut_patches, plan_windows
+from ctseg.stages import stage
 
 _log = logging.getLogger(__name__)
 MAX_CASE_LOGITS_BYTES = 2 << 30
 """Above this the parity case is cut to its middle planes."""
 _PATCHES_FROM_CASE = 3
 """Those with most foreground, and the one with least contrast, where rounding shows most."""
+_SETS: dict[ParitySet, str] = {"scans": "a whole scan", "phantom": "the phantom"}
 
 
 def torch_network(model: LoadedModel, spec: ModelSpec, *, float64: bool = False) -> Network:
@@ -77,10 +79,12 @@ def parity_data_of(
 
     def exactly(patches: Array) -> Array:
         try:
-            return _logits_one_by_one(patches, torch_network(model, spec, float64=True), spec)
+            return _logits_one_by_one(
+                patches, torch_network(model, spec, float64=True), spec, what="PyTorch in float64 on patches of scans"
+            )
         except (RuntimeError, TypeError) as error:  # a layer of somebody's own that makes float32 numbers itself
             _log.warning("%s: PyTorch's float32 is the reference, for float64 failed: %s", spec.name, error)
-            return _logits_one_by_one(patches, network, spec)
+            return _logits_one_by_one(patches, network, spec, what="PyTorch on patches of scans")
 
     random = np.random.default_rng(0).standard_normal((2, spec.num_input_channels, *spec.patch_size)).astype(np.float32)
     phantom = _compared("phantom", PHANTOM_SOURCE, [phantom_case(spec)], random, network, spec)
@@ -104,28 +108,33 @@ def _compared(
     patches: list[Array] = []
     if cases:
         case, note = _cut_to_limit(cases[0], spec)
-        case_logits = case_logits_of(case, network, spec)
+        case_logits = case_logits_of(case, network, spec, what=f"PyTorch on {_SETS[parity_set]}")
         patches = _telling_patches(case, case_logits, spec)
     for other in cases[1:]:
         plan = plan_windows(_size(other.voxels), spec.patch_size, CASE_STEP)
         patches.append(cut_patches(other.voxels, plan, len(plan) // 2, 1)[0])
     stacked = np.stack(patches) if patches else random[:0]
+    what = f"PyTorch on patches of {_SETS[parity_set]}"
     return ParityData(
         parity_set=parity_set,
         source=f"{source}{note}",
         patches=stacked,
-        patches_logits=_logits_one_by_one(stacked, network, spec) if exactly is None else exactly(stacked),
+        patches_logits=_logits_one_by_one(stacked, network, spec, what=what) if exactly is None else exactly(stacked),
         random=random,
-        random_logits=_logits_one_by_one(random, network, spec),
+        random_logits=_logits_one_by_one(random, network, spec, what="PyTorch on random patches"),
         case=case,
         case_logits=case_logits,
         names=tuple(item.name for item in cases) if parity_set == "scans" else (),
     )
 
 
-def _logits_one_by_one(patches: Array, network: Network, spec: ModelSpec) -> Array:
-    none = np.empty((0, spec.num_heads, *spec.patch_size), np.float32)
-    return np.concatenate([none, *(network(patches[i : i + 1]) for i in range(len(patches)))])
+def _logits_one_by_one(patches: Array, network: Network, spec: ModelSpec, *, what: str) -> Array:
+    logits = [np.empty((0, spec.num_heads, *spec.patch_size), np.float32)]
+    with stage(what, len(patches), unit="patches") as run:
+        for i in range(len(patches)):
+            logits.append(network(patches[i : i + 1]))
+            run.advance()
+    return np.concatenate(logits)
 
 
 def _cut_to_limit(case: PreparedCase, spec: ModelSpec) -> tuple[Array, str]:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ctseg.arrays import Logits, Patches
+from ctseg.deploy.build_progress import progress_monitor
 from ctseg.deploy.cuda_driver import CudaDriver, Gpu
 from ctseg.deploy.engine_types import types_of_engine
 from ctseg.deploy.runtimes import Network
@@ -22,6 +23,7 @@ from ctseg.deploy.server_tensorrt import library_version, require_same_tensorrt,
 from ctseg.errors import SetupError, SpecError
 from ctseg.files import atomic
 from ctseg.model_spec import ModelSpec, Tensor
+from ctseg.stages import stage
 
 MODULES = ("tensorrt", "tensorrt_bindings")
 OLDEST_VERSION = (10, 0)
@@ -140,7 +142,11 @@ def build_plan(onnx_file: Path, options: PlanOptions, *, trt: Any, gpu_name: str
     cache_file = _timing_cache_file(options, trt, gpu_name)
     if cache_file is not None:
         _use_timing_cache(config, cache_file)
-    plan = builder.build_serialized_network(network, config)
+    monitor = progress_monitor(trt)
+    config.progress_monitor = monitor
+    with stage(f"TensorRT {trt.__version__} builds the plan"):
+        plan = builder.build_serialized_network(network, config)
+    monitor.require_went_on()
     if plan is None:
         raise SetupError(
             f"{onnx_file}: TensorRT {trt.__version__} could not build the plan: {_last(errors)}; if memory is short: "

@@ -20,6 +20,7 @@ from ctseg.nnunet.checkpoint import read_checkpoint
 from ctseg.nnunet.folds import Fold
 from ctseg.nnunet.plans import resolve_configuration, spec_from_plans
 from ctseg.nnunet.results_folder import ANY_MODEL, Choice, opened_results, read_json, trained_folds
+from ctseg.stages import stage
 
 if TYPE_CHECKING:
     import torch
@@ -157,10 +158,12 @@ def load_trained_model(
                 f"{folder}: {error} is missing in {checkpoint}; is this a checkpoint of nnU-Net v2?"
             ) from error
         networks = []
-        for name, its_weights in zip(names, weights, strict=True):
-            network = build_network(plans, dataset, configuration, trainer, model=folder.name, trust=trust)
-            _load_weights(network, its_weights, source=f"{folder.name} fold_{name}")
-            networks.append(network)
+        with stage("networks are made", len(names), unit="folds") as making:
+            for name, its_weights in zip(names, weights, strict=True):
+                network = build_network(plans, dataset, configuration, trainer, model=folder.name, trust=trust)
+                _load_weights(network, its_weights, source=f"{folder.name} fold_{name}")
+                networks.append(network)
+                making.advance()
         return LoadedModel(
             plans=plans,
             dataset=dataset,
