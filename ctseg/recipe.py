@@ -231,12 +231,19 @@ class Recipe(Document):
         return labels_of(self.step, specs)
 
     def presentations(self, specs: Mapping[str, ModelSpec]) -> Mapping[str, LabelPresentation]:
-        """Return how people and other systems call the labels of the result, as it says itself or else a member."""
-        return {
+        """Return how people and other systems call the labels of the result, as it says itself or else a member.
+
+        Volumes in the training set are a member's where the recipe says nothing of them.
+        """
+        of_members = _presentation_of(self.step, specs)
+        known = {name: said.training_volumes_ml for name, said in of_members.items()}
+        own = {
             name: said
-            for name, said in {**_presentation_of(self.step, specs), **self.presentation}.items()
-            if name in self.labels(specs)
+            if said.training_volumes_ml is not None
+            else said.model_copy(update={"training_volumes_ml": known.get(name)})
+            for name, said in self.presentation.items()
         }
+        return {name: said for name, said in {**of_members, **own}.items() if name in self.labels(specs)}
 
     def _check_members(self, specs: Mapping[str, ModelSpec]) -> None:
         first = specs[self.members[0].model]

@@ -163,3 +163,15 @@ def test_labels_of_a_recipe_are_called_as_it_says_itself_else_as_the_model_does_
         assert found == {"liver": LabelPresentation(**red), "tumour": green}
     assert recipe(UNION).presentations(specs) == {}  # its names are its own
     assert recipe(UNION, presentation={"bone": red}).presentations(specs) == {"bone": LabelPresentation(**red)}
+
+
+def test_volumes_of_the_training_set_are_a_members_where_the_recipe_has_codes_alone() -> None:
+    red, volumes = {"colour": (255, 0, 0)}, (1.0, 2.0, 3.0)
+    said = {"presentation": {"liver": LabelPresentation(display_name="L", training_volumes_ml=volumes)}}
+    specs = {name: spec.model_copy(update=said) for name, spec in SPECS.items()}
+    assert recipe(ONE, presentation={"liver": red}).presentations(specs) == {
+        "liver": LabelPresentation(**red, training_volumes_ml=volumes)
+    }
+    own = {"training_volumes_ml": (4.0, 5.0, 6.0)}
+    found = recipe(ONE, presentation={"liver": own}).presentations(specs)
+    assert found == {"liver": LabelPresentation(training_volumes_ml=(4.0, 5.0, 6.0))}

@@ -35,6 +35,7 @@ from ctseg.deploy.parity_report import Check, ParityReport, Variant, summary
 from ctseg.deploy.reference import parity_data_of
 from ctseg.deploy.runtimes import describe_runtime, onnxruntime_network
 from ctseg.deploy.trained_model import LoadedModel
+from ctseg.deploy.training_volumes import training_labels_of, training_volumes_ml, with_training_volumes
 from ctseg.errors import ParityError, SetupError
 from ctseg.files.codes import check_labels
 from ctseg.model_spec import SPEC_NAME, ModelSpec, Precision
@@ -136,7 +137,6 @@ def export_model(
         first_stage=first_stage,
     )
     check_labels(options.codes, spec.named_values)
-    spec = spec.model_copy(update={"presentation": dict(options.codes)})
     if not cases and not options.accept_unproven:
         raise ParityError(
             f"{spec.name}: no real scan to prove the graph with: give real scans (nnU-Net's preprocessed data was not "
@@ -148,6 +148,7 @@ def export_model(
     report(
         f"{spec.name}: {model.trainer} {model.configuration}, folds {', '.join(model.folds)}, mirroring: {mirroring}"
     )
+    spec = spec.model_copy(update={"presentation": _presentation(model, spec, options, report)})
     scans, phantom = parity_data_of(model, spec, cases, data_source)
     report(f"  parity data: {scans.source}; {phantom.source}")
 
@@ -161,6 +162,17 @@ def export_model(
         written = ", ".join(variant.precision.upper() for variant in bundle.report.variants)
         raise LeftOutError(left_out, output, written=written)
     return bundle
+
+
+def _presentation(
+    model: LoadedModel, spec: ModelSpec, options: ExportOptions, report: Callable[[str], None]
+) -> Mapping[str, LabelPresentation]:
+    """Return what is said of the labels: their codes, and their volumes in the training set where that is at hand."""
+    labels = training_labels_of(model)
+    if labels is None:
+        return dict(options.codes)
+    report(f"  volumes of the training set's labels: {len(labels.files)} label maps in {labels.folder}")
+    return with_training_volumes(options.codes, training_volumes_ml(labels, spec))
 
 
 def _fill(
