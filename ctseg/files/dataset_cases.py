@@ -76,6 +76,7 @@ class ScanFolders:
         test_images: Folder of images without label maps.
         series: Which DICOM series are taken.
         case_name_from: What names of DICOM cases are made of, see :func:`ctseg.files.dicom.names.keywords_in`.
+        joined_channels: Whether one file of four dimensions holds all channels of a case; then it counts as one.
     """
 
     images: Path
@@ -85,6 +86,7 @@ class ScanFolders:
     test_images: Path | None = None
     series: SeriesRules = field(default_factory=SeriesRules)
     case_name_from: tuple[str, ...] = ()
+    joined_channels: bool = False
 
 
 def find_labelled_cases(folders: ScanFolders, *, channels: int) -> DatasetCases:
@@ -98,6 +100,7 @@ def find_labelled_cases(folders: ScanFolders, *, channels: int) -> DatasetCases:
         InputError: A folder cannot be read.
         ValueError: There are suffixes, but not one for each channel.
     """
+    channels = 1 if folders.joined_channels else channels
     in_one_folder = folders.images == folders.labels
     images, problems = _images_in(
         folders.images, channels, folders.image_suffixes, label_suffix=folders.label_suffix if in_one_folder else ""
@@ -121,6 +124,7 @@ def find_test_cases(folders: ScanFolders, *, channels: int) -> DatasetCases:
     """
     if folders.test_images is None:
         return DatasetCases((), ())
+    channels = 1 if folders.joined_channels else channels
     images, problems = _images_in(
         folders.test_images, channels, folders.image_suffixes, label_suffix=folders.label_suffix
     )

@@ -1,13 +1,13 @@
 """Build a data set from folders of images and of labels, in any format that can be read; no torch, no nnunetv2."""
 
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from ctseg.errors import InputError, OutputError, SetupError
@@ -21,20 +21,25 @@ from ctseg.files.dataset_cases import (
 )
 from ctseg.files.formats import READ_ENDINGS, ChannelFiles
 from ctseg.files.grid import ChannelVolume
+from ctseg.files.joined_channels import split_channels
 from ctseg.files.labelled_series import find_labelled_series, find_test_series
 from ctseg.files.volume import write_on_grid
+from ctseg.stages import stage
 from ctseg.train.dataset import image_path, label_dtype, label_path, write_json
 from ctseg.train.description import FILE, FILE_ENDING, DatasetDescription
 from ctseg.train.dicom_labels import RegionRules, labels_of
+from ctseg.train.groups import SPLITS_FILE, group_cases, grouped_splits, write_splits
+from ctseg.train.label_maps import LabelMapRules, placed_labels
 from ctseg.train.paths import case_name_problems, new_dataset_folder
-from ctseg.train.scans import image_problems, label_problems, read_or_tell
+from ctseg.train.scans import geometry_problems, image_problems, label_problems, read_or_tell
 
 _SETTINGS = {
     "missing_label": ("roi",),
     "overlap": ("precedence",),
     "no_images": ("image_suffix",),
     "names": ("image_suffix", "label_suffix"),
-    "unexpected_label": ("label",),
+    "unexpected_label": ("label", "remap"),
+    "grid": ("resample_labels",),
 }
 """What mends a kind of problem."""
 
@@ -46,13 +51,16 @@ def create_dataset(
     description: DatasetDescription,
     folders: ScanFolders,
     regions: RegionRules = RegionRules(),  # noqa: B008 (frozen)
+    *,
+    label_maps: LabelMapRules = LabelMapRules(),  # noqa: B008 (frozen)
+    group_by: str | None = None,
 ) -> Path:
     """Build a data set from a folder of images and a folder of labels, in any format that can be read.
 
     An image belongs to the label whose name is the same once ending and suffix are taken off, a DICOM series to the
     segmentations and structure sets that refer to it. Labels are written as the smallest fitting integer type on the
     exact grid of their image; float label maps of whole numbers are converted. Nothing is written unless every case
-    is right.
+    is right. Values that are written as others stand under ``ctseg`` in ``dataset.json``.
 
     Args:
         raw: The folder ``nnUNet_raw``.
@@ -61,6 +69,9 @@ def create_dataset(
         description: Channels and labels.
         folders: Where images and labels lie, and how their names end.
         regions: Which segments and regions of DICOM objects are which label.
+        label_maps: What may be changed in label maps of files.
+        group_by: Which cases are of one patient, see :func:`ctseg.train.groups.group_cases`; the folds that keep them
+            together become ``splits_final.json``, which nnU-Net takes. None: nnU-Net draws the folds.
 
     Returns:
         The new folder.
@@ -74,21 +85,46 @@ def create_dataset(
     target = new_dataset_folder(raw, dataset_id, name)
     regions.check(description.labels)
     plan = _plan(folders, description)
+    names = [case.name for case in plan.cases]
+    splits = None if group_by is None or plan.problems else grouped_splits(group_cases(names, group_by))
+    joined = len(description.channel_names) if folders.joined_channels else None
     with _appearing(target) as part:
         for kind in ("imagesTr", "labelsTr", *(["imagesTs"] if plan.tests else [])):
             (part / kind).mkdir()
         problems = list(plan.problems)
-        for case in plan.cases:
-            problems += _add_case(part, case, description, regions, write=not problems)
-        for test in plan.tests:
-            problems += _add_test_case(part, test, write=not problems)
+        rules = (description, regions, label_maps)
+        with stage("checking and writing", len(plan.cases) + len(plan.tests), unit="cases") as progress:
+            for case in plan.cases:
+                with _channels_of(case, part, joined) as (files, unreadable):
+                    problems += unreadable or _add_case(part, case, files, *rules, write=not problems)
+                progress.advance()
+            for test in plan.tests:
+                with _channels_of(test, part, joined) as (files, unreadable):
+                    problems += unreadable or _add_test_case(part, test.name, files, write=not problems)
+                progress.advance()
         if problems:
             listed = "\n".join(f"  {problem.message}" for problem in problems)
             settings = [setting for problem in problems for setting in _SETTINGS.get(problem.kind, ())]
             text = f"{target.name}: {len(problems)} problems, nothing was written:\n{listed}"
             raise InputError(text, settings=tuple(dict.fromkeys(settings)))
-        write_json(part / FILE, description.to_json(len(plan.cases)))
+        write_json(part / FILE, {**description.to_json(len(plan.cases)), **_record(description, label_maps, group_by)})
+        if splits is not None:
+            write_splits(part / SPLITS_FILE, splits)
     return target
+
+
+def _record(description: DatasetDescription, label_maps: LabelMapRules, group_by: str | None) -> dict[str, Any]:
+    """Return what ``dataset.json`` says of how the data set was made, where that is not as the files were."""
+    former = {value: source for source, value in label_maps.values.items()}
+    record: dict[str, Any] = {}
+    if former:
+        record["source_values"] = {
+            name: former[value] if isinstance(value, int) else [former[one] for one in value]
+            for name, value in description.labels.items()
+        }
+    if group_by is not None:
+        record["group_by"] = group_by
+    return {"ctseg": record} if record else {}
 
 
 @dataclass(frozen=True)
@@ -154,23 +190,39 @@ def _appearing(target: Path) -> Iterator[Path]:
         raise OutputError(f"{target}: cannot be written: {error.strerror or error}") from error
 
 
+@contextmanager
+def _channels_of(
+    case: LabelledCase, part: Path, joined: int | None
+) -> Iterator[tuple[list[ChannelFiles], list[DatasetProblem]]]:
+    """Give the channels of a complete case, a file that holds several split for as long, and what is wrong with it."""
+    files = [channel for channel in case.channels if channel is not None]
+    if joined is None:
+        yield files, []
+        return
+    with tempfile.TemporaryDirectory(dir=part, prefix=".") as folder:
+        try:
+            split = split_channels(files[0].paths[0], Path(folder), channels=joined)
+        except InputError as error:
+            yield [], [DatasetProblem(case.name, "unreadable", f"case {case.name}: {error}")]
+            return
+        yield [ChannelFiles((path,)) for path in split], []
+
+
 def _add_case(
-    part: Path, case: LabelledCase, description: DatasetDescription, regions: RegionRules, *, write: bool
+    part: Path,
+    case: LabelledCase,
+    files: Sequence[ChannelFiles],
+    description: DatasetDescription,
+    regions: RegionRules,
+    label_maps: LabelMapRules,
+    *,
+    write: bool,
 ) -> list[DatasetProblem]:
     """Check a complete case and, if wanted and nothing is wrong, write it."""
-    files = [channel for channel in case.channels if channel is not None]
-    label, voxels, dtype, problems = _read_labels(case, files, description, regions)
-    images = []
-    for i, channel in enumerate(files):
-        image, unreadable = read_or_tell(channel, case=case.name)
-        problems += unreadable
-        if image is not None:
-            images.append(image)
-            problems += image_problems(image, label, case=case.name, file=channel.name, what=f"channel {i}")
-    if voxels is None:
-        return problems
-    problems += label_problems(voxels, description.values, case=case.name, stored=dtype)
-    if problems or not write:
+    images, problems = _read_images(case.name, files)
+    voxels, found = _read_labels(case, files, images, description, regions, label_maps)
+    problems += found
+    if voxels is None or problems or not write:
         return problems
     for i, (channel, image) in enumerate(zip(files, images, strict=True)):
         _copy_or_convert(channel, image, image_path(part, case.name, i))
@@ -179,39 +231,55 @@ def _add_case(
     return []
 
 
+def _read_images(case: str, files: Sequence[ChannelFiles]) -> tuple[list[ChannelVolume], list[DatasetProblem]]:
+    """Return the channels that can be read, and what is wrong with them."""
+    images: list[ChannelVolume] = []
+    problems: list[DatasetProblem] = []
+    for i, channel in enumerate(files):
+        image, unreadable = read_or_tell(channel, case=case)
+        problems += unreadable
+        if image is None:
+            continue
+        problems += image_problems(image, None, case=case, file=channel.name, what=f"channel {i}")
+        if images:
+            problems += geometry_problems(images[0], image, case=case, what="channel 0", against=f"channel {i}")
+        images.append(image)
+    return images, problems
+
+
 def _read_labels(
-    case: LabelledCase, files: Sequence[ChannelFiles], description: DatasetDescription, regions: RegionRules
-) -> tuple[ChannelVolume | None, NDArray[Any] | None, "np.dtype[Any] | None", list[DatasetProblem]]:
-    """Return the label map, if it is one, the labels, their type in the file, and what is wrong."""
+    case: LabelledCase,
+    files: Sequence[ChannelFiles],
+    images: Sequence[ChannelVolume],
+    description: DatasetDescription,
+    regions: RegionRules,
+    label_maps: LabelMapRules,
+) -> tuple[NDArray[Any] | None, list[DatasetProblem]]:
+    """Return the labels as they are written, and what is wrong."""
     if case.label is not None:
         label, problems = read_or_tell(case.label, case=case.name)
-        return (None, None, None, problems) if label is None else (label, *_whole_numbers(label), problems)
+        if label is None:
+            return None, problems
+        image = images[0] if images else None
+        return placed_labels(label, image, description.values, label_maps, case=case.name)
     series = files[0].series
     if series is None or series.problem is not None:
-        return None, None, None, []  # it is told where the image is read
+        return None, []  # it is told where the image is read
     voxels, problems = labels_of(case, series, description.labels, regions)
-    return None, voxels, None, problems
+    if voxels is not None:
+        problems += label_problems(voxels, description.values, case=case.name)
+    return voxels, problems
 
 
-def _add_test_case(part: Path, case: LabelledCase, *, write: bool) -> list[DatasetProblem]:
+def _add_test_case(part: Path, case: str, files: Sequence[ChannelFiles], *, write: bool) -> list[DatasetProblem]:
     """Check a complete case without labels and, if wanted and nothing is wrong, write it."""
     problems: list[DatasetProblem] = []
-    for i, channel in enumerate(case.channels):
-        if channel is None:
-            raise ValueError(f"test case {case.name}: expected every channel")
-        image, unreadable = read_or_tell(channel, case=case.name)
+    for i, channel in enumerate(files):
+        image, unreadable = read_or_tell(channel, case=case)
         problems += unreadable
         if image is not None and write and not problems:
-            _copy_or_convert(channel, image, image_path(part, case.name, i, "imagesTs"))
+            _copy_or_convert(channel, image, image_path(part, case, i, "imagesTs"))
     return problems
-
-
-def _whole_numbers(label: ChannelVolume) -> tuple[NDArray[Any], "np.dtype[Any]"]:
-    """Return labels and their type in the file; float label maps of whole numbers become integers."""
-    voxels = label.voxels
-    if voxels.dtype.kind == "f" and np.isfinite(voxels).all() and (voxels == np.rint(voxels)).all():
-        return voxels.astype(np.int64), np.dtype(np.int64)
-    return voxels, label.stored_dtype
 
 
 def _copy_or_convert(source: ChannelFiles, image: ChannelVolume, target: Path) -> None:

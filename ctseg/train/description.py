@@ -143,6 +143,12 @@ def read_declared(file: Path) -> tuple[Declared | None, list[DatasetProblem]]:
     ), problems
 
 
+def understood_labels(labels: object) -> tuple[LabelValues | None, list[DatasetProblem]]:
+    """Return values by name from labels in any order, None where there are none, and what should be written."""
+    problems: list[DatasetProblem] = []
+    return _labels(labels, _telling(problems)), problems
+
+
 def _telling(problems: list[DatasetProblem]) -> _Tell:
     return lambda kind, text: problems.append(DatasetProblem(None, kind, f"{FILE}: {text}"))
 

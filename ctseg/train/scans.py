@@ -14,6 +14,8 @@ from ctseg.files.grid import ChannelHeader, ChannelVolume
 READER = "SimpleITKIO"
 """nnU-Net's default reader, whose rules decide where the voxels of a file lie; NaN, its 0 in NIfTI, stays NaN here."""
 ORIGIN_TOLERANCE_MM = 0.01
+_LABELS_TOLD = 12
+"""Values of labels that a message lists."""
 DIRECTION_TOLERANCE = 1e-4
 """Largest difference of a direction cosine that files of one grid may have by rounding."""
 
@@ -64,9 +66,14 @@ def image_problems(
 
 
 def geometry_problems(
-    image: ChannelVolume | ChannelHeader, label: ChannelVolume | ChannelHeader, *, case: str, what: str = "image"
+    image: ChannelVolume | ChannelHeader,
+    label: ChannelVolume | ChannelHeader,
+    *,
+    case: str,
+    what: str = "image",
+    against: str = "the labels",
 ) -> list[DatasetProblem]:
-    """Return how the grid of a label map differs from that of its image, and by how much."""
+    """Return how the grid of a label map, or of another channel, differs from that of its image, and by how much."""
     problems = []
 
     def tell(kind: str, message: str) -> None:
@@ -74,13 +81,13 @@ def geometry_problems(
 
     one, other = image.geometry, label.geometry
     if one.shape != other.shape:
-        tell("shape", f"{what} has shape {one.shape} (z, y, x), the labels {other.shape}")
+        tell("shape", f"{what} has shape {one.shape} (z, y, x), {against} {other.shape}")
     # nnU-Net's own tolerance
     if not np.allclose(label.spacing_mm, image.spacing_mm):
         worst = np.abs(np.subtract(label.spacing_mm, image.spacing_mm)).max()
         tell(
             "spacing",
-            f"{what} has spacing {_mm(image.spacing_mm)} mm (z, y, x), the labels {_mm(label.spacing_mm)}: "
+            f"{what} has spacing {_mm(image.spacing_mm)} mm (z, y, x), {against} {_mm(label.spacing_mm)}: "
             f"{worst:.4g} mm apart",
         )
     first = (0.0, 0.0, 0.0)
@@ -89,12 +96,15 @@ def geometry_problems(
         tell(
             "origin",
             f"{what} has its first voxel at {_mm(one.position_mm(first))} mm (right, anterior, superior), "
-            f"the labels at {_mm(other.position_mm(first))}: {shift:.4g} mm apart",
+            f"{against} at {_mm(other.position_mm(first))}: {shift:.4g} mm apart",
         )
     a, b = one.direction_ras, other.direction_ras
     if np.abs(a - b).max() > DIRECTION_TOLERANCE:
         angle = np.degrees(np.arccos(np.clip(np.einsum("ij,ij->j", a, b), -1, 1))).max()
-        tell("direction", f"the axes of {what} and labels are turned against each other by up to {angle:.3g} degrees")
+        tell(
+            "direction",
+            f"the axes of {what} and of {against} are turned against each other by up to {angle:.3g} degrees",
+        )
     return problems
 
 
@@ -122,13 +132,14 @@ def label_problems(
     allowed = set(declared)
     surplus = [(value, n) for value, n in label_counts(labels).items() if value not in allowed]
     if surplus:
+        known = sorted(allowed) if len(allowed) <= _LABELS_TOLD else f"{len(allowed)} from 0 to {max(allowed)}"
         shown = ", ".join(f"{value:g} ({n} voxels)" for value, n in surplus[:10])
         more = f" and {len(surplus) - 10} more" if len(surplus) > 10 else ""
         problems.append(
             DatasetProblem(
                 case,
                 "unexpected_label",
-                f"case {case}: labels {shown}{more} are not in dataset.json, which has {sorted(allowed)}",
+                f"case {case}: labels {shown}{more} are not in dataset.json, which has {known}",
             )
         )
     return problems

@@ -4,7 +4,7 @@ import contextlib
 import importlib.util
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from ctseg.compiled.cpus import usable_cpus
 from ctseg.files.dataset_cases import DatasetCases, DatasetProblem, LabelledCase, listed_dataset_cases
 from ctseg.files.grid import ChannelVolume
 from ctseg.files.nnunet_names import find_dataset_cases
+from ctseg.stages import stage
 from ctseg.train.description import FILE, Declared, read_declared, values_of
 from ctseg.train.groups import FOLDS, too_few
 from ctseg.train.scans import (
@@ -26,12 +27,6 @@ from ctseg.train.scans import (
 
 _NAMES_TOLD = 10
 """Cases that a note lists."""
-Told = Callable[[int, int], None]
-"""Takes how many cases are done, and of how many."""
-
-
-def untold(done: int, total: int) -> None:
-    """Tell nobody."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +57,7 @@ class VerifyReport:
 
 
 def verify_dataset(
-    folder: Path, *, nnunet_check: bool = True, images: bool = True, workers: int | None = None, told: Told = untold
+    folder: Path, *, nnunet_check: bool = True, images: bool = True, workers: int | None = None
 ) -> VerifyReport:
     """Check a data set of nnU-Net, and tell all that is wrong with it at once.
 
@@ -73,7 +68,6 @@ def verify_dataset(
         nnunet_check: Also run nnU-Net's own check, where nnU-Net is installed.
         images: Also read the voxels of the images; otherwise their headers only. Label maps are always read.
         workers: Threads that read files, and processes of nnU-Net's check; None takes up to four.
-        told: Called after each case.
     """
     declared, problems = read_declared(folder / FILE)
     if declared is None:
@@ -85,7 +79,7 @@ def verify_dataset(
         text = f"{FILE}: numTraining is {declared.number}, found {count} training cases: write {count}"
         problems.append(DatasetProblem(None, "num_training", text))
     threads = workers or min(4, usable_cpus())
-    checked = _checked(found.cases, declared, threads, images=images, told=told)
+    checked = _checked(found.cases, declared, threads, images=images)
     problems += [problem for case in checked for problem in case.problems]
     problems += _unused(declared, checked)
     notes = _notes(count, checked)
@@ -127,16 +121,14 @@ def cases_in(folder: Path, declared: Declared) -> DatasetCases:
     return find_dataset_cases(folder, file_ending=declared.file_ending, channels=channels)
 
 
-def _checked(
-    cases: Sequence[LabelledCase], declared: Declared, threads: int, *, images: bool, told: Told
-) -> list[_CheckedCase]:
+def _checked(cases: Sequence[LabelledCase], declared: Declared, threads: int, *, images: bool) -> list[_CheckedCase]:
     """Look into the files of the cases, several at once."""
     values = None if declared.labels is None else values_of(declared.labels)
     checked: list[_CheckedCase] = []
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(threads) as pool, stage("checking", len(cases), unit="cases") as progress:
         for case in pool.map(lambda case: _check_case(case, values, images=images), cases):
             checked.append(case)
-            told(len(checked), len(cases))
+            progress.advance()
     return checked
 
 
@@ -195,7 +187,7 @@ def _nnunet_check(folder: Path, workers: int) -> tuple[str, list[DatasetProblem]
 
     said = io.StringIO()
     try:
-        with contextlib.redirect_stdout(said):
+        with contextlib.redirect_stdout(said), stage("nnU-Net's own check"):
             verify_dataset_integrity(str(folder), workers)
     # what nnU-Net raises here has no class of its own
     except (AssertionError, RuntimeError, OSError) as error:
