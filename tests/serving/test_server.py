@@ -1,5 +1,6 @@
 """The embedded server: it starts, it shows why it does not, and nothing of it stays behind."""
 
+import contextlib
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from tritonclient.grpc import InferenceServerClient
 
 from ctseg.errors import InferenceFailedError, RequestRejectedError, SetupError
 from ctseg.serving.installation import Installation, find_server
@@ -83,7 +85,7 @@ def segments_of(pid: int) -> list[str]:
     ]
 
 
-def wait_until(condition, what: str, timeout_s: float = 120.0) -> None:
+def wait_until(condition, what: str, timeout_s: float = 240.0) -> None:
     give_up_at = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < give_up_at, what
@@ -91,22 +93,23 @@ def wait_until(condition, what: str, timeout_s: float = 120.0) -> None:
 
 
 SCRIPT = """
-import sys, time, numpy as np
+import sys, numpy as np
 from pathlib import Path
-from ctseg.serving.server import embedded_server, run_server
+from ctseg.serving.server import embedded_server
 from ctseg.triton.options import ClientOptions
 from ctseg.triton.predictor import connect
 with embedded_server(Path(sys.argv[1])) as server:
     with connect([server.url], "toy", options=ClientOptions(headers=server.headers)) as predictor:
         predictor.predict(np.zeros((1, 2, *predictor.spec.patch_size), np.float32))
         print("up", flush=True)
-        time.sleep(60)
+        sys.stdin.read()
 """
 
 
 def start_script(root: Path, temporary: Path) -> subprocess.Popen:
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(root)],
+        stdin=subprocess.PIPE,  # it ends with this process at the latest
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "TMPDIR": str(temporary)},
@@ -253,6 +256,9 @@ def test_a_stub_that_the_server_ends_itself_is_no_reason_to_start_again(root: Pa
     with embedded_server(root, options=options) as server:
         first = stubs_of(server.pid)
         write_toy_entry(root, version=2)
+        with contextlib.closing(InferenceServerClient(server.url)) as client:
+            # a stub that has gone says nothing of what is served by then
+            wait_until(lambda: client.is_model_ready("toy", "2"), "version 2 is not served")
         wait_until(lambda: not any(stub.is_running() for stub in first), "version 1 stays")
         with connect([server.url], "toy", version=2, options=ClientOptions(connect_timeout_s=240)) as predictor:
             predictor.predict(toy_patches(1))
@@ -503,7 +509,7 @@ def test_tls_and_mutual_tls(root: Path, tmp_path: Path) -> None:
         f"--grpc-root-cert={tmp_path / 'ca.pem'}",
     )
     mutual = {"client_certificate": tmp_path / "client.pem", "client_key": tmp_path / "client.key"}
-    options = ClientOptions(root_certificates=tmp_path / "ca.pem", **mutual, connect_timeout_s=5)
+    options = ClientOptions(root_certificates=tmp_path / "ca.pem", **mutual, connect_timeout_s=240)
     patches = toy_patches(2)
     with embedded_server(
         root, options=ServerOptions(is_private=False, prove=False, extra_arguments=arguments, client=options)
