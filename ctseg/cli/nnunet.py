@@ -1,6 +1,8 @@
 """What the commands share that work in nnU-Net's folders."""
 
 import argparse
+import sys
+from collections.abc import Callable
 
 from ctseg.cli.console import log_to_standard_output
 from ctseg.nnunet.variables import VARIABLES
@@ -24,3 +26,12 @@ def prepare_nnunet() -> None:
 
     limit_worker_processes()
     log_to_standard_output("ctseg.train")
+
+
+def told_on_terminal() -> Callable[[int, int], None] | None:
+    """Return what tells how many cases are done, of how many; None where standard error is no terminal."""
+
+    def tell(done: int, total: int) -> None:
+        print(f"\r{done} of {total} cases", end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+    return tell if sys.stderr.isatty() else None

@@ -1,11 +1,10 @@
 """The command ``dataset overview``: a data set to look at."""
 
 import argparse
-import sys
 from pathlib import Path
 
 from ctseg.cli.console import without_controls
-from ctseg.cli.nnunet import add_folders, given_folders
+from ctseg.cli.nnunet import add_folders, given_folders, told_on_terminal
 from ctseg.cli.parser import Parser
 from ctseg.errors import SetupError
 
@@ -47,7 +46,7 @@ def _run(args: argparse.Namespace) -> int:
     output = args.output
     if output is None and paths is not None and paths.preprocessed is not None:
         output = paths.preprocessed / folder.name
-    looked_at = look_at_dataset(folder, workers=args.workers, on_case=_counted if sys.stderr.isatty() else None)
+    looked_at = look_at_dataset(folder, workers=args.workers, on_case=told_on_terminal())
     page = write_overview(looked_at, output)
     overview = looked_at.overview
     broken = {finding.case for finding in overview.findings if finding.kind == "problem"}
@@ -58,8 +57,3 @@ def _run(args: argparse.Namespace) -> int:
         print(f"  … and {len(overview.findings) - 10} more")
     print(f"{overview.dataset}: {len(overview.cases)} cases, {len(overview.findings)} things stick out: {page}")
     return 1 if broken else 0
-
-
-def _counted(done: int, total: int) -> None:
-    """Tell on a terminal how far it is."""
-    print(f"\r{done} of {total} cases", end="\n" if done == total else "", file=sys.stderr, flush=True)

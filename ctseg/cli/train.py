@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from ctseg.cli.exit_codes import TERMINATED
-from ctseg.cli.nnunet import add_folders, given_folders, prepare_nnunet
+from ctseg.cli.nnunet import add_folders, given_folders, prepare_nnunet, told_on_terminal
 from ctseg.cli.parser import Parser, flags_worded
 from ctseg.errors import SetupError
 
@@ -195,6 +195,18 @@ def _add_results(commands: "argparse._SubParsersAction[Parser]") -> None:
     parser.add_argument("dataset", metavar="ID", help="id or DatasetXXX_Name")
     _selection_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print the table as JSON")
+    parser.add_argument(
+        "--html",
+        action="store_true",
+        help="write results.html too: folds, training curves, and a picture of every validated case, the worst first",
+    )
+    parser.add_argument(
+        "-o",
+        dest="output",
+        type=Path,
+        metavar="DIR",
+        help="of results.html (default: the data set's in nnUNet_results)",
+    )
     add_folders(parser)
     parser.set_defaults(run=_run_results)
 
@@ -207,6 +219,16 @@ def _run_results(args: argparse.Namespace) -> int:
     paths = require_paths({"nnUNet_results"}, given_folders(args))
     name = dataset_name(paths, args.dataset)
     models = trained_models(paths, name, trainers=args.trainers, plans=args.plans, configurations=args.configurations)
-    table = results_table(name, models, None if args.folds is None else parse_folds(args.folds))
+    folds = None if args.folds is None else parse_folds(args.folds)
+    table = results_table(name, models, folds)
     print(table.to_json() if args.json else table)
+    if args.html:
+        from ctseg.files.folders import make_folder
+        from ctseg.train.results_page import look_at_results, write_results_page
+
+        looks = look_at_results(paths, name, models, folds, on_case=told_on_terminal())
+        folder = args.output or models[0].folder.parent
+        make_folder(folder)
+        page = write_results_page(name, looks, folder)
+        print(page, file=sys.stderr if args.json else sys.stdout)
     return 0

@@ -51,7 +51,7 @@ class EpochReport:
             f"epoch {self.epoch}/{self.epochs}  loss {self.loss:.4f} (validation {self.validation_loss:.4f})  "
             f"pseudo Dice {self.pseudo_dice:.4f} (moving {self.moving_dice:.4f}, best {self.best_dice:.4f}{lowest})  "
             f"{self.course}{'  ' if self.course else ''}"
-            f"lr {self.learning_rate:.2e}  {self.took_s:.1f} s, left {_duration(self.left_s)}"
+            f"lr {self.learning_rate:.2e}  {self.took_s:.1f} s, left {duration(self.left_s)}"
         )
 
 
@@ -104,7 +104,8 @@ def _lowest(names: Sequence[str], dice: Sequence[float]) -> tuple[str, float] | 
     return name, value
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return how long something takes, for people."""
     minutes = round(seconds / 60)
     if seconds < 90:
         return f"{seconds:.0f} s"

@@ -4,31 +4,28 @@ import csv
 import io
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ctseg.compiled.cpus import usable_cpus
-from ctseg.errors import CtsegError, InputError, OutputError
+from ctseg.errors import InputError
 from ctseg.evaluate.pages.colours import colours_of, colours_of_values
 from ctseg.files.atomic import write_text
 from ctseg.files.dataset_cases import LabelledCase
-from ctseg.files.formats import ChannelFiles, read_channel_header
-from ctseg.predict.memory_limits import available_memory
+from ctseg.files.folders import make_folder
 from ctseg.train.case_overview import DatasetContent, MeasuredCase, measure_case
 from ctseg.train.description import FILE, read_declared
 from ctseg.train.dicom_labels import values_of_label
+from ctseg.train.memory_room import MemoryRoom, bytes_of
 from ctseg.train.overview_document import DatasetOverview, Finding
-from ctseg.train.scans import READER
 from ctseg.train.sticking_out import KINDS, findings_of
 from ctseg.train.verify import cases_in
 
 PAGE_NAME, JSON_NAME, CSV_NAME = "overview.html", "overview.json", "overview.csv"
 _MOST_WORKERS = 8
-_MEMORY_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -82,12 +79,12 @@ def look_at_dataset(
     labels = {name: values for name, values in content.labels.items() if name != "ignore"}
     colours = colours_of_values(labels, colours_of(labels))
     size = picture_size or (176 if len(found.cases) <= 100 else 144 if len(found.cases) <= 300 else 96)
-    admission = _Admission(int(available_memory().size * _MEMORY_SHARE))
+    room = MemoryRoom()
     done, lock = 0, threading.Lock()
 
     def measured(case: LabelledCase) -> MeasuredCase:
         nonlocal done
-        with admission.room_for(_bytes_of(case)):
+        with room.taken(bytes_of(case.channels, case.label)):
             result = measure_case(case, content, colours, told=told[case.name], size=size)
         with lock:
             done += 1
@@ -129,10 +126,7 @@ def write_overview(looked_at: LookedAt, folder: Path) -> Path:
     from ctseg.train.overview_page import overview_page
 
     page = overview_page(looked_at)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be made: {error.strerror or error}") from error
+    make_folder(folder)
     write_text(folder / JSON_NAME, looked_at.overview.model_dump_json(indent=1))
     write_text(folder / CSV_NAME, overview_csv(looked_at.overview))
     write_text(folder / PAGE_NAME, page)
@@ -173,38 +167,3 @@ def findings_by_case(findings: Sequence[Finding]) -> Mapping[str, Sequence[Findi
         if finding.case is not None:
             by_case[finding.case].append(finding)
     return {case: sorted(those, key=lambda one: KINDS.index(one.kind)) for case, those in by_case.items()}
-
-
-def _bytes_of(case: LabelledCase) -> int:
-    """Return about how much memory measuring a case takes: its largest channel, the label map, and copies of planes."""
-
-    def of(files: ChannelFiles | None) -> int:
-        if files is None:
-            return 0
-        try:
-            return read_channel_header(files, READER).reading_bytes
-        except (CtsegError, OSError):
-            return 0  # told when it is read
-
-    return max((of(files) for files in case.channels), default=0) + 2 * of(case.label)
-
-
-class _Admission:
-    """Lets as many cases at once into memory as there is room for; one alone always."""
-
-    def __init__(self, room: int) -> None:
-        self._room = room
-        self._taken = 0
-        self._changed = threading.Condition()
-
-    @contextmanager
-    def room_for(self, size: int) -> Iterator[None]:
-        with self._changed:
-            self._changed.wait_for(lambda: self._taken == 0 or self._taken + size <= self._room)
-            self._taken += size
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._taken -= size
-                self._changed.notify_all()

@@ -79,7 +79,7 @@ def line_chart(
                 at(tick, y_low)[0], height - _BOTTOM + 14, tick
             )
         )
-    for tick in ticks(y_low, y_high, count=4) if y_ticks else ():
+    for tick in ticks(y_low, y_high, count=5) if y_ticks else ():
         level = at(x_low, tick)[1]
         drawn.append(
             Markup(
