@@ -101,10 +101,9 @@ def _run_export(args: argparse.Namespace) -> int:
 
 def _export(args: argparse.Namespace, tell: Callable[[str], None]) -> str:
     """Export, and return what was done, for people."""
-    from ctseg.deploy.export import ExportOptions, export_model
-    from ctseg.deploy.parity_cases import prepare_scans, preprocessed_cases
-    from ctseg.deploy.recipe_bundle import RECIPE_PARITY_NAME
-    from ctseg.deploy.recipe_export import export_recipe
+    from ctseg.deploy.deployment import export_trained
+    from ctseg.deploy.export import ExportOptions
+    from ctseg.deploy.recipe_bundle import RECIPE_PARITY_NAME, RecipeBundle
     from ctseg.deploy.trained_recipe import load_trained_recipe
     from ctseg.files.codes import read_codes
     from ctseg.nnunet.folds import parse_folds
@@ -129,19 +128,12 @@ def _export(args: argparse.Namespace, tell: Callable[[str], None]) -> str:
         accept_unproven=args.accept_unproven,
         codes=codes,
     )
-    if not trained.is_single:
-        recipe = export_recipe(trained, args.output, options, scans=args.cases, report=tell)
+    bundle = export_trained(trained, args.output, options, args.cases, report=tell)
+    if isinstance(bundle, RecipeBundle):
         return (
-            f"{recipe.folder}: {recipe.recipe.step.kind} of {', '.join(recipe.members)}, each a bundle; details in "
+            f"{bundle.folder}: {bundle.recipe.step.kind} of {', '.join(bundle.members)}, each a bundle; details in "
             f"their parity.md, and in {RECIPE_PARITY_NAME} for the whole; parity/ holds patient data and stays here"
         )
-    model = trained.members[0].model
-    if args.cases:
-        spec = model.spec(name=args.name or model.default_name, mirroring="none", max_batch_size=1)
-        cases, source = prepare_scans(args.cases, spec), "scans"
-    else:
-        cases, source = preprocessed_cases(model), "nnU-Net's preprocessed training data"
-    bundle = export_model(model, args.output, options, cases=cases, data_source=source, report=tell)
     states = ", ".join(f"{item.precision} {'proven' if item.proven else 'UNPROVEN'}" for item in bundle.report.variants)
     return (
         f"{bundle.folder}: {states}; details in parity.md; parity/ holds patient data and stays here, parity_phantom/ "

@@ -22,6 +22,7 @@ from ctseg.nnunet.postprocessing import read_postprocessing
 MAX_ZIP_BYTES = 64 << 30
 """Most bytes that a zipped model may unpack to."""
 MAX_JSON_BYTES = 64 << 20
+_DOCUMENTS = ("plans.json", "dataset.json", "postprocessing.json", "summary.json", "inference_information.json")
 _DEPTHS = tuple("/".join("*" * depth) for depth in range(1, 6))
 """Folders above that of a trained model: the data set's, and what a zip was made of."""
 
@@ -69,8 +70,12 @@ def opened_results(path: Path, choice: Choice = ANY_MODEL, *, told_as: Path | No
 
 
 @contextlib.contextmanager
-def unpacked(path: Path) -> Iterator[Path]:
+def unpacked(path: Path, *, documents_only: bool = False) -> Iterator[Path]:
     """Yield a folder as it is, or what a zip of trained models holds; that goes away afterwards.
+
+    Args:
+        path: The folder, or the zip.
+        documents_only: Unpack no checkpoint; the folders that have one are there.
 
     Raises:
         CheckpointError: There is neither, or the zip is broken or tries to leave its folder.
@@ -81,7 +86,7 @@ def unpacked(path: Path) -> Iterator[Path]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such folder or zip file")
     with owned_folder("ctseg-model-") as temporary:
-        _unpack(path, temporary)
+        _unpack(path, temporary, documents_only=documents_only)
         yield temporary
 
 
@@ -153,12 +158,19 @@ def trained_folds(folder: Path, folds: Sequence[Fold] | None, checkpoint: str) -
     return tuple(str(fold) for fold in folds)
 
 
+def trained_models(root: Path) -> list[Path]:
+    """Return the folders of trained models below a folder, or itself where it is one."""
+    if (root / "plans.json").is_file():
+        return [root]
+    found = sorted({file.parent for depth in _DEPTHS for file in root.glob(f"{depth}/plans.json")})
+    return [folder for folder in found if any(folder.glob("fold_*"))]
+
+
 def _model_folder(root: Path, path: Path, choice: Choice) -> Path:
     """Return the one folder with ``plans.json`` at or below ``root`` that fits."""
     if (root / "plans.json").is_file():
         return root
-    found = sorted({file.parent for depth in _DEPTHS for file in root.glob(f"{depth}/plans.json")})
-    found = [folder for folder in found if any(folder.glob("fold_*"))]
+    found = trained_models(root)
     fitting = [folder for folder in found if choice.fits(folder)]
     if len(fitting) == 1:
         return fitting[0]
@@ -171,8 +183,8 @@ def _model_folder(root: Path, path: Path, choice: Choice) -> Path:
     )
 
 
-def _unpack(path: Path, target: Path) -> None:
-    """Unpack plans, dataset and checkpoints; refuse names that leave the folder, links, and zip bombs."""
+def _unpack(path: Path, target: Path, *, documents_only: bool) -> None:
+    """Unpack plans, dataset, results and checkpoints; refuse names that leave the folder, links, and zip bombs."""
     try:
         with zipfile.ZipFile(path) as archive:
             total = 0
@@ -183,7 +195,7 @@ def _unpack(path: Path, target: Path) -> None:
                     raise CheckpointError(
                         f"{path}: member {member.filename!r} leaves the archive's folder: not unpacked"
                     )
-                is_json = name.name in ("plans.json", "dataset.json", "postprocessing.json")
+                is_json = name.name in _DOCUMENTS
                 if member.is_dir() or not (is_json or (name.name.startswith("checkpoint_") and name.suffix == ".pth")):
                     continue
                 total += member.file_size
@@ -193,6 +205,8 @@ def _unpack(path: Path, target: Path) -> None:
                     )
                 output = target.joinpath(*name.parts)
                 output.parent.mkdir(parents=True, exist_ok=True)
+                if documents_only and not is_json:
+                    continue
                 with archive.open(member) as source, output.open("wb") as sink:
                     shutil.copyfileobj(source, sink, 1 << 20)
     except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, EOFError, RuntimeError) as error:
