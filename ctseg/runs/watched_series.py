@@ -23,7 +23,7 @@ from ctseg.predict.options import BatchOptions
 from ctseg.predict.outcomes import CaseError, Outcome, OutcomeStore, error_of
 from ctseg.predict.presence import Presence
 from ctseg.predict.segmenter import CaseSegmenter
-from ctseg.runs.kept_open import KeptOpen
+from ctseg.runs.forwarding import KeptOpen
 from ctseg.runs.watch_notes import State, WatchNote, WatchNotes
 
 logger = logging.getLogger(__name__)

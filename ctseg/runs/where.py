@@ -16,6 +16,7 @@ from ctseg.predict.recipe_segmenter import RecipeSegmenter
 from ctseg.predict.segment import CaseContext, Segmentation, WindowOptions
 from ctseg.predict.segmenter import CaseSegmenter, WindowSegmenter
 from ctseg.predict.whole_scan import scan_entry
+from ctseg.runs.forwarding import Forwarding
 from ctseg.runs.model import (
     KEPT_RUNNING,
     ServedModel,
@@ -259,7 +260,7 @@ class ScansElseWindows:
                 log.warning("%s: windows are cut here from now on: %s", self.contract.name, error)
 
 
-class _SegmenterOfServer:
+class _SegmenterOfServer(Forwarding):
     """A segmenter that waits for its own server as long as there is one: nobody else will start another.
 
     Args:
@@ -268,28 +269,9 @@ class _SegmenterOfServer:
     """
 
     def __init__(self, segmenter: CaseSegmenter, server: RunningServer) -> None:
-        self._segmenter = segmenter
+        super().__init__(segmenter)
         self._server = server
         server.life.at_end(self._end)
-
-    @property
-    def identity(self) -> Identity:
-        """The segmenter's."""
-        return self._segmenter.identity
-
-    @property
-    def contract(self) -> ScanContract:
-        """The segmenter's."""
-        return self._segmenter.contract
-
-    @property
-    def cases_in_flight(self) -> int | None:
-        """The segmenter's."""
-        return self._segmenter.cases_in_flight
-
-    def estimate(self, header: VolumeHeader, *, saves_probabilities: bool) -> MemoryEstimate:
-        """See :meth:`CaseSegmenter.estimate`."""
-        return self._segmenter.estimate(header, saves_probabilities=saves_probabilities)
 
     def segment(self, volume: Volume, context: CaseContext | None = None) -> Segmentation:
         """See :meth:`CaseSegmenter.segment`.
@@ -308,14 +290,6 @@ class _SegmenterOfServer:
             ) from error
         life.computed()
         return result
-
-    def abort(self) -> None:
-        """See :meth:`CaseSegmenter.abort`."""
-        self._segmenter.abort()
-
-    def close(self) -> None:
-        """See :meth:`CaseSegmenter.close`."""
-        self._segmenter.close()
 
     def _end(self) -> None:
         log.error("the end of tritonserver's log:\n%s", self._server.end_of_log)

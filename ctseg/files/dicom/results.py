@@ -1,6 +1,5 @@
 """What is written of a DICOM case beside its label map, and what decides the bytes of each object."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,6 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_file_meta_info
 
-from ctseg.compiled.parallel import run_parallel
 from ctseg.errors import InputError
 from ctseg.files.dicom.object_kinds import DicomFormat, SegmentationType
 from ctseg.files.dicom.quiet import quiet
@@ -111,23 +109,15 @@ def _shown(presentation: LabelPresentation) -> Any:
     return presentation.model_dump(mode="json", exclude={"training_volumes_ml"})
 
 
-def source_headers(series: CtSeries) -> Sequence[Dataset]:
-    """Read the headers of a series' files again, in order of the slices, each file once.
+def source_header(series: CtSeries) -> Dataset:
+    """Read the header of a series' first slice again.
 
     Raises:
-        InputError: A file cannot be read any more, or is another one.
+        InputError: Its file cannot be read any more, or is another one.
     """
-    paths = series.paths
-    uids = {slice_.path: slice_.sop_instance_uid for slice_ in series.slices}
-    found: list[Dataset | None] = [None] * len(paths)
-
-    def read(first: int, last: int) -> None:
-        for index in range(first, last):
-            found[index] = _header(paths[index], uids[paths[index]], series)
-
+    first = series.slices[0]
     with quiet():
-        run_parallel(read, len(paths))
-    return [header for header in found if header is not None]
+        return _header(first.path, first.sop_instance_uid, series)
 
 
 def instance_uid_of(path: Path) -> str:

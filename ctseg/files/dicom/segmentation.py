@@ -1,7 +1,6 @@
 """DICOM Segmentation objects (SEG)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +19,7 @@ from ctseg.errors import InputError
 from ctseg.files.dicom.carried_over import content_moment, is_uid, patient_and_study, valid_text, valid_value
 from ctseg.files.dicom.own_objects import equipment, series_description, series_number, write_object
 from ctseg.files.dicom.quiet import quiet
-from ctseg.files.dicom.results import DicomResult, Segment, source_headers
+from ctseg.files.dicom.results import DicomResult, Segment, source_header
 from ctseg.files.dicom.series import CtSeries, CtSlice
 from ctseg.presentation import Code
 
@@ -81,7 +80,7 @@ def write_segmentation(path: Path, labels: npt.NDArray[Any], result: DicomResult
     is_empty = not numbered.any()
     if is_empty and not is_labelmap:
         numbered, slices = numbered[:1], slices[:1]
-    (header,) = source_headers(replace(series, slices=series.slices[:1]))
+    header = source_header(series)
     with quiet():
         date, time = content_moment(header)
         made = _Segmentation(

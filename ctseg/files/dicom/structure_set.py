@@ -2,7 +2,6 @@
 
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from ctseg.files.dicom.contours import Contour, Plane, contours_of
 from ctseg.files.dicom.object_kinds import DicomFormat
 from ctseg.files.dicom.own_objects import equipment, series_description, series_number, write_object
 from ctseg.files.dicom.quiet import quiet
-from ctseg.files.dicom.results import DicomResult, Segment, source_headers
+from ctseg.files.dicom.results import DicomResult, Segment, source_header
 from ctseg.files.dicom.series import CtSeries, CtSlice
 from ctseg.presentation import Code, LabelPresentation
 
@@ -83,7 +82,7 @@ def write_structure_set(path: Path, labels: npt.NDArray[Any], result: DicomResul
     if labels.shape != (expected := (len(series.slices), series.rows, series.columns)):
         raise ValueError(f"{series.label}: expected labels of shape {expected}, found {labels.shape}")
     contours = _encoded_contours(labels, result)
-    source = source_headers(replace(series, slices=series.slices[:1]))[0]
+    source = source_header(series)
     with quiet():
         dataset = _dataset(source, result, contours)
         write_object(path, dataset)

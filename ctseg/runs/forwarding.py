@@ -1,4 +1,4 @@
-"""A segmenter that many folder runs share: it stays open when one of them ends."""
+"""Segmenters that leave the work to another, and change what little they are for."""
 
 from ctseg.files.volume import Volume, VolumeHeader
 from ctseg.predict.contract import ScanContract
@@ -8,8 +8,8 @@ from ctseg.predict.segment import CaseContext, Segmentation
 from ctseg.predict.segmenter import CaseSegmenter
 
 
-class KeptOpen:
-    """A segmenter whose owner closes it.
+class Forwarding:
+    """Does what another segmenter does.
 
     Args:
         segmenter: The one that works.
@@ -44,6 +44,14 @@ class KeptOpen:
     def abort(self) -> None:
         """See :meth:`CaseSegmenter.abort`."""
         self._segmenter.abort()
+
+    def close(self) -> None:
+        """See :meth:`CaseSegmenter.close`."""
+        self._segmenter.close()
+
+
+class KeptOpen(Forwarding):
+    """A segmenter that many folder runs share, and whose owner closes it: it stays open when one of them ends."""
 
     def close(self) -> None:
         """Do nothing."""
