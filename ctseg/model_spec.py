@@ -336,6 +336,11 @@ class ModelSpec(Document):
         return self.num_heads * math.prod(self.patch_size) * self.output.item_bytes
 
     @property
+    def votes_bytes(self) -> int:
+        """Bytes of one patch's votes on the wire; 0 where there are none."""
+        return self.num_heads * math.prod(self.patch_size) if self.votes else 0
+
+    @property
     def written_values(self) -> tuple[int, ...]:
         """The value that each head writes into the label map."""
         if self.regions_class_order is not None:

@@ -93,7 +93,7 @@ class _InstantPredictor:
         self.identity = Identity(spec.name, 1, spec.digest, (), "in process")
         self._logits = logits
 
-    def predict(self, patches: Patches) -> Logits:
+    def predict(self, patches: Patches, *, votes: bool = False) -> Logits:  # noqa: ARG002
         """Return the logits; the patches do not matter."""
         return self._logits[: len(patches)]
 

@@ -83,7 +83,7 @@ class Nothing:
         self.spec = spec.model_copy(update={"patch_size": _PATCH})
         self.identity = Identity(self.spec.name, 1, self.spec.digest, (), "in process")
 
-    def predict(self, patches: Patches) -> Logits:
+    def predict(self, patches: Patches, *, votes: bool = False) -> Logits:  # noqa: ARG002
         """Return zeros."""
         return np.zeros((len(patches), self.spec.num_heads, *patches.shape[2:]), np.float32)
 

@@ -86,6 +86,10 @@ def _add_export(commands: "argparse._SubParsersAction[Parser]") -> None:
     target.add_argument(
         "--codes", type=Path, metavar="FILE", help="codes of labels for DICOM, JSON or CSV, see docs/dicom.md"
     )
+    target.add_argument(
+        "--no_votes", dest="votes", action="store_false",
+        help="leave out how folds vote, by which predict --agreement says how far they agree; one fold has none",
+    )  # fmt: skip
     parser.set_defaults(run=_run_export)
 
 
@@ -127,6 +131,7 @@ def _export(args: argparse.Namespace, tell: Callable[[str], None]) -> str:
         max_batch_size=args.max_batch_size,
         accept_unproven=args.accept_unproven,
         codes=codes,
+        votes=args.votes,
     )
     bundle = export_trained(trained, args.output, options, args.cases, report=tell)
     if isinstance(bundle, RecipeBundle):

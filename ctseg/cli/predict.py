@@ -68,6 +68,13 @@ def _add_segmentation(predict: Parser) -> None:
     how.add_argument("--disable_tta", action="store_true", help="no mirroring: faster, a little less accurate")
     add_rows(how)
     how.add_argument("--save_probabilities", action="store_true", help="write <case>.npz beside each label map")
+    agreement = how.add_mutually_exclusive_group()
+    agreement.add_argument(
+        "--agreement", action="store_true", default=None,
+        help="write into report.json how far the folds agree on each label, of models that say so (docs/agreement.md; "
+        "default: only where whole scans are sent, since nothing travels for it then)",
+    )  # fmt: skip
+    agreement.add_argument("--no_agreement", dest="agreement", action="store_false", help="never")
     how.add_argument(
         "--c", "--continue_prediction", dest="continue_prediction", action="store_true",
         help="skip cases that are done: the same scan, the same model, the same options; also joins a run that works "
@@ -131,6 +138,7 @@ def _run(args: argparse.Namespace) -> int:
             segmentation_type=args.segmentation_type,
             codes=codes,
             codes_required=args.codes_required,
+            agreement=args.agreement,
         )
         model = model_of(args)
     report = _runner(args)(

@@ -22,7 +22,7 @@ def shared_memory_needed(entry: Entry, instances: int) -> int:
         return 0
     spec = entry.newest.spec
     sent = spec.num_input_channels * spec.input.item_bytes
-    answered = spec.num_heads * spec.output.item_bytes
+    answered = spec.num_heads * (spec.output.item_bytes + (1 if spec.votes else 0))
     batch = spec.max_batch_size * math.prod(spec.patch_size) * (sent + answered)
     return instances * (batch + _PYTHON_BACKEND_OWN_BYTES)
 

@@ -165,9 +165,11 @@ def try_runtime(job: Job, runtime: str) -> Candidate:
     with stage(f"{describe_runtime(runtime)} loads the network"):
         if runtime == "openvino":
             hint = "bf16" if precision == "bf16" else "f32"
-            network = openvino_network(job.model_file, precision_hint=hint, threads=job.options.threads)
+            network = openvino_network(
+                job.model_file, precision_hint=hint, threads=job.options.threads, voting=job.spec
+            )
         else:
-            network = onnxruntime_network(job.model_file, threads=job.options.threads, device=device)
+            network = onnxruntime_network(job.model_file, threads=job.options.threads, device=device, voting=job.spec)
     where = f"on the {device.upper()}"
     sums = EXACT_SUMS if job.exact_sums else ""
     what = " ".join(part for part in (job.source.file, "in", describe_runtime(runtime), hint, where, sums) if part)

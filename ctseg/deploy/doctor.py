@@ -223,7 +223,10 @@ def _repository(folder: Path) -> Iterator[Finding]:
         for item in entry.versions:
             subject = f"model {name}, version {item.version}"
             spec = item.spec
-            found = f"{entry.backend}, {spec.precision}, digest {spec.digest[:12]}, parity {spec.parity.summary}"
+            voting = f"votes of {spec.votes.folds} folds" if spec.votes else "no votes of folds"
+            found = (
+                f"{entry.backend}, {spec.precision}, {voting}, digest {spec.digest[:12]}, parity {spec.parity.summary}"
+            )
             if spec.parity.state == "proven":
                 yield Finding(subject, "ok", found)
             else:

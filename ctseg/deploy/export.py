@@ -83,6 +83,7 @@ class ExportOptions:
         one_file_bytes: Weights from which on an ONNX file keeps them in another one beside it.
         accept_unproven: Write networks that failed the gate, marked as unproven.
         codes: How people and other systems call labels, by name; no digest and no label depends on it.
+        votes: Let a network of several folds say how they vote, for their agreement; one of one fold says nothing.
     """
 
     name: str | None = None
@@ -94,6 +95,7 @@ class ExportOptions:
     one_file_bytes: int = MAX_ONE_FILE_BYTES
     accept_unproven: bool = False
     codes: Mapping[str, LabelPresentation] = field(default_factory=dict)
+    votes: bool = True
 
 
 def export_model(
@@ -135,6 +137,7 @@ def export_model(
         mirroring=mirroring,
         max_batch_size=options.max_batch_size,
         first_stage=first_stage,
+        votes=options.votes,
     )
     check_labels(options.codes, spec.named_values)
     if not cases and not options.accept_unproven:
@@ -249,7 +252,7 @@ class _Job:
         how = f", {precision.upper()} tensors rounded to {precision.upper()}," if stands_for else ""
         with tempfile.TemporaryDirectory(dir=self.temporary) as exact:
             return check_network(
-                onnxruntime_network(write_with_exact_norms(path, Path(exact))),
+                onnxruntime_network(write_with_exact_norms(path, Path(exact)), voting=self.spec),
                 (self.scans, self.phantom),
                 self.spec,
                 what=f"{file.name}{how} in {describe_runtime('onnxruntime')} on the CPU {EXACT_SUMS}",

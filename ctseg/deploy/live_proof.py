@@ -10,7 +10,7 @@ from ctseg.deploy.parity import EXACT_SUMS, FAST_FP32, check_network, require
 from ctseg.deploy.parity_report import Check, summary
 from ctseg.errors import SpecError
 from ctseg.model_spec import Precision
-from ctseg.predict.predictor import PatchPredictor
+from ctseg.predict.predictor import PatchPredictor, predicting
 from ctseg.stages import stage
 
 _log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ def check_live(predictor: PatchPredictor, bundle: Bundle, precision: Precision) 
         )
     is_fast = precision == "fp32" and EXACT_SUMS not in spec.parity.detail
     return check_network(
-        predictor.predict,
+        predicting(predictor, votes=spec.votes is not None),
         bundle.parity_data(),
         spec,
         what=f"live server, {spec.name}",

@@ -27,8 +27,14 @@ class NetworkPredictor:
         self.max_batch_size = 1
         self.identity = Identity(spec.name, 1, spec.digest, (), "in process")
 
-    def predict(self, patches: Patches) -> Logits:
-        """Run a batch."""
+    def predict(self, patches: Patches, *, votes: bool = False) -> Logits:
+        """Run a batch.
+
+        Raises:
+            ValueError: Votes are wanted, which no gate asks this for.
+        """
+        if votes:
+            raise ValueError(f"{self.spec.name}: a network of this process gives no votes")
         return self._network(patches)
 
 

@@ -1,4 +1,4 @@
-"""The network as one ONNX graph: folds and, where asked for, flips averaged in it."""
+"""The network as one ONNX graph: folds and, where asked for, flips averaged in it, and the folds' votes counted."""
 
 import warnings
 from pathlib import Path
@@ -9,6 +9,7 @@ from ctseg.deploy.opset import lower_to_opset_17
 from ctseg.deploy.trained_model import LoadedModel
 from ctseg.errors import SpecError
 from ctseg.model_spec import ModelSpec
+from ctseg.numerics.decide import REGION_THRESHOLD
 from ctseg.numerics.mirroring import mirror_subsets
 from ctseg.stages import stage
 
@@ -25,36 +26,62 @@ _FOLDING_LIMIT_BYTES = 1 << 20
 def served_module(model: LoadedModel, spec: ModelSpec) -> "torch.nn.Module":
     """Return the module that is exported: mean of the logits over folds, and over flips if the graph mirrors.
 
-    The flips go through the network as one batch: eight copies of the graph would be eight times as large.
+    The flips go through the network as one batch: eight copies of the graph would be eight times as large. Where the
+    spec has votes, they are its second answer: each fold's by its own logits, averaged over its own flips.
     """
     import torch
 
     subsets = mirror_subsets(spec.mirror_axes) if spec.mirroring == "graph" else [()]
     flips = [tuple(axis + 2 for axis in subset) for subset in subsets]
+    threshold = float(REGION_THRESHOLD)
+
+    def summed(logits: torch.Tensor) -> torch.Tensor:
+        """Sum over flips, each turned back."""
+        parts = logits.chunk(len(flips)) if len(flips) > 1 else (logits,)
+        total = parts[0]
+        for part, flip in zip(parts[1:], flips[1:], strict=True):
+            total = total + torch.flip(part, flip)
+        return total
+
+    def given(logits: torch.Tensor) -> torch.Tensor:
+        """Return 1 for each head that a fold gives the voxel to, and 0 for the others."""
+        if spec.has_regions:
+            return (logits > threshold).float()
+        heads = torch.arange(spec.num_heads).reshape(1, -1, *(1 for _ in spec.patch_size))
+        return (torch.argmax(logits, dim=1, keepdim=True) == heads).float()
 
     class Served(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.networks = torch.nn.ModuleList(model.networks)
 
-        def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        def forward(self, patches: torch.Tensor) -> "torch.Tensor | tuple[torch.Tensor, torch.Tensor]":
             stacked = (
                 torch.cat([torch.flip(patches, flip) if flip else patches for flip in flips])
                 if len(flips) > 1
                 else patches
             )
+            if spec.votes is not None:
+                return self._with_votes(stacked)
             first, *others = self.networks
             total = first(stacked)
             for network in others:
                 total = total + network(stacked)
-            if len(flips) > 1:
-                parts = total.chunk(len(flips))
-                total = parts[0]
-                for part, flip in zip(parts[1:], flips[1:], strict=True):
-                    total = total + torch.flip(part, flip)
+            total = summed(total)
             divisor = len(self.networks) * len(flips)
             logits: torch.Tensor = total / divisor if divisor > 1 else total
             return logits
+
+        def _with_votes(self, stacked: torch.Tensor) -> "tuple[torch.Tensor, torch.Tensor]":
+            first, *others = self.networks
+            total = summed(first(stacked))
+            votes = given(total / len(flips))
+            for network in others:
+                of_fold = summed(network(stacked))
+                total = total + of_fold
+                votes = votes + given(of_fold / len(flips))
+            # counted as floats, and cast once: TensorRT has UINT8 for what goes in and out alone
+            return total / (len(self.networks) * len(flips)), votes.to(torch.uint8)
 
     return Served().eval()
 
@@ -108,7 +135,7 @@ def onnx_graph_of(
         onnx.shape_inference.InferenceError,
     ) as error:
         raise SpecError(f"{spec.name}: the network cannot be exported to ONNX opset {opset}: {error}") from error
-    for value in graph.graph.input[0], graph.graph.output[0]:
+    for value in graph.graph.input[0], *graph.graph.output:
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
     if spec.mirroring == "graph":
         # torch notes the example's batch in these shapes, and ONNX Runtime believes them where an answer is bound
@@ -130,7 +157,7 @@ def _exported(module: "torch.nn.Module", spec: ModelSpec, opset: int) -> Any:
             module,
             (example,),
             input_names=[spec.input.name],
-            output_names=[spec.output.name],
+            output_names=[spec.output.name, *([spec.votes.name] if spec.votes else [])],
             dynamo=True,
             dynamic_shapes=({0: batch},),
             opset_version=opset,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+import numpy.typing as npt
 
 from ctseg.deploy.parity_data import Array, ParityData
 from ctseg.deploy.parity_report import Check, Comparison, LabelFigures
@@ -21,6 +22,7 @@ from ctseg.model_spec import ModelSpec, ParitySet, Precision
 from ctseg.numerics.blend import SlabBlender
 from ctseg.numerics.decide import labels_of_logits
 from ctseg.numerics.dice import dice
+from ctseg.numerics.votes import voted_heads
 from ctseg.numerics.windows import cut_patches, plan_windows
 from ctseg.stages import Stage, stage
 
@@ -138,7 +140,7 @@ def _compare_labels(
     pairs = [(labels_of_logits(a, spec), labels_of_logits(b, spec)) for a, b in zip(reference, found, strict=True)]
     expected, got = (np.concatenate([pair[i].ravel() for pair in pairs]) for i in (0, 1))
     if least_lead:
-        is_clear = np.concatenate([_lead(item, spec).ravel() for item in reference]) >= least_lead
+        is_clear = np.concatenate([lead_of(item, spec).ravel() for item in reference]) >= least_lead
         expected, got = expected[is_clear], got[is_clear]
     share = float((expected != got).sum()) / max(1, len(expected))
     problems = []
@@ -176,7 +178,7 @@ def dice_problem(name: str, voxels: int, differing: int, agreement: float, limit
     return None
 
 
-def _lead(logits: Array, spec: ModelSpec) -> Array:
+def lead_of(logits: Array, spec: ModelSpec) -> Array:
     """Return by how much each voxel is decided: the highest logit over the next, or the nearest region's from 0."""
     lead: Array = np.abs(logits).min(axis=0) if spec.has_regions else np.ptp(np.sort(logits, axis=0)[-2:], axis=0)
     return lead
@@ -197,7 +199,8 @@ def check_network(
     Batches of one and of several are both run.
 
     Args:
-        network: What is to be proven; it must do the mirroring that the reference has.
+        network: What is to be proven; it must do the mirroring that the reference has, and give votes behind the logits
+            where the spec has them (:mod:`ctseg.numerics.votes`).
         parity_data: Patches and case with PyTorch's logits, of scans, of a phantom, or of both.
         spec: The contract.
         what: What runs, for people.
@@ -214,22 +217,32 @@ def _compare_all(
 ) -> list[Comparison]:
     comparisons = []
     set_name = {"scans": "scans", "phantom": "the phantom"}[data.parity_set]
-    for name, patches, logits in (
-        ("patches", data.patches, data.patches_logits),
-        ("random patches", data.random, data.random_logits),
+    heads = spec.num_heads
+    for name, patches, logits, votes, leads in (
+        ("patches", data.patches, data.patches_logits, data.patches_votes, data.patches_leads),
+        ("random patches", data.random, data.random_logits, data.random_votes, data.random_leads),
     ):
         if len(patches):
             with stage(f"comparing {name} of {set_name}", len(patches), unit="patches") as compared:
                 found = _in_batches(network, np.asarray(patches), spec.max_batch_size, compared)
             with_labels = spec if name == "patches" else None
-            comparisons.append(
-                compare(name, np.asarray(logits), found, with_labels, precision, data.parity_set, limits)
+            comparison = compare(
+                name, np.asarray(logits), found[:, :heads], with_labels, precision, data.parity_set, limits
             )
+            if spec.votes is not None:
+                least_lead = (limits or LIMITS[precision]).relative_l2 * float(np.sqrt(np.mean(np.square(logits))))
+                problem = _votes_problem(votes, leads, found[:, heads:], spec, limits or LIMITS[precision], least_lead)
+                comparison = comparison.model_copy(update={"problems": (*comparison.problems, *problem)})
+            comparisons.append(comparison)
     broken = any(not np.isfinite(item.relative_l2) for item in comparisons)
     if data.case.size and not broken:  # a network that overflows on patches need not run for minutes
         try:
             found = case_logits_of(
-                np.asarray(data.case), network, spec, batch=spec.max_batch_size, what=f"comparing {set_name}, whole"
+                np.asarray(data.case),
+                lambda patches: network(patches)[:, :heads],
+                spec,
+                batch=spec.max_batch_size,
+                what=f"comparing {set_name}, whole",
             )
         except InferenceFailedError as error:
             comparisons.append(_failed("case", data.parity_set, str(error)))
@@ -237,6 +250,40 @@ def _compare_all(
             logits = np.asarray(data.case_logits)[None]
             comparisons.append(compare("case", logits, found[None], spec, precision, data.parity_set, limits))
     return comparisons
+
+
+def _votes_problem(
+    votes: npt.NDArray[np.uint8] | None,
+    leads: Array | None,
+    found: Array,
+    spec: ModelSpec,
+    limits: Limits,
+    least_lead: float,
+) -> tuple[str, ...]:
+    """Compare votes with PyTorch's where every fold is sure of the voxel: near a tie rounding decides.
+
+    Args:
+        votes: (n, heads, *patch_size), of PyTorch.
+        leads: (n, *patch_size).
+        found: (n, voted heads, *patch_size): shares of folds.
+        spec: The contract.
+        limits: Which hold.
+        least_lead: From which on a fold is sure, in the unit of the logits.
+    """
+    if votes is None or leads is None or spec.votes is None:
+        return ("there are no votes of PyTorch to compare with: export the model again",)
+    expected = np.asarray(votes)[:, voted_heads(spec).start :]
+    if found.shape != expected.shape:
+        return (f"expected votes for {expected.shape[1]} heads, found {found.shape[1]}",)
+    is_clear = np.asarray(leads) >= least_lead
+    differs = (np.rint(found * spec.votes.folds) != expected).any(axis=1)
+    share = float(differs[is_clear].mean()) if is_clear.any() else 0.0
+    if share <= limits.label_difference_share:
+        return ()
+    return (
+        f"the folds vote otherwise in {share:.4%} of the voxels that all of them are sure of, at most "
+        f"{limits.label_difference_share:.2%} may differ",
+    )
 
 
 def _in_batches(network: Network, patches: Array, limit: int, compared: Stage) -> Array:

@@ -31,6 +31,7 @@ class PreparedCase:
 
 
 _ARRAYS = ("patches", "patches_logits", "random", "random_logits", "case", "case_logits")
+_VOTES = ("patches_votes", "patches_leads", "random_votes", "random_leads")
 
 
 _NOTES: Mapping[ParitySet, str] = {
@@ -55,6 +56,11 @@ class ParityData:
         random_logits: (m, heads, *patch_size), float32.
         case: (channels, z, y, x), float32, a whole prepared scan; empty when there is none.
         case_logits: (heads, z, y, x), float32.
+        patches_votes: (n, heads, *patch_size), uint8: how many folds give the voxel to each head; None where folds do
+            not vote.
+        patches_leads: (n, *patch_size), float32: by how much the least sure of them decides it.
+        random_votes: Of the random patches.
+        random_leads: Likewise.
         names: Of the scans; they stay in the folder of the scans, and are not read again.
     """
 
@@ -66,6 +72,10 @@ class ParityData:
     random_logits: Array
     case: Array
     case_logits: Array
+    patches_votes: npt.NDArray[np.uint8] | None = None
+    patches_leads: Array | None = None
+    random_votes: npt.NDArray[np.uint8] | None = None
+    random_leads: Array | None = None
     names: tuple[str, ...] = ()
 
     @property
@@ -76,8 +86,9 @@ class ParityData:
     def write(self, folder: Path) -> None:
         """Write ``*.npy`` files and a note that says whether these are patient data."""
         folder.mkdir()
-        for name in _ARRAYS:
-            np.save(folder / f"{name}.npy", getattr(self, name), allow_pickle=False)
+        for name in (*_ARRAYS, *_VOTES):
+            if (array := getattr(self, name)) is not None:
+                np.save(folder / f"{name}.npy", array, allow_pickle=False)
         names = f" ({', '.join(self.names)})" if self.names else ""
         (folder / "README.txt").write_text(
             f"Source: {self.source}{names}\n\n{_NOTES[self.parity_set]}"
@@ -93,7 +104,10 @@ class ParityData:
             SpecError: A file is missing or broken.
         """
         try:
-            arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _ARRAYS}
+            there = [name for name in _VOTES if (folder / f"{name}.npy").is_file()]
+            arrays = {
+                name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in (*_ARRAYS, *there)
+            }
         except (OSError, ValueError) as error:
             raise SpecError(f"{folder}: parity data cannot be read: {error}: export the model again") from error
         return cls(parity_set=parity_set, source=source, **arrays)

@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +54,8 @@ def build_plan_file(
     of the FP32 graph. ``<output>.json`` records what the plan was built with.
 
     Args:
-        onnx_file: An FP32 graph with one input and one output, dynamic in the batch only; or an FP16 one. Weights
-            may lie in files beside it.
+        onnx_file: An FP32 graph with one input and one output, and perhaps votes (UINT8) behind it, dynamic in the
+            batch only; or an FP16 one. Weights may lie in files beside it.
         output: The plan.
         options: How.
         report: Takes lines that say how it goes.
@@ -117,7 +117,9 @@ def _typed_graph(onnx_file: Path, precision: Precision, folder: Path) -> tuple[P
     graph = read_graph(onnx_file)
     try:
         onnx.checker.check_model(without_weights(graph)[0])
-        (feed,), (answer,) = graph.graph.input, graph.graph.output
+        (feed,), (answer, *others) = graph.graph.input, graph.graph.output
+        if [item.type.tensor_type.elem_type for item in others] not in ([], [onnx.TensorProto.UINT8]):
+            raise ValueError(f"its further outputs are {', '.join(item.name for item in others)}, and no votes")
     except (ValueError, onnx.checker.ValidationError) as error:
         raise SpecError(f"{onnx_file}: not an ONNX file with one input and one output: {error}") from error
     source = onnx_file
@@ -133,7 +135,7 @@ def _typed_graph(onnx_file: Path, precision: Precision, folder: Path) -> tuple[P
             else fp16_attempts(graph, np.empty((0,), np.float32), outside=folder)
         )
         write_graph(next(attempts).mixed, source)
-    return source, _signature(feed, answer, onnx_file)
+    return source, replace(_signature(feed, answer, onnx_file), votes="".join(item.name for item in others))
 
 
 def _signature(feed: Any, answer: Any, onnx_file: Path) -> Signature:

@@ -348,7 +348,7 @@ class _Mixer:
         from onnx import TensorProto
 
         half = {name for i in self._chosen for name in self._graph.graph.node[i].output if name}
-        (answer,) = self._new.graph.output
+        answer = self._new.graph.output[0]  # votes, behind it, are UINT8 in every precision
         rename: dict[str, str] = {}
         if (output_dtype != "FP32") != (answer.name in half):
             rename[answer.name] = f"{answer.name}__native"
@@ -372,7 +372,7 @@ class _Mixer:
     def simulated(self, output_dtype: str) -> Any:
         """Return float32 operators with rounding where :meth:`mixed` has half tensors."""
         half = {name for i in self._chosen for name in self._graph.graph.node[i].output if name}
-        (answer,) = self._new.graph.output
+        answer = self._new.graph.output[0]
         for i, old in enumerate(self._graph.graph.node):
             inputs = []
             for name in old.input:

@@ -7,18 +7,21 @@ phantom and of noise in float32, which is within 3e-6 of it (decision 21).
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ctseg.deploy.float64 import in_float64
-from ctseg.deploy.parity import CASE_STEP, case_logits_of
+from ctseg.deploy.parity import CASE_STEP, case_logits_of, lead_of
 from ctseg.deploy.parity_data import Array, ParityData, PreparedCase
 from ctseg.deploy.phantom import PHANTOM_SOURCE, phantom_case
 from ctseg.deploy.runtimes import Network
 from ctseg.deploy.trained_model import LoadedModel
 from ctseg.model_spec import ModelSpec, ParitySet
-from ctseg.numerics.decide import labels_of_logits
+from ctseg.numerics.decide import REGION_THRESHOLD, labels_of_logits
 from ctseg.numerics.windows import cut_patches, plan_windows
 from ctseg.stages import stage
 
@@ -63,6 +66,46 @@ def torch_network(model: LoadedModel, spec: ModelSpec, *, float64: bool = False)
     return run
 
 
+Voting = Callable[[Array], tuple[npt.NDArray[np.uint8], Array]]
+"""Says of patches how folds vote, and by how much the least sure of them decides each voxel."""
+
+
+def torch_votes(model: LoadedModel, spec: ModelSpec) -> Voting:
+    """Return what counts PyTorch's votes of patches.
+
+    Written apart from :func:`ctseg.deploy.onnx_graph.served_module`, so that a mistake there is found.
+
+    Args:
+        model: The trained model.
+        spec: Its contract, which says whether a fold's logits are averaged over flips.
+
+    Returns:
+        A function of patches: for each head how many folds give it the voxel, (n, heads, *patch_size), and each voxel's
+        lead in the fold that is least sure, (n, *patch_size), in the unit of the logits.
+    """
+    networks = [
+        torch_network(replace(model, networks=(network,)), spec.model_copy(update={"votes": None}))
+        for network in model.networks
+    ]
+
+    def count(patches: Array) -> tuple[npt.NDArray[np.uint8], Array]:
+        votes = np.zeros((len(patches), spec.num_heads, *spec.patch_size), np.uint8)
+        leads = np.full((len(patches), *spec.patch_size), np.inf, np.float32)
+        for network in networks:
+            logits = np.asarray(network(patches))
+            for item, of_item, lead in zip(logits, votes, leads, strict=True):
+                if spec.has_regions:
+                    of_item += item > REGION_THRESHOLD
+                else:
+                    winner = item.argmax(axis=0)
+                    for head in range(spec.num_heads):
+                        of_item[head] += winner == head
+                np.minimum(lead, lead_of(item, spec), out=lead)
+        return votes, leads
+
+    return count
+
+
 def parity_data_of(
     model: LoadedModel, spec: ModelSpec, cases: Sequence[PreparedCase], source: str
 ) -> tuple[ParityData, ParityData]:
@@ -86,12 +129,15 @@ def parity_data_of(
             _log.warning("%s: PyTorch's float32 is the reference, for float64 failed: %s", spec.name, error)
             return _logits_one_by_one(patches, network, spec, what="PyTorch on patches of scans")
 
+    voting = torch_votes(model, spec) if spec.votes else None
     random = np.random.default_rng(0).standard_normal((2, spec.num_input_channels, *spec.patch_size)).astype(np.float32)
-    phantom = _compared("phantom", PHANTOM_SOURCE, [phantom_case(spec)], random, network, spec)
+    phantom = _compared("phantom", PHANTOM_SOURCE, [phantom_case(spec)], random, network, spec, voting=voting)
     if not cases:
-        return _compared("scans", "random patches only", (), random, network, spec), phantom
+        return _compared("scans", "random patches only", (), random, network, spec, voting=voting), phantom
     count = f"{len(cases)} case{'s' if len(cases) > 1 else ''}"  # no names: they may be patients'
-    return _compared("scans", f"{source or 'scans'}: {count}", cases, random[:0], network, spec, exactly), phantom
+    return _compared(
+        "scans", f"{source or 'scans'}: {count}", cases, random[:0], network, spec, exactly, voting
+    ), phantom
 
 
 def _compared(
@@ -102,6 +148,7 @@ def _compared(
     network: Network,
     spec: ModelSpec,
     exactly: Callable[[Array], Array] | None = None,
+    voting: Voting | None = None,
 ) -> ParityData:
     case, note = np.empty((spec.num_input_channels, 0, 0, 0), np.float32), ""
     case_logits = np.empty((spec.num_heads, 0, 0, 0), np.float32)
@@ -124,8 +171,22 @@ def _compared(
         random_logits=_logits_one_by_one(random, network, spec, what="PyTorch on random patches"),
         case=case,
         case_logits=case_logits,
+        **({} if voting is None else {**_votes("patches", stacked, voting), **_votes("random", random, voting)}),
         names=tuple(item.name for item in cases) if parity_set == "scans" else (),
     )
+
+
+def _votes(name: str, patches: Array, voting: Voting) -> dict[str, npt.NDArray[Any]]:
+    """Return votes and leads of patches, by the names that they have in parity data; nothing where there are none."""
+    found = []
+    with stage(f"PyTorch's folds, one by one, on {name}", len(patches), unit="patches") as run:
+        for i in range(len(patches)):
+            found.append(voting(patches[i : i + 1]))
+            run.advance()
+    if not found:
+        return {}
+    votes, leads = zip(*found, strict=True)
+    return {f"{name}_votes": np.concatenate(votes), f"{name}_leads": np.concatenate(leads)}
 
 
 def _logits_one_by_one(patches: Array, network: Network, spec: ModelSpec, *, what: str) -> Array:

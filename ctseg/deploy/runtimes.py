@@ -13,6 +13,7 @@ from ctseg.arrays import Logits, Patches
 from ctseg.compiled.cpus import usable_cpus
 from ctseg.errors import ParityError, SetupError, SpecError, missing_package
 from ctseg.model_spec import ModelSpec
+from ctseg.numerics.votes import logits_and_votes
 from ctseg.serving.cuda_libraries import load_cuda_libraries
 from ctseg.serving.publish import Device
 
@@ -49,7 +50,12 @@ def _is_package_of(distribution: Distribution, runtime: str) -> bool:
 
 
 def onnxruntime_network(
-    model: Path | bytes, *, optimise: bool = True, threads: int = 0, device: Device = "cpu"
+    model: Path | bytes,
+    *,
+    optimise: bool = True,
+    threads: int = 0,
+    device: Device = "cpu",
+    voting: ModelSpec | None = None,
 ) -> Network:
     """Load an ONNX file with ONNX Runtime.
 
@@ -58,6 +64,7 @@ def onnxruntime_network(
         optimise: Let ONNX Runtime rewrite the graph.
         threads: CPU threads; 0 takes all that this process may use.
         device: ``gpu`` takes the first GPU by CUDA, without TF32.
+        voting: Contract of a network whose votes are to follow its logits, if it has any.
 
     Raises:
         SpecError: The file cannot be loaded.
@@ -90,12 +97,18 @@ def onnxruntime_network(
         _require_cuda(session.get_providers())
     (feed,) = session.get_inputs()
     dtype = {"tensor(float)": np.float32, "tensor(float16)": np.float16}[feed.type]
+    votes = voting.votes if voting is not None else None
+    wanted = [session.get_outputs()[0].name, *([votes.name] if votes else [])]
+    run_options = onnxruntime.RunOptions()
+    run_options.only_execute_path_to_fetches = True
 
     def run(patches: Patches) -> Logits:
         try:
-            (logits,) = session.run(None, {feed.name: patches.astype(dtype, copy=False)})
+            logits, *counts = session.run(wanted, {feed.name: patches.astype(dtype, copy=False)}, run_options)
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise ParityError(f"ONNX Runtime failed on patches of shape {patches.shape}: {error}") from error
+        if voting is not None and counts:
+            return logits_and_votes(logits, counts[0], voting)
         return np.asarray(logits, dtype=np.float32)
 
     return run
@@ -128,13 +141,16 @@ def _require_cuda(providers: Sequence[str]) -> None:
         )
 
 
-def openvino_network(model: Path, *, precision_hint: str = "f32", threads: int = 0) -> Network:
+def openvino_network(
+    model: Path, *, precision_hint: str = "f32", threads: int = 0, voting: ModelSpec | None = None
+) -> Network:
     """Load an ONNX file with OpenVINO on the CPU.
 
     Args:
         model: The file.
         precision_hint: ``f32`` or ``bf16``.
         threads: CPU threads; 0 takes all that this process may use.
+        voting: See :func:`onnxruntime_network`.
 
     Raises:
         SpecError: The file cannot be loaded.
@@ -161,7 +177,10 @@ def openvino_network(model: Path, *, precision_hint: str = "f32", threads: int =
             request.infer([patches], share_inputs=True)
         except RuntimeError as error:
             raise ParityError(f"OpenVINO failed on patches of shape {patches.shape}: {error}") from error
-        return np.array(request.get_output_tensor(0).data, dtype=np.float32)
+        logits = request.get_output_tensor(0).data
+        if voting is not None and voting.votes is not None:
+            return logits_and_votes(logits, request.get_tensor(voting.votes.name).data, voting)
+        return np.array(logits, dtype=np.float32)
 
     return run
 

@@ -23,6 +23,7 @@ from ctseg.deploy.server_tensorrt import library_version, require_same_tensorrt,
 from ctseg.errors import SetupError, SpecError
 from ctseg.files import atomic
 from ctseg.model_spec import ModelSpec, Tensor
+from ctseg.numerics.votes import logits_and_votes
 from ctseg.stages import stage
 
 MODULES = ("tensorrt", "tensorrt_bindings")
@@ -200,9 +201,10 @@ def _set_target(trt: Any, config: Any, target: str) -> None:
 
 
 def _add_profile(builder: Any, config: Any, network: Any, options: PlanOptions, onnx_file: Path) -> None:
-    if network.num_inputs != 1 or network.num_outputs != 1:
+    if network.num_inputs != 1 or network.num_outputs not in (1, 2):
         raise SpecError(
-            f"{onnx_file}: expected one input and one output, found {network.num_inputs}, {network.num_outputs}"
+            f"{onnx_file}: expected one input, and logits or logits and votes, found {network.num_inputs} inputs and "
+            f"{network.num_outputs} outputs"
         )
     tensor = network.get_input(0)
     batch, *rest = tuple(tensor.shape)
@@ -259,6 +261,8 @@ class Signature:
         channels: Of a patch.
         heads: Of the logits.
         patch_size: Voxels along each axis.
+        votes: Name of the second output, which counts votes (UINT8); empty where there is none.
+        voting: Contract of a network whose votes are to follow its logits; None: they are left out.
     """
 
     model: str
@@ -267,11 +271,14 @@ class Signature:
     channels: int
     heads: int
     patch_size: tuple[int, ...]
+    votes: str = ""
+    voting: ModelSpec | None = None
 
     @classmethod
     def of_spec(cls, spec: ModelSpec) -> "Signature":
         """Return the signature of the network that a spec describes."""
-        return cls(spec.name, spec.input, spec.output, spec.num_input_channels, spec.num_heads, spec.patch_size)
+        own = (spec.name, spec.input, spec.output, spec.num_input_channels, spec.num_heads, spec.patch_size)
+        return cls(*own) if spec.votes is None else cls(*own, spec.votes.name, spec)
 
 
 class PlanNetwork:
@@ -306,6 +313,8 @@ class PlanNetwork:
                 raise SpecError(
                     f"{signature.model}: expected tensor {tensor.name} of {tensor.dtype}, the plan has {found}"
                 )
+        if signature.votes and self._engine.get_tensor_dtype(signature.votes) != trt.DataType.UINT8:
+            raise SpecError(f"{signature.model}: expected votes {signature.votes} of UINT8, the plan has another type")
         self._context = self._engine.create_execution_context()
         if self._context is None:
             raise SetupError(f"{signature.model}: no GPU memory to run the plan: {_last(self._errors)}")
@@ -325,19 +334,29 @@ class PlanNetwork:
         answer = np.empty(
             (len(patches), signature.heads, *signature.patch_size), dtype=_numpy_dtype(signature.output.dtype)
         )
+        counts = np.empty(answer.shape if signature.votes else 0, np.uint8)
         source, target = driver.allocate(sent.nbytes), driver.allocate(answer.nbytes)
+        voted = driver.allocate(counts.nbytes) if signature.votes else None
         try:
             driver.to_gpu(source, sent)
             context.set_input_shape(signature.input.name, sent.shape)
             context.set_tensor_address(signature.input.name, source)
             context.set_tensor_address(signature.output.name, target)
+            if voted is not None:
+                context.set_tensor_address(signature.votes, voted)
             if not context.execute_async_v3(0):
                 raise SetupError(f"{signature.model}: the plan does not run: {_last(self._errors)}")
             driver.synchronise()
             driver.from_gpu(answer, target)
+            if voted is not None:
+                driver.from_gpu(counts, voted)
         finally:
             driver.free(source)
             driver.free(target)
+            if voted is not None:
+                driver.free(voted)
+        if signature.voting is not None:
+            return logits_and_votes(answer, counts, signature.voting)
         return answer.astype(np.float32, copy=False)
 
 

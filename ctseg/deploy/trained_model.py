@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ctseg.deploy.architecture import build_network
 from ctseg.errors import CheckpointError
-from ctseg.model_spec import KeepLargest, ModelSpec
+from ctseg.model_spec import KeepLargest, ModelSpec, Votes
 from ctseg.nnunet.checkpoint import read_checkpoint
 from ctseg.nnunet.folds import Fold
 from ctseg.nnunet.plans import resolve_configuration, spec_from_plans
@@ -80,7 +80,13 @@ class LoadedModel:
         return resolve_configuration(self.plans, self.configuration).get("previous_stage")
 
     def spec(
-        self, *, name: str, mirroring: str, max_batch_size: int, first_stage: ModelSpec | None = None
+        self,
+        *,
+        name: str,
+        mirroring: str,
+        max_batch_size: int,
+        first_stage: ModelSpec | None = None,
+        votes: bool = False,
     ) -> ModelSpec:
         """Return the spec of the float32 network.
 
@@ -89,10 +95,12 @@ class LoadedModel:
             mirroring: ``graph``, ``client`` or ``none``.
             max_batch_size: Most patches in one request.
             first_stage: Of the network whose labels the second stage of a cascade gets.
+            votes: Whether the network says how its folds vote; one fold alone does not.
 
         Raises:
             SpecError: The plans ask for something that ctseg does not reproduce, or the first stage is missing.
         """
+        folds = len(self.networks)
         return spec_from_plans(
             self.plans,
             self.dataset,
@@ -104,6 +112,7 @@ class LoadedModel:
             max_batch_size=max_batch_size,
             network_sha256=self.network_sha256,
             postprocessing=self.postprocessing,
+            votes=Votes(folds=folds) if votes and folds > 1 else None,
             provenance={
                 "dataset": self.dataset_name,
                 "trainer": self.trainer,

@@ -25,6 +25,7 @@ class ScanContract:
         has_probabilities: Whether there are any to write: labels that several models contribute have none.
         previous_stage: Name of the model whose labels it has to be given; empty: it needs none.
         mirrors_in_graph: Whether test-time mirroring happens inside a network, where no client can leave it out.
+        no_agreement: Why nothing can be said about the agreement of folds; empty where something can.
         presentation: How people and other systems call the labels, of those that the spec or the recipe says it of.
         ct_intensities: Of the training set, by the index of each channel that is normalised as CT: expected to be HU.
     """
@@ -39,6 +40,7 @@ class ScanContract:
     mirrors_in_graph: bool
     has_probabilities: bool = True
     previous_stage: str = ""
+    no_agreement: str = ""
     presentation: Mapping[str, LabelPresentation] = field(default_factory=dict)
     ct_intensities: Mapping[int, IntensityProperties] = field(default_factory=dict)
 
@@ -72,6 +74,7 @@ def contract_of(spec: ModelSpec) -> ScanContract:
         parity=spec.parity.state,
         mirrors_in_graph=spec.mirroring == "graph",
         previous_stage=spec.previous_stage.model if spec.previous_stage else "",
+        no_agreement=why_no_agreement(spec),
         presentation=spec.presentation,
         ct_intensities=ct_intensities_of(spec),
     )
@@ -84,3 +87,13 @@ def ct_intensities_of(spec: ModelSpec) -> Mapping[int, IntensityProperties]:
         for index, channel in enumerate(spec.channels)
         if channel.normalization == "CTNormalization"
     }
+
+
+def why_no_agreement(spec: ModelSpec) -> str:
+    """Return why a network does not say how its folds agree; empty where it does."""
+    if spec.votes is not None:
+        return ""
+    folds = spec.provenance.folds
+    if len(folds) == 1:
+        return f"{spec.name} has one fold ({folds[0]}), which has no other to agree with"
+    return f"{spec.name} was exported without the votes of its folds: export it again, with them"

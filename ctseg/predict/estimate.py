@@ -12,6 +12,7 @@ from ctseg.model_spec import Channel, ModelSpec, NoResampling, Resampling, Splin
 from ctseg.numerics.decide import values_of_indices
 from ctseg.numerics.prepare import network_shape_of
 from ctseg.numerics.resample import find_slice_axis, resampling_order
+from ctseg.numerics.votes import num_channels
 from ctseg.numerics.windows import count_windows
 
 _FLOAT = 4
@@ -39,12 +40,14 @@ class WindowLoad:
         running: Most that the network works on at once.
         mirrored: Whether each is averaged over mirrored patches here.
         tile_step_size: Step between windows as a fraction of the patch.
+        votes: Whether the votes of the folds come with the logits.
     """
 
     waiting: int
     running: int
     mirrored: bool
     tile_step_size: float
+    votes: bool = False
 
     def shared(self, beside: int) -> "WindowLoad":
         """Return that of one of several networks in step; see :func:`ctseg.predict.segment.batches_ahead`."""
@@ -109,7 +112,7 @@ def estimate_memory(
     stages = (
         preparing_bytes(header, spec),
         prepared + _preparing_previous(grids, spec),
-        prepared + labels + whole + plane + _blending(grids, spec) + on_their_way,
+        prepared + labels + whole + plane + _blending(grids, spec, load) + on_their_way,
         at_the_end,
         labels + (2 * labels + _COMPONENTS * prod(grids.shape) if spec.postprocessing else 0),
     )
@@ -185,7 +188,7 @@ def network_run_bytes(header: VolumeHeader, spec: ModelSpec, load: WindowLoad) -
     """
     grids = _Grids.of(header, spec)
     held = prepared_bytes(header, spec) + _previous(grids, spec)
-    return held + _blending(grids, spec) + _on_their_way(grids, spec, load)
+    return held + _blending(grids, spec, load) + _on_their_way(grids, spec, load)
 
 
 def is_restored_by_planes(header: VolumeHeader, spec: ModelSpec) -> bool:
@@ -266,20 +269,23 @@ def _is_linear(grids: _Grids, resampling: Resampling) -> bool:
     return all((resampling.order_z if axis == across else resampling.order) <= 1 for axis in changed)
 
 
-def _blending(grids: _Grids, spec: ModelSpec) -> int:
+def _blending(grids: _Grids, spec: ModelSpec, load: WindowLoad) -> int:
     """Return what the blender's ring takes, and the plane that the restorer keeps of it."""
     depth, *patch = (1, *spec.patch_size)[-3:]
     rows, columns = (max(size, side) for size, side in zip(grids.network_shape[1:], patch, strict=True))
-    return _FLOAT * spec.num_heads * (depth * rows * columns + prod(grids.network_shape[1:]))
+    ring = num_channels(spec, votes=load.votes) * depth * rows * columns
+    return _FLOAT * (ring + spec.num_heads * prod(grids.network_shape[1:]))
 
 
 def _on_their_way(grids: _Grids, spec: ModelSpec, load: WindowLoad) -> int:
     """Return what the windows take that are sent, answered, or wait for either."""
-    patch, logits = (_FLOAT * count * prod(spec.patch_size) for count in (spec.num_input_channels, spec.num_heads))
+    counts = (spec.num_input_channels, num_channels(spec, votes=load.votes))
+    patch, logits = (_FLOAT * count * prod(spec.patch_size) for count in counts)
     waiting = min(load.waiting, count_windows(grids.network_shape, spec.patch_size, load.tile_step_size))
     running = min(load.running, waiting)
     mirroring = running * (patch + logits) if load.mirrored else 0
-    return waiting * (patch + logits) + mirroring
+    coming = running * (spec.logits_bytes + spec.votes_bytes) if load.votes else 0  # until they lie behind each other
+    return waiting * (patch + logits) + mirroring + coming
 
 
 def _deciding(grids: _Grids, spec: ModelSpec, *, saves_probabilities: bool) -> int:

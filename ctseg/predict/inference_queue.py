@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ctseg.arrays import Logits, Patches
-from ctseg.predict.predictor import MirroringPredictor, PatchPredictor
+from ctseg.predict.predictor import MirroringPredictor, PatchPredictor, predicting
 
 
 @dataclass(frozen=True, eq=False)
 class _Batch:
-    predictor: PatchPredictor
+    ask: Callable[[Patches], Logits]
     patches: Patches
     cost: int
     future: "Future[Logits]"
@@ -93,15 +93,23 @@ class InferenceQueue:
         predictor: Runs the network.
         mirroring: Average over mirrored patches, if the spec says that the client does this.
         threads: Those of several queues; by default the queue has its own.
+        votes: Ask for the votes of the folds too, if the spec has them.
 
     Attributes:
+        votes: Whether answers have votes behind the logits, see :mod:`ctseg.numerics.votes`.
         requests_per_batch: How often the network runs for one batch.
         threads: What runs the batches.
     """
 
     def __init__(
-        self, predictor: PatchPredictor, *, mirroring: bool = True, threads: "InferenceThreads | None" = None
+        self,
+        predictor: PatchPredictor,
+        *,
+        mirroring: bool = True,
+        threads: "InferenceThreads | None" = None,
+        votes: bool = False,
     ) -> None:
+        self.votes = votes and predictor.spec.votes is not None
         self.requests_per_batch = 1
         if mirroring and predictor.spec.mirroring == "client":
             predictor = mirrored = MirroringPredictor(predictor)
@@ -135,7 +143,8 @@ class InferenceQueue:
         future: Future[Logits] = Future()
         self.threads.keep_up(self._predictor.max_in_flight)
         cost = len(patches) * self.requests_per_batch
-        self.threads.put(_Batch(self._predictor, patches, cost, future, on_start), priority)
+        ask = predicting(self._predictor, votes=self.votes)
+        self.threads.put(_Batch(ask, patches, cost, future, on_start), priority)
         return future
 
     def abort(self) -> None:
@@ -236,7 +245,7 @@ class InferenceThreads:
         try:
             if batch.on_start is not None:
                 batch.on_start()
-            logits = batch.predictor.predict(batch.patches)
+            logits = batch.ask(batch.patches)
         except BaseException as error:  # whatever it is belongs to the case that waits for it
             failure = error
         with self._lock:

@@ -45,6 +45,8 @@ class BatchOptions:
         segmentation_type: Of DICOM segmentations: ``binary``, a frame for each label and slice; or ``labelmap``, a
             frame for each slice, which is smaller and younger.
         codes: How labels are called in DICOM objects, by name; goes before what the spec says.
+        agreement: Whether the outcome of a case says how far the folds agree on it, for models that have votes; None:
+            where whole scans are sent, since nothing travels for it then.
         codes_required: Refuse a model with labels that have no codes, where DICOM objects are written.
 
     Raises:
@@ -68,6 +70,7 @@ class BatchOptions:
     segmentation_type: Literal["binary", "labelmap"] = "binary"
     codes: Mapping[str, LabelPresentation] = field(default_factory=dict)
     codes_required: bool = False
+    agreement: bool | None = None
 
     def __post_init__(self) -> None:
         if not SMALLEST_TILE_STEP_SIZE <= self.tile_step_size <= 1:
@@ -91,4 +94,4 @@ class BatchOptions:
     @property
     def window_options(self) -> WindowOptions:
         """What of this is about windows."""
-        return WindowOptions(self.tile_step_size, self.mirroring, self.case_timeout_s)
+        return WindowOptions(self.tile_step_size, self.mirroring, self.case_timeout_s, self.agreement)

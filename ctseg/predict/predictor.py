@@ -1,6 +1,8 @@
 """PatchPredictor: a batch of patches in, logits out; and mirroring on top of any of them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -75,15 +77,17 @@ class PatchPredictor(Protocol):
         """How many calls at once keep the network busy; more only cost memory."""
         ...
 
-    def predict(self, patches: Patches) -> Logits:
+    def predict(self, patches: Patches, *, votes: bool = False) -> Logits:
         """Return the logits of a batch.
 
         Args:
             patches: (batch, channels, *patch_size), float32, C-contiguous; not kept, not changed.
+            votes: Whether the votes of the folds are wanted, too; only of a network whose spec has them.
 
         Returns:
-            (batch, heads, *patch_size), float32, finite, perhaps read-only. It may lie in memory that the
-            predictor uses again once the array and all its views are gone: drop it when done.
+            (batch, heads, *patch_size), float32, finite, perhaps read-only; behind the heads the votes, where they are
+            wanted, see :mod:`ctseg.numerics.votes`. It may lie in memory that the predictor uses again once the array
+            and all its views are gone: drop it when done.
 
         Raises:
             ServerAwayError: Every server has been away for as long as the predictor waits.
@@ -91,6 +95,11 @@ class PatchPredictor(Protocol):
             ServerError: One of its children says what happened, with model and server.
         """
         ...
+
+
+def predicting(predictor: PatchPredictor, *, votes: bool) -> Callable[[Patches], Logits]:
+    """Return what answers patches with votes or without; without, a predictor need not know what votes are."""
+    return partial(predictor.predict, votes=True) if votes else predictor.predict
 
 
 class PredictorAround:
@@ -125,7 +134,7 @@ class PredictorAround:
 
 
 class MirroringPredictor(PredictorAround):
-    """Test-time mirroring: the mean of the logits over all subsets of the spec's mirror axes.
+    """Test-time mirroring: the mean of the answers over all subsets of the spec's mirror axes.
 
     Args:
         predictor: Runs the network without mirroring.
@@ -143,10 +152,11 @@ class MirroringPredictor(PredictorAround):
         """How often the network runs for one batch."""
         return len(self._subsets)
 
-    def predict(self, patches: Patches) -> Logits:
-        """See :meth:`PatchPredictor.predict`."""
-        total: Logits = self._predictor.predict(patches).copy()
+    def predict(self, patches: Patches, *, votes: bool = False) -> Logits:
+        """See :meth:`PatchPredictor.predict`; votes are averaged as logits are."""
+        predict = predicting(self._predictor, votes=votes)
+        total: Logits = predict(patches).copy()
         for subset in self._subsets[1:]:
-            total += np.flip(self._predictor.predict(np.ascontiguousarray(np.flip(patches, subset))), subset)
+            total += np.flip(predict(np.ascontiguousarray(np.flip(patches, subset))), subset)
         total /= len(self._subsets)
         return total

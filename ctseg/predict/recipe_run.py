@@ -16,6 +16,7 @@ from ctseg.numerics.postprocess import apply_postprocessing
 from ctseg.numerics.restore import LabelRestorer, Receiver, probabilities_outside_crop
 from ctseg.predict.inference_queue import InferenceQueue
 from ctseg.predict.preparations import Preparations, models_on_whole, steps_on_whole
+from ctseg.predict.recipe_agreement import agreement_of_union
 from ctseg.predict.segment import (
     CaseContext,
     NetworkRun,
@@ -45,11 +46,15 @@ class _OnScan:
         step: What is done with the scan.
         scan: The scan.
         specs: Of the members, by name.
+
+    Attributes:
+        agreement: How far the folds of each step's network agree on its labels, by their names; filled as steps run.
     """
 
     def __init__(self, step: Step, scan: Scan, specs: Mapping[str, ModelSpec]) -> None:
         self.scan = scan
         self.prepare = Preparations(scan, [specs[name] for name in models_on_whole(step)])
+        self.agreement: dict[Step, Mapping[str, float]] = {}
         self._uses = steps_on_whole(step)
         self._known: dict[Step, LabelMap] = {}
 
@@ -88,8 +93,12 @@ class RecipeRun:
 
     def segment(self, recipe: Recipe, scan: Scan) -> Segmentation:
         """Segment a scan; see ``CaseSegmenter.segment``."""
-        labels = self._labels(recipe.step, self._on(recipe.step, scan), self.context.probabilities)
-        return Segmentation(labels, self.windows, self.bytes_sent, self.bytes_received, tuple(self.warnings))
+        on = self._on(recipe.step, scan)
+        labels = self._labels(recipe.step, on, self.context.probabilities)
+        return Segmentation(
+            labels, self.windows, self.bytes_sent, self.bytes_received, tuple(self.warnings),
+            agreement=on.agreement.get(recipe.step, {}),
+        )  # fmt: skip
 
     @property
     def _specs(self) -> Mapping[str, ModelSpec]:
@@ -118,13 +127,15 @@ class RecipeRun:
 
     def _network(self, step: ModelStep | CascadeStep, on: _OnScan, probabilities: ProbabilityFile | None) -> LabelMap:
         context = self._after(step, on) if isinstance(step, CascadeStep) else self.context
-        return self._model(step.model, on, replace(context, probabilities=probabilities))
+        result = self._model(step.model, on, replace(context, probabilities=probabilities))
+        on.agreement[step] = result.agreement
+        return result.labels
 
-    def _model(self, name: str, on: _OnScan, context: CaseContext, *, postprocess: bool = True) -> LabelMap:
+    def _model(self, name: str, on: _OnScan, context: CaseContext, *, postprocess: bool = True) -> Segmentation:
         queue = self.queues[name]
         result = segment(on.scan, queue, self.options, context, prepare=on.prepare, postprocess=postprocess)
         self._count(result)
-        return result.labels
+        return result
 
     def _count(self, result: Segmentation | NetworkRun) -> None:
         self.windows += result.windows
@@ -135,7 +146,7 @@ class RecipeRun:
         """Return the context of a cascade's second stage: it gets the labels of the first."""
         context = replace(self.context, probabilities=None)
         previous = self._model(step.previous, on, context, postprocess=step.postprocess_previous)
-        return replace(context, previous=previous)
+        return replace(context, previous=previous.labels)
 
     def _ensemble(self, step: EnsembleStep, on: _OnScan, probabilities: ProbabilityFile | None) -> LabelMap:
         contexts = [
@@ -208,11 +219,16 @@ class RecipeRun:
             self.warnings.append(f"{who} found nothing of {which}: {what}")
             if step.nothing_found == "empty":
                 return self._background(step.inside, scan)
-            return self._labels(step.inside, self._on(step.inside, scan))
+            whole = self._on(step.inside, scan)
+            labels = self._labels(step.inside, whole)
+            on.agreement[step] = whole.agreement.get(step.inside, {})
+            return labels
         z, y, x = box
         cut = Scan(np.array(scan.voxels[:, z, y, x], order="K"), scan.spacing_mm)  # as a file of this part is read
-        inside = self._labels(step.inside, self._on(step.inside, cut))
-        labels: LabelMap = np.zeros(scan.voxels.shape[1:], inside.dtype)
+        on_cut = self._on(step.inside, cut)
+        inside = self._labels(step.inside, on_cut)
+        on.agreement[step] = on_cut.agreement.get(step.inside, {})
+        labels = np.zeros(scan.voxels.shape[1:], inside.dtype)
         labels[box] = inside
         return labels
 
@@ -224,11 +240,14 @@ class RecipeRun:
 
     def _union(self, step: UnionStep, on: _OnScan) -> LabelMap:
         union = self._background(step, on.scan)
+        agreements = []
         for part in step.parts:
             labels = self._labels(part.step, on)
+            agreements.append(on.agreement.get(part.step, {}))
             with self.context.clock.stage("restore"):
                 _write_over(union, labels, part.values)
             del labels
+        on.agreement[step] = agreement_of_union(step, self._specs, agreements)
         return union
 
 

@@ -10,6 +10,7 @@ from ctseg.predict.estimate import MemoryEstimate
 from ctseg.predict.estimate_recipe import estimate_recipe
 from ctseg.predict.inference_queue import InferenceQueue, InferenceThreads
 from ctseg.predict.predictor import Identity, PatchPredictor
+from ctseg.predict.recipe_agreement import models_that_vote, why_none
 from ctseg.predict.recipe_run import RecipeRun
 from ctseg.predict.segment import CaseContext, Scan, Segmentation, WindowOptions
 from ctseg.predict.segmenter import window_load
@@ -44,8 +45,11 @@ class RecipeSegmenter:
         self._contract = contract_of_recipe(recipe, specs)
         self._version = version
         self._threads = InferenceThreads()
+        voting = models_that_vote(recipe.step) if self._options.agreement else ()
         self._queues = {
-            name: InferenceQueue(predictor, mirroring=self._options.mirroring, threads=self._threads)
+            name: InferenceQueue(
+                predictor, mirroring=self._options.mirroring, threads=self._threads, votes=name in voting
+            )
             for name, predictor in predictors.items()
         }
 
@@ -118,6 +122,7 @@ def contract_of_recipe(recipe: Recipe, specs: Mapping[str, ModelSpec]) -> ScanCo
         parity=next(state for state in ("unproven", "untested", "proven") if state in states),
         mirrors_in_graph=any(spec.mirroring == "graph" for spec in specs.values()),
         has_probabilities=not isinstance(recipe.step, CropStep | UnionStep),
+        no_agreement=why_none(recipe.step, specs),
         presentation=recipe.presentations(specs),
         ct_intensities={
             index: intensity

@@ -171,15 +171,21 @@ def _replace(path: Path, text: str) -> None:
 
 
 def _table(report: Report) -> str:
-    """Return a row for each case, and a column for the volume of each label."""
+    """Return a row for each case, and a column for the volume of each label, and for the agreement of folds on it."""
     labels = sorted({label for outcome in report.cases for label in outcome.volumes_ml})
+    agreed = sorted({label for outcome in report.cases for label in outcome.agreement})
     text = io.StringIO()
-    columns = ["case", "status", *(f"{label} ml" for label in labels), *_row(Outcome(case="", status="failed"))]
+    columns = [
+        "case", "status", *(f"{label} ml" for label in labels), *(f"{label} agreement" for label in agreed),
+        *_row(Outcome(case="", status="failed")),
+    ]  # fmt: skip
     table = csv.DictWriter(text, columns, restval="")
     table.writeheader()
     for outcome in report.cases:
         volumes = {f"{label} ml": volume for label, volume in outcome.volumes_ml.items()}
-        table.writerow({"case": outcome.case, "status": outcome.status, **volumes, **_row(outcome)})
+        agreement = {f"{label} agreement": share for label, share in outcome.agreement.items()}
+        row = {"case": outcome.case, "status": outcome.status, **volumes, **agreement, **_row(outcome)}
+        table.writerow(row)
     table.writerows({"case": left.case, "status": "not done", "error": left.reason} for left in report.not_done)
     return text.getvalue()
 

@@ -17,10 +17,12 @@ from ctseg.errors import InputError, ServerTimeoutError
 from ctseg.files.probabilities import ProbabilityFile
 from ctseg.files.volume import Volume
 from ctseg.model_spec import ModelSpec
+from ctseg.numerics.agreement import FoldAgreement
 from ctseg.numerics.blend import SlabBlender
 from ctseg.numerics.postprocess import apply_postprocessing
 from ctseg.numerics.prepare import PreparationRecord, Prepared, prepare
 from ctseg.numerics.restore import LabelRestorer, Receiver, probabilities_outside_crop
+from ctseg.numerics.votes import num_channels
 from ctseg.numerics.windows import WindowPlan, cut_patches, plan_windows
 from ctseg.predict.inference_queue import InferenceQueue
 from ctseg.predict.predictor import PatchPredictor
@@ -41,11 +43,14 @@ class WindowOptions:
         tile_step_size: Step between windows as a fraction of the patch, in (0, 1].
         mirroring: Average over mirrored patches, if the spec says that the client does this.
         timeout_s: Longest time from when a case's first window is sent to when its last is back; None: no limit.
+        agreement: Say how far the folds agree, of networks that have votes; None: where whole scans are sent to a
+            server, since nothing travels for it then.
     """
 
     tile_step_size: float = 0.5
     mirroring: bool = True
     timeout_s: float | None = None
+    agreement: bool | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +81,8 @@ class Segmentation:
         bytes_received: Likewise.
         warnings: What a person is to know of the case.
         server_seconds: By stage in the server, where that cut the windows.
+        agreement: How far the folds agree on each label by its name, see :mod:`ctseg.numerics.agreement`; empty where
+            that was not asked for, or is not known.
     """
 
     labels: LabelMap
@@ -84,6 +91,7 @@ class Segmentation:
     bytes_received: int
     warnings: tuple[str, ...] = ()
     server_seconds: Mapping[str, float] = field(default_factory=dict)
+    agreement: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +153,7 @@ def segment(
         labels = restorer.finish()
         if postprocess:
             labels = apply_postprocessing(labels, run.spec.postprocessing)
-    return Segmentation(labels, run.windows, run.bytes_sent, run.bytes_received)
+    return Segmentation(labels, run.windows, run.bytes_sent, run.bytes_received, agreement=run.agreement)
 
 
 def batches_ahead(predictor: PatchPredictor, beside: int) -> tuple[int, int]:
@@ -257,6 +265,12 @@ class NetworkRun:
         self._clock.progress.windows_planned(self.windows)
         self.bytes_sent = 0
         self.bytes_received = 0
+        self._agreement = FoldAgreement(self.spec) if inference.votes else None
+
+    @property
+    def agreement(self) -> Mapping[str, float]:
+        """How far the folds agree on each label by its name, once all slabs were taken; empty without votes."""
+        return {} if self._agreement is None else self._agreement.scores
 
     def slabs(self, *, beside: int = 0) -> Generator[Slab, None, None]:
         """Run all windows, once; yield blended logits as soon as no later window touches them.
@@ -273,7 +287,9 @@ class NetworkRun:
         """
         clock = self._clock
         with clock.stage("restore"):
-            blender = SlabBlender(self._plan, self.spec.num_heads, model=self.spec.name)
+            heads = self.spec.num_heads
+            channels = num_channels(self.spec, votes=self._inference.votes)
+            blender = SlabBlender(self._plan, channels, model=self.spec.name)
         with closing(self._logits(beside)) as answers:
             while True:
                 with clock.stage("network"):
@@ -287,7 +303,10 @@ class NetworkRun:
                         slab = next(slabs, None)
                     if slab is None:
                         break
-                    yield slab
+                    if self._agreement is not None:
+                        with clock.stage("restore"):
+                            self._agreement.add(slab)
+                    yield slab[:heads]
                 del logits, slabs  # its memory may be the predictor's, which uses it again
                 clock.progress.windows_done(count)
 
@@ -317,7 +336,8 @@ class NetworkRun:
                     if next_window == len(plan):
                         prepared = self._prepared = None  # its memory is free once the windows are through
                 logits = self._result_of(on_their_way.popleft(), spec.name)
-                self.bytes_received += logits.size * spec.output.item_bytes * times
+                votes_bytes = spec.votes_bytes if self._inference.votes else 0
+                self.bytes_received += len(logits) * (spec.logits_bytes + votes_bytes) * times
                 yield logits
                 del logits
         finally:

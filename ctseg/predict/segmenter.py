@@ -77,6 +77,7 @@ def window_load(inference: InferenceQueue, options: WindowOptions) -> WindowLoad
         running=running,
         mirrored=inference.requests_per_batch > 1,
         tile_step_size=options.tile_step_size,
+        votes=inference.votes,
     )
 
 
@@ -90,7 +91,9 @@ class WindowSegmenter:
 
     def __init__(self, predictor: PatchPredictor, options: WindowOptions | None = None) -> None:
         self._options = options or WindowOptions()
-        self._inference = InferenceQueue(predictor, mirroring=self._options.mirroring)
+        self._inference = InferenceQueue(
+            predictor, mirroring=self._options.mirroring, votes=bool(self._options.agreement)
+        )
         self._contract = contract_of(predictor.spec)
 
     @property

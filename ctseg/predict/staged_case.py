@@ -66,7 +66,7 @@ class LabelsAtHand:
         logger.info("%s: its label map is there, the network is not asked again", outcome.case)
         return Segmentation(
             labels, outcome.windows, outcome.bytes_sent, outcome.bytes_received, outcome.warnings,
-            outcome.server_seconds,
+            outcome.server_seconds, outcome.agreement,
         )  # fmt: skip
 
 
@@ -165,7 +165,7 @@ class CaseStager:
             volumes_ml=volumes, seconds=clock.seconds, windows=result.windows, bytes_sent=result.bytes_sent,
             bytes_received=result.bytes_received,
             warnings=tuple(dict.fromkeys((*warnings, *odd, *result.warnings, *_mixes(ran_on), *written.warnings))),
-            ran_on=ran_on, server_seconds=result.server_seconds, **written.said,
+            ran_on=ran_on, server_seconds=result.server_seconds, agreement=result.agreement, **written.said,
         ), written.files)  # fmt: skip
 
     def _formats(

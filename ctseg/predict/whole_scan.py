@@ -38,6 +38,9 @@ STEP_SIZE = "tile_step_size"
 """Parameter, number or text: step between windows as a fraction of the patch; 0.5 if absent."""
 MIRRORING = "mirroring"
 """Parameter, bool: whether the network's answers are averaged over mirrored patches; true if absent."""
+AGREEMENT = "agreement"
+"""Parameter, bool: whether the report says how far the folds agree; false if absent. Only of models that have votes:
+what serves those knows the parameter."""
 MEMORY_ORDER = "memory_order"
 """Parameter, text: see :func:`memory_order_of`; ``z y x`` if absent."""
 DIGEST = "spec_digest"
@@ -72,6 +75,7 @@ class ScanReport(Document):
         windows: How many there were.
         volumes_ml: Of each label by its name.
         warnings: What a person is to know of the case.
+        agreement: How far the folds agree on each label by its name; empty unless it was asked for.
     """
 
     request: str
@@ -82,6 +86,11 @@ class ScanReport(Document):
     windows: int
     volumes_ml: Mapping[str, float]
     warnings: tuple[str, ...] = ()
+    agreement: Mapping[str, float] = {}
+
+    def to_json(self) -> str:
+        """Return the JSON that travels; what was not asked for is left out, since older clients do not know it."""
+        return self.model_dump_json(exclude=None if self.agreement else {"agreement"})
 
 
 class ScanProgress(Document):

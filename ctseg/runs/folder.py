@@ -89,7 +89,8 @@ def cases_for(scans: FoundScans, contract: ScanContract, output: Path, options: 
 
     Args:
         scans: Those of the input.
-        contract: What the model takes and gives; a warning tells if nobody has proven it.
+        contract: What the model takes and gives; warnings tell if nobody has proven it, and if it cannot say how far
+            folds agree though that is asked for.
         output: The output folder.
         options: How cases are segmented.
 
@@ -99,6 +100,8 @@ def cases_for(scans: FoundScans, contract: ScanContract, output: Path, options: 
     """
     if contract.doubt:
         logger.warning("%s (see ctseg build)", contract.doubt)
+    if options.agreement and contract.no_agreement:
+        logger.warning("the report will not say how far folds agree: %s", contract.no_agreement)
     cases = _checked_cases(scans, contract, output, options)
     tell_of_formats(cases, contract, options)
     return cases

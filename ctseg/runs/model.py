@@ -150,7 +150,7 @@ class _PredictorOfServer(PredictorAround):
         self._server = server
         server.life.at_end(self._end)
 
-    def predict(self, patches: Patches) -> Logits:
+    def predict(self, patches: Patches, *, votes: bool = False) -> Logits:
         """See :meth:`ctseg.triton.predictor.TritonPredictor.predict`.
 
         Raises:
@@ -159,7 +159,7 @@ class _PredictorOfServer(PredictorAround):
         """
         life = self._server.life
         try:
-            logits = self._predictor.predict(patches)
+            logits = self._predictor.predict(patches, votes=votes)
         except ServerError as error:
             if not life.reason:
                 raise

@@ -325,13 +325,15 @@ def _is_plain_name(name: str) -> bool:
 
 
 def add_tensors(config: Any, spec: ModelSpec) -> None:
-    """Write the input and the output of a spec into a configuration."""
+    """Write the input and the outputs of a spec into a configuration."""
     config.input.add(
         name=spec.input.name, data_type=f"TYPE_{spec.input.dtype}", dims=[spec.num_input_channels, *spec.patch_size]
     )
     config.output.add(
         name=spec.output.name, data_type=f"TYPE_{spec.output.dtype}", dims=[spec.num_heads, *spec.patch_size]
     )
+    if spec.votes is not None:
+        config.output.add(name=spec.votes.name, data_type="TYPE_UINT8", dims=[spec.num_heads, *spec.patch_size])
 
 
 def _backend_of(config: Any, folder: Path) -> Backend:
@@ -368,12 +370,13 @@ def _check_tensors(config: Any, spec: ModelSpec, source: str) -> None:
     add_tensors(expected, spec)
     outputs = [tensor for tensor in config.output if tensor.name != REQUEST_OUTPUT]
     for what, wanted, found in (
-        ("input", expected.input[0], list(config.input)),
-        ("output", expected.output[0], outputs),
+        ("input", list(expected.input), list(config.input)),
+        ("output", list(expected.output), outputs),
     ):
-        if found != [wanted]:
+        if found != wanted:
+            told = " and ".join(map(_tensor_text, wanted))
             raise SpecError(
-                f"{source}: the spec expects the {what} {_tensor_text(wanted)}, {CONFIG_NAME} has "
+                f"{source}: the spec expects the {what} {told}, {CONFIG_NAME} has "
                 f"{[_tensor_text(tensor) for tensor in found]}: build the entry again"
             )
     if not 1 <= config.max_batch_size <= spec.max_batch_size:

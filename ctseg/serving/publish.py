@@ -198,6 +198,7 @@ def check_fits(draft: EntryDraft, version: int, known: Entry | None) -> None:
         ("regions_class_order", old.regions_class_order, spec.regions_class_order),
         ("input", old.input, spec.input),
         ("output", old.output, spec.output),
+        ("votes", old.votes and old.votes.name, spec.votes and spec.votes.name),
     ):
         if found != wanted:
             raise SpecError(

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from types import TracebackType
 
 import numpy as np
@@ -198,7 +199,7 @@ class TritonPredictor:
         with self._lock:
             return self._retries
 
-    def predict(self, patches: Patches) -> Logits:
+    def predict(self, patches: Patches, *, votes: bool = False) -> Logits:
         """See :meth:`ctseg.predict.predictor.PatchPredictor.predict`.
 
         A request that found no server, or whose server went away, is sent again until nothing has been computed for
@@ -207,13 +208,15 @@ class TritonPredictor:
 
         Raises:
             ValueError: The patches have another shape, dtype or layout than the spec says, or there are
-                too many; or the predictor was made in another process.
+                too many; or the predictor was made in another process; or votes are wanted of a network without.
             ServerAwayError: Every server has been away for ``timeout_s``.
             ServerError: Another of its children: the patches themselves could not be computed.
             SpecError: The model was replaced by another one under way.
         """
         self._check(patches)
-        course = Course(self._rota, self._ask, patches, self._count_retry)
+        if votes and self._spec.votes is None:
+            raise ValueError(f"{self._spec.name}: expected a network whose folds vote")
+        course = Course(self._rota, partial(self._ask, votes=votes), patches, self._count_retry)
         try:
             return course.run()
         except CallError as error:
@@ -283,7 +286,7 @@ class TritonPredictor:
         with self._lock:
             self._retries += 1
 
-    def _ask(self, server: ServerConnection, patches: Patches) -> Logits:
+    def _ask(self, server: ServerConnection, patches: Patches, *, votes: bool = False) -> Logits:
         """Send patches to one server and return finite logits.
 
         Raises:
@@ -295,7 +298,7 @@ class TritonPredictor:
             return max(started, server.last_answer) + self._timeout_s
 
         try:
-            logits = self._exchange(Call(server, patches, deadline))
+            logits = self._exchange(Call(server, patches, deadline, votes))
             if not all_finite(logits):
                 raise CallError(
                     WRONG,

@@ -284,13 +284,14 @@ def _spec_in(config: Any, version: int, source: str) -> ModelSpec:
 
 def _check_tensors(spec: ModelSpec, metadata: Any, source: str) -> None:
     outputs = [tensor for tensor in metadata.outputs if tensor.name != REQUEST_OUTPUT]
-    for what, kind, tensor, channels, found in (
-        ("input", "channels", spec.input, spec.num_input_channels, metadata.inputs),
-        ("output", "labels", spec.output, spec.num_heads, outputs),
+    votes = [(spec.votes.name, "UINT8")] if spec.votes else []
+    for what, kind, tensors, channels, found in (
+        ("input", "channels", [(spec.input.name, spec.input.dtype)], spec.num_input_channels, metadata.inputs),
+        ("output", "labels", [(spec.output.name, spec.output.dtype), *votes], spec.num_heads, outputs),
     ):
-        expected = [(tensor.name, tensor.dtype, (-1, channels, *spec.patch_size))]
+        expected = [(name, dtype, (-1, channels, *spec.patch_size)) for name, dtype in tensors]
         has = [(item.name, item.datatype, tuple(item.shape)) for item in found]
-        if has != expected:
+        if sorted(has) != sorted(expected):
             raise SpecError(
                 f"{source}: the spec lists {channels} {kind} and expects the {what} {expected}, the server has {has}: "
                 "build the entry again, or give the right spec",

@@ -75,9 +75,9 @@ class Segment:
         """The POSIX name, which another process opens."""
         return f"/{self.name}"
 
-    def array(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        """Return the begin of the segment as an array; a view, not a copy."""
-        view: npt.NDArray[Any] = np.ndarray(shape, dtype, buffer=self._memory)
+    def array(self, shape: tuple[int, ...], dtype: npt.DTypeLike, *, offset: int = 0) -> npt.NDArray[Any]:
+        """Return a part of the segment as an array, from its begin or from ``offset`` bytes on; a view, not a copy."""
+        view: npt.NDArray[Any] = np.ndarray(shape, dtype, buffer=self._memory, offset=offset)
         return view
 
     def unlink(self) -> None:

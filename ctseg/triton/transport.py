@@ -16,6 +16,7 @@ from tritonclient.grpc import InferInput, InferRequestedOutput
 from ctseg.arrays import Logits, Patches
 from ctseg.errors import SetupError
 from ctseg.model_spec import DType, ModelSpec
+from ctseg.numerics.votes import logits_and_votes
 from ctseg.triton import shared_memory
 from ctseg.triton.configuration import REQUEST_OUTPUT
 from ctseg.triton.connection import ServerConnection
@@ -47,7 +48,11 @@ _WIRE: Mapping[DType, tuple[type[np.generic], Any]] = {
     "FP16": (np.float16, np.uint16(0x7E5C)),
     "BF16": (np.uint16, np.uint16(0x7FD3)),
 }
-"""How an answer lies in memory, and a NaN that no network writes: what it overwrites was answered."""
+"""How logits lie in memory, and a NaN that no network writes: what it overwrites was answered."""
+
+
+_NO_VOTE = 255
+"""More than there are folds: what it overwrites was answered."""
 
 
 def batch_limit(spec: ModelSpec, max_message_bytes: int) -> int:
@@ -101,11 +106,13 @@ class Call:
         server: Who is to answer.
         patches: What is sent; not changed.
         deadline: Tells until when to wait, by the monotonic clock; later and later while the server answers others.
+        votes: Whether the votes of the folds are asked for.
     """
 
     server: ServerConnection
     patches: Patches
     deadline: Callable[[], float]
+    votes: bool = False
 
 
 class MessageTransport:
@@ -125,7 +132,7 @@ class MessageTransport:
         self._closing = closing
 
     def exchange(self, call: Call) -> Logits:
-        """Send patches and return their logits.
+        """Send patches and return their logits, and their votes behind them if they are asked for.
 
         Raises:
             CallError: No answer, or a wrong one.
@@ -134,10 +141,10 @@ class MessageTransport:
         request = InferInput(spec.input.name, call.patches.shape, spec.input.dtype)
         request.set_data_from_numpy(_as_sent(call.patches, spec.input.dtype))
         self.traffic.count(sent=len(call.patches) * spec.patch_bytes)
-        result = self.answer(call, request, InferRequestedOutput(spec.output.name))
-        return _as_logits(self.content_of(result, len(call.patches)), spec.output.dtype)
+        result = self.answer(call, request, [InferRequestedOutput(name) for name in _names(spec, votes=call.votes)])
+        return self.logits_of(result, len(call.patches), votes=call.votes)
 
-    def answer(self, call: Call, request: InferInput, wanted: InferRequestedOutput) -> Any:
+    def answer(self, call: Call, request: InferInput, wanted: Sequence[InferRequestedOutput]) -> Any:
         """Send one request and wait; never cancels, because old servers crash upon that.
 
         Raises:
@@ -146,7 +153,7 @@ class MessageTransport:
         done = threading.Event()
         box: list[Any] = [None, None]
         number = secrets.randbits(_NUMBER_BITS) if call.server.served.names_requests else 0
-        outputs = [wanted, InferRequestedOutput(REQUEST_OUTPUT)] if number else [wanted]
+        outputs = [*wanted, InferRequestedOutput(REQUEST_OUTPUT)] if number else list(wanted)
 
         def receive(result: Any, error: Any) -> None:
             box[:] = [result, error]
@@ -165,20 +172,21 @@ class MessageTransport:
             _check_number(result, number)
         return result
 
-    def content_of(self, result: Any, batch: int) -> npt.NDArray[Any]:
-        """Return the tensor that lies in an answer, as the server sent it; read-only.
+    def logits_of(self, result: Any, batch: int, *, votes: bool) -> Logits:
+        """Return the tensors that lie in an answer; perhaps read-only.
 
         Raises:
-            CallError: It is not the tensor of the spec.
+            CallError: They are not those of the spec.
         """
-        response = result.get_response()
-        names = [tensor.name for tensor in response.outputs]
-        place = names.index(self.spec.output.name) if self.spec.output.name in names else 0
-        content = response.raw_output_contents[place] if len(response.raw_output_contents) > place else b""
-        _check_answer(self.spec, response, batch, len(content))
-        self.traffic.count(received=len(content))
-        spec = self.spec
-        return np.frombuffer(content, _WIRE[spec.output.dtype][0]).reshape(batch, spec.num_heads, *spec.patch_size)
+        spec, response = self.spec, result.get_response()
+        contents = [_content(response, name) for name in _names(spec, votes=votes)]
+        _check_answer(spec, response, batch, [len(content) for content in contents])
+        self.traffic.count(received=sum(map(len, contents)))
+        shape = (batch, spec.num_heads, *spec.patch_size)
+        logits = _as_logits(np.frombuffer(contents[0], _WIRE[spec.output.dtype][0]).reshape(shape), spec.output.dtype)
+        if not votes:
+            return logits
+        return _with_votes(logits, np.frombuffer(contents[1], np.uint8).reshape(shape), spec)
 
 
 class SharedMemoryTransport:
@@ -199,6 +207,8 @@ class SharedMemoryTransport:
     def exchange(self, call: Call) -> Logits:
         """Send patches and return their logits, which may lie in shared memory until they are gone.
 
+        Votes, where they are asked for, are put behind the logits, and then nothing lies there any more.
+
         Raises:
             CallError: No answer, or a wrong one.
             SharedMemoryRefusedError: The server answers, but takes no shared memory.
@@ -208,7 +218,7 @@ class SharedMemoryTransport:
         if source is None:
             return self._messages.exchange(call)
         # without a target, because the caller holds many answers, this one comes by message: nobody waits
-        target = self._pool.take(batch * spec.logits_bytes)
+        target = self._pool.take(batch * (spec.logits_bytes + (spec.votes_bytes if call.votes else 0)))
         try:
             answer = self._exchange(call, source, target)
         except CallError as error:
@@ -221,9 +231,12 @@ class SharedMemoryTransport:
             raise
         self._pool.give_back(source)
         if target is None:
-            return _as_logits(answer, spec.output.dtype)
-        if spec.output.dtype != "FP32":
+            return cast(Logits, answer)
+        if spec.output.dtype != "FP32" or call.votes:
             logits = _as_logits(answer, spec.output.dtype)
+            if call.votes:
+                offset = batch * spec.logits_bytes
+                logits = _with_votes(logits, target.array(answer.shape, np.dtype(np.uint8), offset=offset), spec)
             self._pool.give_back(target)
             return logits
         # views of the answer keep this array alive as their base, so the segment is free when it is gone
@@ -241,18 +254,23 @@ class SharedMemoryTransport:
         source.array(sent.shape, sent.dtype)[...] = sent
         request = InferInput(spec.input.name, call.patches.shape, spec.input.dtype)
         request.set_shared_memory(source.name, sent.nbytes)
-        wanted = InferRequestedOutput(spec.output.name)
+        wanted = [InferRequestedOutput(name) for name in _names(spec, votes=call.votes)]
         messages.traffic.count(sent=sent.nbytes)
         if target is None:
-            return messages.content_of(messages.answer(call, request, wanted), batch)
+            return messages.logits_of(messages.answer(call, request, wanted), batch, votes=call.votes)
         dtype, unwritten = _WIRE[spec.output.dtype]
         answer: npt.NDArray[Any] = target.array((batch, spec.num_heads, *spec.patch_size), dtype)
         bits = answer.view(unwritten.dtype).reshape(-1)
         bits[-1] = unwritten
-        wanted.set_shared_memory(target.name, answer.nbytes)
+        wanted[0].set_shared_memory(target.name, answer.nbytes)
+        if call.votes:
+            counts = target.array(answer.shape, np.dtype(np.uint8), offset=answer.nbytes)
+            counts.reshape(-1)[-1] = _NO_VOTE
+            wanted[1].set_shared_memory(target.name, counts.nbytes, offset=answer.nbytes)
         response = messages.answer(call, request, wanted).get_response()
-        _check_answer(spec, response, batch, 0 if bits[-1] == unwritten else answer.nbytes)
-        messages.traffic.count(received=answer.nbytes)
+        sizes = [0 if bits[-1] == unwritten else answer.nbytes, *([batch * spec.votes_bytes] if call.votes else [])]
+        _check_answer(spec, response, batch, sizes)
+        messages.traffic.count(received=sum(sizes))
         return answer
 
     def offer(self, server: ServerConnection) -> CallError | None:
@@ -329,16 +347,48 @@ def _check_number(result: Any, number: int) -> None:
         )
 
 
-def _check_answer(spec: ModelSpec, response: Any, batch: int, size: int) -> None:
+def _names(spec: ModelSpec, *, votes: bool) -> list[str]:
+    """Return the names of the tensors that are asked for."""
+    return [spec.output.name, *([spec.votes.name] if votes and spec.votes else [])]
+
+
+def _content(response: Any, name: str) -> bytes:
+    """Return the bytes of a tensor in an answer; where it has another name than it should, of the first."""
+    names = [tensor.name for tensor in response.outputs]
+    place = names.index(name) if name in names else 0
+    return response.raw_output_contents[place] if len(response.raw_output_contents) > place else b""
+
+
+def _with_votes(logits: Logits, counts: npt.NDArray[np.uint8], spec: ModelSpec) -> Logits:
+    """Put votes behind logits.
+
+    Raises:
+        CallError: More folds vote than there are.
+    """
+    folds = spec.votes.folds if spec.votes else 0
+    if (most := int(counts.max(initial=0))) > folds:
+        raise CallError(WRONG, f"expected votes of at most {folds} folds, found {most}: build the entry again")
+    return logits_and_votes(logits, counts, spec)
+
+
+def _check_answer(spec: ModelSpec, response: Any, batch: int, sizes: Sequence[int]) -> None:
+    """Check the tensors of an answer by name, type, shape and bytes: the logits, and the votes if they are asked for.
+
+    Raises:
+        CallError: They are not those of the spec.
+    """
     expected = (batch, spec.num_heads, *spec.patch_size)
     outputs = [tensor for tensor in response.outputs if tensor.name != REQUEST_OUTPUT]
     found = [(tensor.name, tensor.datatype, tuple(tensor.shape)) for tensor in outputs]
-    if found != [(spec.output.name, spec.output.dtype, expected)]:
-        raise CallError(WRONG, f"expected {spec.output.name} {spec.output.dtype} {expected}, found {found}")
-    if size != batch * spec.logits_bytes:
+    names = _names(spec, votes=len(sizes) > 1)
+    wanted = list(zip(names, (spec.output.dtype, "UINT8"), (expected, expected), strict=False))
+    if sorted(found) != sorted(wanted):
+        told = " and ".join(f"{name} {kind} {shape}" for name, kind, shape in wanted)
+        raise CallError(WRONG, f"expected {told}, found {found}")
+    if sizes[0] != batch * spec.logits_bytes or sizes[1:] not in ([], [batch * spec.votes_bytes]):
         raise CallError(
             WRONG,
-            f"the answer of shape {expected} has {size} bytes; Triton's python backend of 2024 answers so under "
+            f"the answer of shape {expected} has {sizes[0]} bytes; Triton's python backend of 2024 answers so under "
             "numpy 2: build the entry again with `ctseg build`",
         )
 

@@ -23,6 +23,7 @@ from ctseg.predict.predictor import Identity, Runner
 from ctseg.predict.progress import StageClock
 from ctseg.predict.segment import CaseContext, Scan, Segmentation, WindowOptions
 from ctseg.predict.whole_scan import (
+    AGREEMENT,
     LABELS,
     LABELS_DEFLATED,
     MEMORY_ORDER,
@@ -132,6 +133,9 @@ class ScanSegmenter:
         self._contract = contract
         self._windows = windows
         self._options = options
+        # an older server knows no such parameter; one that serves a network with votes does
+        has_votes = any(spec.votes for spec in wanted.networks.values())
+        self._asks_for_agreement = has_votes and windows.agreement is not False
         self._closing = threading.Event()
         self._arrivals = arrivals
         self._rota: Rota[ScanServer, _Case] = Rota(
@@ -279,6 +283,8 @@ class ScanSegmenter:
                 MIRRORING: self._windows.mirroring,
                 MEMORY_ORDER: order_to_text(memory_order_of(case.scan.voxels)),
             }
+            if self._asks_for_agreement:
+                parameters[AGREEMENT] = True
         with case.clock.stage("network"):
             outputs = (LABELS if server.is_local else LABELS_DEFLATED, REPORT)
             call.send(tensors, outputs, parameters)
@@ -294,6 +300,7 @@ class ScanSegmenter:
             answer.labels, report.windows, sent, answer.bytes_received,
             tuple(warning for warning in report.warnings if warning != self._contract.doubt),  # told once for a run
             server_seconds={stage: round(seconds, 3) for stage, seconds in report.seconds.items()},
+            agreement=report.agreement,
         )  # fmt: skip
 
     def _error_of(self, error: CallError, waited_s: float) -> CtsegError:

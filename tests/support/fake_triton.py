@@ -45,6 +45,8 @@ class FakeClient:
         """A request with this first value breaks the model."""
         self.lethal: Collection[float] = ()
         """A request with one of these first values ends the server."""
+        self.messages: list[list[bytes]] = []
+        """What each request says of its tensors: their bytes, as they stand in its message."""
         self.received: list[float] = []
         """The first value of each request."""
         self.is_closed = False
@@ -65,7 +67,18 @@ class FakeClient:
             return SimpleNamespace(
                 versions=[str(version) for version in self.specs],
                 inputs=[_tensor(spec.input, -1, len(spec.channels), spec)],
-                outputs=[_tensor(spec.output, -1, spec.num_heads, spec)],
+                outputs=[
+                    _tensor(spec.output, -1, spec.num_heads, spec),
+                    *(
+                        [
+                            SimpleNamespace(
+                                name=spec.votes.name, datatype="UINT8", shape=[-1, spec.num_heads, *spec.patch_size]
+                            )
+                        ]
+                        if spec.votes
+                        else []
+                    ),
+                ],
             )
         if method == "get_model_config":
             config = ModelConfig(max_batch_size=4)
@@ -89,6 +102,8 @@ class FakeClient:
         spec = self.specs[version]
         assert model == spec.name
         self.requests += 1
+        self.messages.append([item._get_tensor().SerializeToString() for item in (*inputs, *outputs)])
+        self.messages[-1].append(inputs[0]._get_content() or b"")
         if self.gone is not None:
             raise CallError(self.gone.status, self.gone.text)
         first = float(np.frombuffer(inputs[0]._get_content(), np.float32, 1)[0]) if inputs[0]._get_content() else 0.0

@@ -47,7 +47,7 @@ class OnnxAsPlan:
         return Plan(plan, self.version, {"fp32": 3, **({half: 6} if (half := _half_of(plan)) else {})}, 1.5)
 
     def load(self, plan: bytes, signature: Signature) -> tuple[object, Mapping[str, int]]:
-        network = onnxruntime_network(self._runs or plan)
+        network = onnxruntime_network(self._runs or plan, voting=signature.voting)
         half = _half_of(plan)
         types = self._types if self._types is not None else {"fp32": 2, **({half: 5} if half else {})}
         return (lambda patches: network(patches) * self._scale), types

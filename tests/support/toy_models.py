@@ -55,7 +55,12 @@ def toy_patches(batch: int, seed: int = 0) -> Patches:
     return np.random.default_rng(seed).standard_normal((batch, 2, *PATCH), dtype=np.float32)
 
 
-def save_toy_network(path: Path, *, half: bool = False, weights: np.ndarray = WEIGHTS) -> Path:
+def toy_votes(patches: Patches) -> np.ndarray:
+    """How the folds of the toy network vote, where it has any: all three for what is above nothing, the others none."""
+    return np.where(toy_logits(patches) > 0, 3, 0).astype(np.uint8)
+
+
+def save_toy_network(path: Path, *, half: bool = False, weights: np.ndarray = WEIGHTS, votes: bool = False) -> Path:
     kind = TensorProto.FLOAT16 if half else TensorProto.FLOAT
     values = weights.astype(np.float16 if half else np.float32).reshape(*weights.shape, 1, 1, 1)
     graph = helper.make_graph(
@@ -65,13 +70,28 @@ def save_toy_network(path: Path, *, half: bool = False, weights: np.ndarray = WE
         [helper.make_tensor_value_info("logits", kind, ["batch", weights.shape[0], *PATCH])],
         [numpy_helper.from_array(values, "weights")],
     )
+    if votes:
+        graph.initializer.extend(
+            numpy_helper.from_array(np.array(value, values.dtype), name) for name, value in (("nothing", 0), ("all", 3))
+        )
+        graph.node.extend([
+            helper.make_node("Greater", ["logits", "nothing"], ["above"]),
+            helper.make_node("Cast", ["above"], ["one"], to=kind),
+            helper.make_node("Mul", ["one", "all"], ["counted"]),
+            helper.make_node("Cast", ["counted"], ["votes"], to=TensorProto.UINT8),
+        ])  # fmt: skip
+        graph.output.append(
+            helper.make_tensor_value_info("votes", TensorProto.UINT8, ["batch", weights.shape[0], *PATCH])
+        )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
     return path
 
 
 def write_toy_entry(repository: Path, spec: ModelSpec | None = None, version: int = 1, **options: Any) -> ModelSpec:
     spec = spec or toy_spec()
-    network = save_toy_network(repository.parent / "toy.onnx", half=spec.output.dtype == "FP16")
+    network = save_toy_network(
+        repository.parent / "toy.onnx", half=spec.output.dtype == "FP16", votes=spec.votes is not None
+    )
     publish(repository, EntryDraft(spec=spec, backend="python", model_file=network, **options), version)
     return spec
 

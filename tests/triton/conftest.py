@@ -41,6 +41,8 @@ def server(tmp_path_factory: pytest.TempPathFactory, events: Path) -> Iterator[R
     root = tmp_path_factory.mktemp("live") / "models"
     write_toy_entry(root)
     write_toy_entry(root, toy_spec("half", **HALF))
+    write_toy_entry(root, toy_spec("voting", votes={"folds": 3}))
+    write_toy_entry(root, toy_spec("half_voting", votes={"folds": 3}, **HALF))
     write_foreign_entry(root, "no_spec", ANSWER)
     for name, code in {**FOREIGN_CODE, "held": holding_code(events)}.items():
         write_foreign_entry(root, name, code, parameters={spec_parameter(1): toy_spec(name).to_json()})

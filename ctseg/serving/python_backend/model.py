@@ -24,20 +24,24 @@ import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
 
 Array = npt.NDArray[Any]
-Network = Callable[[Array, Array], None]
-"""Takes patches, and fills an array with their logits."""
+Network = Callable[[Array, "dict[str, Array]"], None]
+"""Takes patches, and fills arrays by the names of the outputs that are wanted."""
 
 _REQUEST_OUTPUT = "ctseg_request"
 """Where the id of the request stands in its answer, if the configuration has such an output."""
 
-_NUMPY_TYPES: dict[str, np.dtype[Any]] = {"TYPE_FP32": np.dtype(np.float32), "TYPE_FP16": np.dtype(np.float16)}
+_NUMPY_TYPES: dict[str, np.dtype[Any]] = {
+    "TYPE_FP32": np.dtype(np.float32),
+    "TYPE_FP16": np.dtype(np.float16),
+    "TYPE_UINT8": np.dtype(np.uint8),
+}
 
 
 def _available_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _onnxruntime_network(path: Path, output: str, threads: int, gpu: int | None) -> Network:
+def _onnxruntime_network(path: Path, threads: int, gpu: int | None) -> Network:
     import onnxruntime
 
     onnxruntime.disable_telemetry_events()  # nothing leaves this machine unasked
@@ -58,12 +62,15 @@ def _onnxruntime_network(path: Path, output: str, threads: int, gpu: int | None)
         )
     session.disable_fallback()  # what fails is told, never run by another provider than was proven
     (name,) = [tensor.name for tensor in session.get_inputs()]
+    run_options = onnxruntime.RunOptions()
+    run_options.only_execute_path_to_fetches = True  # votes that nobody wants are not counted
 
-    def run(patches: Array, logits: Array) -> None:
+    def run(patches: Array, wanted: "dict[str, Array]") -> None:
         binding = session.io_binding()  # spares a copy of the logits
         binding.bind_cpu_input(name, patches)
-        binding.bind_output(output, "cpu", 0, logits.dtype, logits.shape, logits.ctypes.data)
-        session.run_with_iobinding(binding)
+        for output, array in wanted.items():
+            binding.bind_output(output, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        session.run_with_iobinding(binding, run_options)
 
     return run
 
@@ -82,16 +89,30 @@ def _openvino_network(path: Path, output: str, threads: int, precision_hint: str
         "INFERENCE_PRECISION_HINT": precision_hint,
         "PERFORMANCE_HINT": "LATENCY",
     }
-    request = core.compile_model(str(path), "CPU", settings).create_infer_request()
+    compiled: dict[tuple[str, ...], Any] = {}
 
-    def run(patches: Array, logits: Array) -> None:
+    def request_for(outputs: tuple[str, ...]) -> Any:
+        """Return what answers with these outputs alone; votes are counted by a network that is compiled when asked."""
+        if outputs not in compiled:
+            model = core.read_model(str(path))
+            for result in [item for item in model.get_results() if not item.output(0).get_names() & {*outputs}]:
+                model.remove_result(result)
+            compiled[outputs] = core.compile_model(model, "CPU", settings).create_infer_request()
+        return compiled[outputs]
+
+    request_for((output,))
+
+    def run(patches: Array, wanted: "dict[str, Array]") -> None:
+        request = request_for(tuple(wanted))
         request.infer([patches], share_inputs=True)
-        answer = request.get_tensor(output).data
-        if answer.shape != logits.shape or answer.dtype != logits.dtype:
-            raise ValueError(
-                f"the network gave {answer.dtype} {answer.shape}, the configuration says {logits.dtype} {logits.shape}"
-            )
-        logits[:] = answer
+        for output, array in wanted.items():
+            answer = request.get_tensor(output).data
+            if answer.shape != array.shape or answer.dtype != array.dtype:
+                raise ValueError(
+                    f"the network gave {answer.dtype} {answer.shape}, the configuration says {array.dtype} "
+                    f"{array.shape}"
+                )
+            array[:] = answer
 
     return run
 
@@ -99,9 +120,10 @@ def _openvino_network(path: Path, output: str, threads: int, precision_hint: str
 def _one_by_one(run: Network) -> Network:
     """Run patch by patch: on a CPU a batch of four takes four times as long as one, and up to four times its memory."""
 
-    def run_all(patches: Array, logits: Array) -> None:
+    def run_all(patches: Array, wanted: "dict[str, Array]") -> None:
         for index in range(len(patches)):
-            run(patches[index : index + 1], logits[index : index + 1])
+            part = slice(index, index + 1)
+            run(patches[part], {name: array[part] for name, array in wanted.items()})
 
     return run_all
 
@@ -124,8 +146,8 @@ class TritonPythonModel:
         version = args["model_version"]
         parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
         (self._input,) = config["input"]
-        (self._output,) = [output for output in config["output"] if output["name"] != _REQUEST_OUTPUT]
-        self._names_requests = len(config["output"]) > 1
+        self._outputs = [output for output in config["output"] if output["name"] != _REQUEST_OUTPUT]
+        self._names_requests = len(config["output"]) > len(self._outputs)
         instances = sum(group.get("count", 1) for group in config.get("instance_group", [])) or 1
         threads = int(parameters.get("ctseg_threads", "0")) or max(1, _available_cpus() // instances)
         path = Path(args["model_repository"]) / version / "model.onnx"
@@ -133,10 +155,10 @@ class TritonPythonModel:
         self._joins = parameters.get(f"ctseg_device.{version}", "cpu") == "gpu"
         if runtime == "onnxruntime":
             gpu = _gpu_of(args) if self._joins else None
-            run = _onnxruntime_network(path, self._output["name"], threads, gpu)
+            run = _onnxruntime_network(path, threads, gpu)
         elif runtime == "openvino":
             hint = parameters.get(f"ctseg_precision_hint.{version}", "f32")
-            run = _openvino_network(path, self._output["name"], threads, hint)
+            run = _openvino_network(path, self._outputs[0]["name"], threads, hint)
         else:
             raise pb_utils.TritonModelException(f"runtime {runtime!r} is neither onnxruntime nor openvino")
         self._run = run if self._joins else _one_by_one(run)
@@ -167,18 +189,29 @@ class TritonPythonModel:
     def _answers(self, requests: list[Any]) -> list[Any]:
         arrays = [self._array_of(request) for request in requests]
         joined = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-        shape = (len(joined), *(int(size) for size in self._output["dims"]))
-        logits: Array = np.empty(shape, dtype=_NUMPY_TYPES[self._output["data_type"]])
-        self._run(joined, logits)
+        asked = [set(request.requested_output_names()) for request in requests]
+        # logits always; votes, behind them, where somebody asks for them
+        outputs = [self._outputs[0], *(output for output in self._outputs[1:] if output["name"] in set().union(*asked))]
+        answers = {
+            output["name"]: np.empty(
+                (len(joined), *(int(size) for size in output["dims"])), dtype=_NUMPY_TYPES[output["data_type"]]
+            )
+            for output in outputs
+        }
+        self._run(joined, answers)
         ends = np.cumsum([len(array) for array in arrays])
         return [
             pb_utils.InferenceResponse(
                 [
-                    _to_triton(self._output["name"], logits[end - len(array) : end]),
+                    *(
+                        _to_triton(name, answer[end - len(array) : end])
+                        for name, answer in answers.items()
+                        if name in names
+                    ),
                     *self._name_of(request, len(array)),
                 ]
             )
-            for request, array, end in zip(requests, arrays, ends, strict=True)
+            for request, array, names, end in zip(requests, arrays, asked, ends, strict=True)
         ]
 
     def _name_of(self, request: Any, batch: int) -> list[Any]:

@@ -61,9 +61,7 @@ class Answer:
             name, sent = LABELS_DEFLATED, np.frombuffer(bytearray(zlib.compress(plain.data, _FASTEST)), np.uint8)
         else:
             name, sent = LABELS, plain
-        self._send(
-            [to_triton(self._backend, name, sent), text_to_triton(self._backend, REPORT, report.model_dump_json())]
-        )
+        self._send([to_triton(self._backend, name, sent), text_to_triton(self._backend, REPORT, report.to_json())])
 
     def progress(self, progress: ScanProgress) -> None:
         """Answer with how far another request is."""

@@ -13,6 +13,7 @@ from ctseg.predict.estimate import MemoryEstimate, WindowLoad, estimate_memory, 
 from ctseg.predict.estimate_recipe import estimate_recipe
 from ctseg.predict.inference_queue import InferenceQueue
 from ctseg.predict.predictor import PatchPredictor
+from ctseg.predict.recipe_agreement import models_that_vote
 from ctseg.predict.recipe_run import RecipeRun
 from ctseg.predict.recipe_segmenter import contract_of_recipe
 from ctseg.predict.segment import CaseContext, Scan, Segmentation, WindowOptions, segment
@@ -53,8 +54,16 @@ class ScanEntry:
         else:
             (name,) = self.predictors
             estimate = estimate_memory(header, self._specs[name], loads[name])
-        second_copies = max(loads[name].waiting * spec.logits_bytes for name, spec in self._specs.items())
+        second_copies = max(
+            loads[name].waiting * (spec.logits_bytes + (spec.votes_bytes if loads[name].votes else 0))
+            for name, spec in self._specs.items()
+        )
         return replace(estimate, peak_bytes=estimate.peak_bytes + second_copies)
+
+    @property
+    def voting(self) -> frozenset[str]:
+        """Names of the networks whose folds' agreement is told, if they have votes."""
+        return frozenset(self.predictors) if self.recipe is None else models_that_vote(self.recipe.step)
 
     def most_windows(self, header: VolumeHeader, options: WindowOptions) -> Mapping[str, int]:
         """Return how many windows a scan has for each network at most; what lies outside the crop counts.

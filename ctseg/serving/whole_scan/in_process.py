@@ -11,6 +11,7 @@ from ctseg.arrays import Logits, Patches
 from ctseg.errors import InferenceFailedError, ServerUnavailableError, SetupError, SpecError
 from ctseg.model_spec import ModelSpec
 from ctseg.numerics.finite import all_finite
+from ctseg.numerics.votes import logits_and_votes
 from ctseg.predict.predictor import Identity
 from ctseg.serving.whole_scan.shared_memory import SHARED_MEMORY, SharedMemoryUse, bytes_of_window
 from ctseg.serving.whole_scan.tensors import from_triton, to_triton
@@ -90,18 +91,21 @@ class InProcessPredictor:
         """How many calls at once keep the network busy."""
         return self._in_flight
 
-    def predict(self, patches: Patches) -> Logits:
+    def predict(self, patches: Patches, *, votes: bool = False) -> Logits:
         """See :meth:`ctseg.predict.predictor.PatchPredictor.predict`."""
         what = f"{self._spec.name} version {self._version}"
         size = self._window_bytes * len(patches)
         self._memory.take(size, what)
         kept = False
         try:
-            answer = self._answer(patches, what)
+            answer, counts = self._answer(patches, what, votes=votes)
             # what is kept is not copied: views of it keep it alive, so its memory is free when it is gone
-            if kept := answer.dtype == np.float32 and self._memory.keep(size):
+            if counts is not None:
+                logits: Logits = logits_and_votes(answer, counts, self._spec)
+                del counts
+            elif kept := answer.dtype == np.float32 and self._memory.keep(size):
                 weakref.finalize(answer, self._memory.give_back, size, kept=True).atexit = False
-                logits: Logits = answer
+                logits = answer
             else:
                 logits = answer.astype(np.float32)
         finally:
@@ -114,15 +118,17 @@ class InProcessPredictor:
             )
         return logits
 
-    def _answer(self, patches: Patches, what: str) -> npt.NDArray[Any]:
-        """Return the network's own tensor, a view of shared memory."""
+    def _answer(
+        self, patches: Patches, what: str, *, votes: bool
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint8] | None]:
+        """Return the network's own tensors, views of shared memory: the logits, and the votes if they are wanted."""
         spec, backend = self._spec, self._backend
         sent = patches.astype(np.float16 if spec.input.dtype == "FP16" else np.float32, copy=False)
         try:
             response = backend.InferenceRequest(
                 model_name=spec.name,
                 model_version=self._version,
-                requested_output_names=[spec.output.name],
+                requested_output_names=[spec.output.name, *([spec.votes.name] if votes and spec.votes else [])],
                 inputs=[to_triton(backend, spec.input.name, sent)],
             ).exec()
         except Exception as error:  # of the stub: its own kinds
@@ -133,7 +139,15 @@ class InProcessPredictor:
         expected = (len(patches), spec.num_heads, *spec.patch_size)
         if answer.shape != expected:
             raise InferenceFailedError(f"{what}: expected logits of shape {expected}, found {answer.shape}")
-        return answer
+        if not votes or spec.votes is None:
+            return answer, None
+        counts = from_triton(backend.get_output_tensor_by_name(response, spec.votes.name))
+        if counts.shape != expected or counts.dtype != np.uint8 or int(counts.max(initial=0)) > spec.votes.folds:
+            raise InferenceFailedError(
+                f"{what}: expected votes of {spec.votes.folds} folds of shape {expected}, found {counts.dtype} "
+                f"{counts.shape}, up to {counts.max(initial=0)}"
+            )
+        return answer, counts
 
 
 def _error_of(backend: Any, error: Any, what: str) -> InferenceFailedError | ServerUnavailableError:

@@ -18,6 +18,7 @@ from ctseg.predict.contract import ScanContract
 from ctseg.predict.options import BatchOptions
 from ctseg.predict.segment import Scan, WindowOptions
 from ctseg.predict.whole_scan import (
+    AGREEMENT,
     AS_SENT,
     CANCEL,
     DIGEST,
@@ -40,7 +41,7 @@ _VOXEL_TYPES: Mapping[str, type[np.generic]] = {VOXELS_INT16: np.int16, VOXELS_F
 _LEAST_MM, _MOST_MM = 1e-100, 1e100
 """Of a spacing whose square is a number still."""
 _TRUE_OR_FALSE = {"true": True, "false": False}
-_PARAMETERS = (STEP_SIZE, MIRRORING, DIGEST, MEMORY_ORDER, PROGRESS_OF, CANCEL)
+_PARAMETERS = (STEP_SIZE, MIRRORING, AGREEMENT, DIGEST, MEMORY_ORDER, PROGRESS_OF, CANCEL)
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,14 +205,18 @@ def _previous_of(
 def _options_of(parameters: Mapping[str, Any]) -> WindowOptions:
     try:
         step_size = float(parameters.get(STEP_SIZE, 0.5))
-        return BatchOptions(tile_step_size=step_size, mirroring=_bool_of(parameters)).window_options
+        return BatchOptions(
+            tile_step_size=step_size,
+            mirroring=_bool_of(parameters, MIRRORING, default=True),
+            agreement=_bool_of(parameters, AGREEMENT, default=False),
+        ).window_options
     except ValueError as error:
         raise InputError(f"{STEP_SIZE}: {error}") from error
 
 
-def _bool_of(parameters: Mapping[str, Any]) -> bool:
-    value = parameters.get(MIRRORING, True)
+def _bool_of(parameters: Mapping[str, Any], name: str, *, default: bool) -> bool:
+    value = parameters.get(name, default)
     known = _TRUE_OR_FALSE.get(str(value).lower())
     if known is None:
-        raise InputError(f"{MIRRORING}: expected true or false, found {str(value)[:20]!r}")
+        raise InputError(f"{name}: expected true or false, found {str(value)[:20]!r}")
     return known

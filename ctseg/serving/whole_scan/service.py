@@ -13,7 +13,7 @@ from ctseg.arrays import Logits, Patches
 from ctseg.compiled.loading import load_kernels_ahead
 from ctseg.compiled.parallel import set_num_threads
 from ctseg.errors import InputError, ServerUnavailableError
-from ctseg.numerics import KERNEL_MODULES, RECIPE_KERNEL_MODULES
+from ctseg.numerics import AGREEMENT_KERNEL_MODULES, KERNEL_MODULES, RECIPE_KERNEL_MODULES
 from ctseg.numerics.volumes import volumes_ml
 from ctseg.predict.inference_queue import FairShare, InferenceQueue, InferenceThreads
 from ctseg.predict.predictor import PatchPredictor, PredictorAround
@@ -107,10 +107,10 @@ class _WhileWanted(PredictorAround):
         super().__init__(predictor)
         self._job = job
 
-    def predict(self, patches: Patches) -> Logits:
+    def predict(self, patches: Patches, *, votes: bool = False) -> Logits:
         """See :meth:`PatchPredictor.predict`."""
         self._job.require_wanted()
-        return self._predictor.predict(patches)
+        return self._predictor.predict(patches, votes=votes)
 
 
 class ScanService:
@@ -146,7 +146,7 @@ class ScanService:
         self._jobs: dict[int, _Job] = {}
         self._lock, self._dropping = threading.Lock(), threading.Lock()
         self._is_closing = threading.Event()
-        load_kernels_ahead((*KERNEL_MODULES, *RECIPE_KERNEL_MODULES))
+        load_kernels_ahead((*KERNEL_MODULES, *RECIPE_KERNEL_MODULES, *AGREEMENT_KERNEL_MODULES))
 
     def take(self, request: Any) -> None:
         """Accept a request of Triton's: it will be answered once, by its own response sender. Never raises."""
@@ -253,6 +253,7 @@ class ScanService:
             windows=result.windows,
             volumes_ml=volumes_ml(result.labels, contract.labels, scan.spacing_mm),
             warnings=(*result.warnings, *filter(None, [contract.doubt])),
+            agreement=result.agreement,
         )  # fmt: skip
         job.let_go()
         del request, scan, context
@@ -272,7 +273,10 @@ class ScanService:
         """Return queues of one scan, which share the threads of all."""
         return {
             name: InferenceQueue(
-                _WhileWanted(predictor, job), mirroring=job.request.options.mirroring, threads=self._threads
+                _WhileWanted(predictor, job),
+                mirroring=job.request.options.mirroring,
+                threads=self._threads,
+                votes=bool(job.request.options.agreement) and name in self._entry.voting,
             )
             for name, predictor in self._entry.predictors.items()
         }

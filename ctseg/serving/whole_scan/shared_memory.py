@@ -116,13 +116,13 @@ class SharedMemoryUse:
 
 
 def bytes_of_window(spec: ModelSpec, backend: str) -> int:
-    """Return what a call with one window takes of shared memory, there and back.
+    """Return what a call with one window takes of shared memory, there and back, with votes where there are any.
 
     Args:
         spec: Of the network.
         backend: Triton's name of its backend: a python backend has a part of its own, which the tensors pass, too.
     """
-    return (2 if backend == "python" else 1) * (spec.patch_bytes + spec.logits_bytes)
+    return (2 if backend == "python" else 1) * (spec.patch_bytes + spec.logits_bytes + spec.votes_bytes)
 
 
 def _megabytes(size: int) -> str:

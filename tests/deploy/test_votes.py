@@ -1,0 +1,174 @@
+"""Votes of folds: the graph counts what PyTorch's folds say, in every form; the gate finds where it does not."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import helper
+
+from ctseg.deploy.bundle import Bundle
+from ctseg.deploy.export import ExportOptions, export_model
+from ctseg.deploy.onnx_graph import onnx_graph_of
+from ctseg.deploy.parity import check_network
+from ctseg.deploy.parity_data import PreparedCase
+from ctseg.deploy.runtimes import onnxruntime_network, openvino_network
+from ctseg.deploy.tensorrt_plan import PlanOptions, build_plan, load_tensorrt
+from ctseg.deploy.trained_model import LoadedModel, load_trained_model
+from ctseg.model_spec import Votes
+from ctseg.numerics.decide import REGION_THRESHOLD
+from ctseg.numerics.votes import voted_heads
+from tests.deploy.test_tensorrt_plan import installed
+from tests.support.nnunet_reference import make_dataset, make_plans, make_trained_folder
+
+LABELS = make_dataset({"background": 0, "a": 1, "b": 2})
+REGIONS = make_dataset({"background": 0, "whole": [1, 2], "core": [2]}, regions_class_order=[1, 2])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict[str, object]], LoadedModel]:
+    """Three folds of the U-Net with random weights, for a data set."""
+
+    def make(dataset: dict[str, object]) -> LoadedModel:
+        folder = tmp_path_factory.mktemp("folds") / "nnUNetTrainer__nnUNetPlans__3d_fullres"
+        return load_trained_model(make_trained_folder(folder, make_plans(), dataset, folds=(0, 1, 2)))
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def exported(
+    trained: Callable[[dict[str, object]], LoadedModel], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., tuple[LoadedModel, Bundle]]:
+    case = PreparedCase("noise", np.random.default_rng(0).standard_normal((1, 20, 40, 40)).astype(np.float32))
+
+    def run(dataset: dict[str, object], **options: object) -> tuple[LoadedModel, Bundle]:
+        model, output = trained(dataset), tmp_path_factory.mktemp("bundles") / "bundle"
+        return model, export_model(model, output, ExportOptions(name="voting", **options), cases=[case])  # type: ignore[arg-type]
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def bundle(exported: Callable[..., tuple[LoadedModel, Bundle]]) -> Bundle:
+    """Of labels, FP32 and FP16, with the weights beside the graph."""
+    _, found = exported(LABELS, precisions=("fp32", "fp16"), one_file_bytes=2048, accept_unproven=True)
+    return found
+
+
+def votes_of(model: LoadedModel, patches: np.ndarray, flips: list[tuple[int, ...]], *, regions: bool) -> np.ndarray:
+    """Return how PyTorch's folds vote, each by its own mean over flips."""
+    votes = []
+    with torch.inference_mode():
+        x = torch.from_numpy(patches)
+        for network in model.networks:
+            total = sum(network(x.flip(flip)).flip(flip) if flip else network(x) for flip in flips).numpy() / len(flips)
+            if regions:
+                votes.append(total > REGION_THRESHOLD)
+            else:
+                votes.append(total.argmax(axis=1)[:, None] == np.arange(total.shape[1])[:, None, None, None])
+    return np.sum(votes, axis=0)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "mirroring", "flips"),
+    [
+        (LABELS, "client", [()]),
+        pytest.param(
+            REGIONS, "graph", [(), (2,), (3,), (4,), (2, 3), (2, 4), (3, 4), (2, 3, 4)], marks=pytest.mark.full
+        ),
+    ],
+    ids=["labels", "regions, mirrored in the graph"],
+)
+def test_graph_counts_the_votes_of_pytorchs_folds(
+    exported: Callable[..., tuple[LoadedModel, Bundle]],
+    dataset: dict[str, object],
+    mirroring: str,
+    flips: list[tuple[int, ...]],
+) -> None:
+    model, found = exported(dataset, mirroring=mirroring)
+    assert found.spec.votes == Votes(folds=3)
+    assert found.spec.parity.state == "proven"
+    graph = onnx.load(found.folder / "model.onnx")
+    assert [item.name for item in graph.graph.output] == ["output", "votes"]
+    assert [side.dim_param or side.dim_value for side in graph.graph.output[1].type.tensor_type.shape.dim] == [
+        "batch", found.spec.num_heads, 16, 32, 32,
+    ]  # fmt: skip
+    patches = np.random.default_rng(5).standard_normal((2, 1, 16, 32, 32)).astype(np.float32)
+    answer = onnxruntime_network(found.folder / "model.onnx", voting=found.spec)(patches)
+    expected = votes_of(model, patches, flips, regions=found.spec.has_regions)[:, voted_heads(found.spec).start :]
+    votes = answer[:, found.spec.num_heads :] * 3
+    differing = (np.rint(votes) != expected).mean()
+    assert differing < 1e-4, "beyond ties"
+    assert (expected % 3 != 0).any(), "the folds are of one mind: that proves nothing"
+    logits = onnxruntime_network(found.folder / "model.onnx")(patches)
+    np.testing.assert_array_equal(answer[:, : found.spec.num_heads], logits)
+    openvino = openvino_network(found.folder / "model.onnx", voting=found.spec)(patches)
+    assert (np.rint(openvino[:, found.spec.num_heads :] * 3) != expected).mean() < 1e-3
+
+
+def test_one_fold_and_a_model_that_shall_not_say_have_no_votes(
+    trained: Callable[[dict[str, object]], LoadedModel],
+) -> None:
+    model = trained(LABELS)
+    said = {"name": "voting", "mirroring": "none", "max_batch_size": 1}
+    voting, silent = (model.spec(**said, votes=votes) for votes in (True, False))  # type: ignore[arg-type]
+    assert voting.votes == Votes(folds=3)
+    assert replace(model, networks=model.networks[:1]).spec(**said, votes=True).votes is None  # type: ignore[arg-type]
+    assert silent.votes is None
+    assert "votes" not in silent.to_json()
+    assert silent.digest != voting.digest
+    graph = onnx_graph_of(model, silent)
+    assert [item.name for item in graph.graph.output] == ["output"]
+
+
+def test_votes_are_uint8_in_fp16_too_and_their_graph_keeps_its_weights_outside(bundle: Bundle) -> None:
+    for name in ("model.onnx", "model.fp16.onnx"):
+        assert (bundle.folder / f"{name}.data").is_file()
+        answer, votes = onnx.load(bundle.folder / name, load_external_data=False).graph.output
+        assert (answer.type.tensor_type.elem_type, votes.type.tensor_type.elem_type) == (1, 2), name
+    patches = np.random.default_rng(5).standard_normal((1, 1, 16, 32, 32)).astype(np.float32)
+    full, half = (
+        onnxruntime_network(bundle.folder / name, voting=bundle.spec)(patches)[:, 3:]
+        for name in ("model.onnx", "model.fp16.onnx")
+    )
+    assert (np.rint(full * 3) != np.rint(half * 3)).mean() < 0.01
+
+
+def _swap(graph: onnx.ModelProto) -> None:
+    """Let the labels' votes change places."""
+    (cast,) = [node for node in graph.graph.node if node.output[0] == "votes"]
+    graph.graph.initializer.append(helper.make_tensor("order", onnx.TensorProto.INT64, [3], [0, 2, 1]))
+    swapped = helper.make_node("Gather", [cast.input[0], "order"], ["swapped"], axis=1)
+    cast.input[0] = "swapped"
+    graph.graph.node.insert(list(graph.graph.node).index(cast), swapped)
+
+
+def _forget(graph: onnx.ModelProto) -> None:
+    """Leave a fold out of the count."""
+    makers = {node.output[0]: node for node in graph.graph.node}
+    cast = makers["votes"]
+    cast.input[0] = makers[cast.input[0]].input[0]
+
+
+@pytest.mark.parametrize("fault", [_swap, _forget])
+def test_fault_in_the_votes_alone_is_found(bundle: Bundle, fault: Callable[[onnx.ModelProto], None]) -> None:
+    graph = onnx.load(bundle.folder / "model.onnx")
+    fault(graph)
+    onnx.checker.check_model(graph)
+    for data in bundle.parity_data():
+        network = onnxruntime_network(graph.SerializeToString(), voting=bundle.spec)
+        check = check_network(network, [data], bundle.spec, what="changed", precision="fp32")
+        assert not check.passed, data.parity_set
+        assert all("the folds vote otherwise in" in problem for problem in check.problems)
+
+
+def test_tensorrt_rtx_compiles_votes(bundle: Bundle) -> None:
+    sys.path.append(str(installed("rtx")))
+    rtx = load_tensorrt(("tensorrt_rtx_bindings",))
+    for name in ("model.onnx", "model.fp16.onnx"):
+        plan = build_plan(bundle.folder / name, PlanOptions(compute_capability="SM89"), trt=rtx)
+        assert len(plan.data) > 10_000
