@@ -4,7 +4,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from ctseg.cli.exit_codes import TERMINATED
 from ctseg.cli.nnunet import add_folders, given_folders, prepare_nnunet, told_on_terminal
 from ctseg.cli.parser import Parser, flags_worded
 from ctseg.errors import SetupError
@@ -123,7 +122,7 @@ def _run_train(args: argparse.Namespace) -> int:
             if placement.rank == 0:
                 flags = flags_worded(stopped.settings, args.parser)
                 print(f"{stopped}; it can go on ({flags})", file=sys.stderr)
-            return TERMINATED
+            return 128 + stopped.number
     return 0
 
 

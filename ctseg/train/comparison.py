@@ -16,6 +16,7 @@ from ctseg.nnunet.postprocessing import read_postprocessing
 from ctseg.nnunet.results_folder import read_json
 from ctseg.train.cross_validation import TrainedModel
 from ctseg.train.paths import NnunetPaths
+from ctseg.train.worker_pools import pools_that_end
 from ctseg.train.worker_processes import default_workers
 
 
@@ -63,6 +64,7 @@ class Compared:
     scores: Mapping[str, float]
 
 
+@pools_that_end()
 def find_best(paths: NnunetPaths, dataset: str, comparison: Comparison, *, output: Path | None = None) -> Compared:
     """Let nnU-Net find the best configuration and post-processing, and write them as ``best.json``.
 

@@ -9,6 +9,7 @@ import contextlib
 import importlib.util
 import logging
 import random
+import threading
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from ctseg.train.options import RECORD_KEY, TrainingOptions
 from ctseg.train.placement import Placement
 from ctseg.train.stopping import StopRequest, TrainingStopped
 from ctseg.train.training_step import accumulated_step, autocast, without_autocast
+from ctseg.train.worker_pools import BOUND_S
 
 _log = logging.getLogger(__name__)
 
@@ -256,14 +258,20 @@ class _Extension(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net publishes no t
             self.save_latest()
             raise TrainingStopped(
                 f"stopped in epoch {self.current_epoch + 1} of {self.num_epochs}: "
-                f"saved {Path(self.output_folder) / LATEST}"
+                f"saved {Path(self.output_folder) / LATEST}",
+                number=self.stop.number,
             )
 
     def finish_dataloaders(self) -> None:
-        """End the processes that prepare batches."""
+        """End the processes that prepare batches; those that do not leave are left to be killed.
+
+        Loaders and their processes share locks, and who died with one does not give it back.
+        """
         for loader in (self.dataloader_train, self.dataloader_val):
             if hasattr(loader, "_finish"):
-                loader._finish()
+                finishing = threading.Thread(target=loader._finish, daemon=True)
+                finishing.start()
+                finishing.join(BOUND_S)
 
 
 def extended(

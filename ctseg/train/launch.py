@@ -23,6 +23,7 @@ from ctseg.train.placement import Placement
 from ctseg.train.pretrained import load_pretrained, weights_in
 from ctseg.train.shortages import explaining_full_disk, explaining_full_gpu
 from ctseg.train.stopping import StopRequest, TrainingStopped
+from ctseg.train.worker_pools import pools_that_end
 from ctseg.train.worker_processes import end_workers_with_this_process, no_workers_left
 
 States = Mapping[Fold, TrainingState | None]
@@ -89,7 +90,7 @@ def train(training: Training, paths: NnunetPaths, placement: Placement) -> None:
         CheckpointError: There is nothing to continue, or a checkpoint is unreadable.
         TrainingError: There is a training already, or the memory does not suffice.
         OutputError: A checkpoint could not be written, or the disk is full.
-        TrainingStopped: SIGTERM came; the state is saved.
+        TrainingStopped: SIGTERM or SIGHUP came; the state is saved.
     """
     if paths.results is None:
         raise SetupError("nnUNet_results is not set")
@@ -101,7 +102,7 @@ def train(training: Training, paths: NnunetPaths, placement: Placement) -> None:
     states = _checked(run)
     end_workers_with_this_process()
     stop = StopRequest()
-    with stop.on_sigterm():
+    with no_workers_left(), pools_that_end(), stop.on_signals():
         for fold in training.folds:
             with explaining_full_gpu(training, plans), explaining_full_disk(folder), _former_kept(run, fold):
                 _train_fold(run, fold, states[fold], stop)

@@ -11,6 +11,7 @@ import torch.distributed
 
 from ctseg.compiled.cpus import usable_cpus
 from ctseg.errors import SetupError
+from ctseg.train.worker_processes import end_with_the_launcher
 
 COLLECTIVE_TIMEOUT = timedelta(hours=2)
 """A validation may keep a process waiting for as long as the others have cases left."""
@@ -56,6 +57,8 @@ def placed(device: str | None, *, distributed: bool) -> Iterator[Placement]:
         return
     if kind == "mps":
         raise SetupError("several processes need CUDA or the CPU, not MPS")
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_the_launcher()
     torch.distributed.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=COLLECTIVE_TIMEOUT)
     try:
         yield Placement(torch_device, rank=torch.distributed.get_rank(), world_size=world_size)

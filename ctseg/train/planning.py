@@ -20,6 +20,7 @@ from ctseg.train.in_use import InUse, changes_of_data_set, changes_of_plans, fin
 from ctseg.train.names import DEFAULT_PLANNER, SWIN_PLANNER
 from ctseg.train.paths import NnunetPaths, dataset_id
 from ctseg.train.swin_planner import ESTIMATE_KEY, nnUNetPlannerSwinUNETR
+from ctseg.train.worker_pools import pools_that_end
 from ctseg.train.worker_processes import default_workers
 
 _LOWRES_FACTOR, _LOWRES_STEP, _MOST_ANISOTROPIC = 2.0, 1.03, 2.0
@@ -74,6 +75,7 @@ class Planned:
     kept: InUse = field(default_factory=InUse)
 
 
+@pools_that_end()
 def plan_dataset(name: str, paths: NnunetPaths, planning: Planning) -> Planned:
     """Extract the fingerprint, plan with each planner, and preprocess what the plans ask for, once.
 

@@ -24,6 +24,7 @@ from ctseg.train.scans import (
     read_header_or_tell,
     read_or_tell,
 )
+from ctseg.train.worker_pools import pools_that_end
 
 _NAMES_TOLD = 10
 """Cases that a note lists."""
@@ -56,6 +57,7 @@ class VerifyReport:
         return json.dumps({"ok": not self.problems, **asdict(self)}, indent=2)
 
 
+@pools_that_end()
 def verify_dataset(
     folder: Path, *, nnunet_check: bool = True, images: bool = True, workers: int | None = None
 ) -> VerifyReport:

@@ -40,7 +40,22 @@ def end_workers_with_this_process() -> None:
     if sys.platform != "linux":
         return
     prctl = ctypes.CDLL(None).prctl
-    os.register_at_fork(after_in_child=lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGKILL))
+
+    def begin() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        # what wakes the parent is not for them
+        signal.set_wakeup_fd(-1)
+
+    os.register_at_fork(after_in_child=begin)
+
+
+def end_with_the_launcher() -> None:
+    """Let the kernel send this process SIGTERM once the process that started it is gone (Linux only).
+
+    torchrun tells its processes to end, but not where it is killed itself.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,6 @@ import resource
 import shutil
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from ctseg.train.options import Training, TrainingOptions
 from ctseg.train.shortages import explaining_full_disk, explaining_full_gpu
 from ctseg.train.stopping import StopRequest, TrainingStopped
 from tests.support.nnunet_plans import make_plans, swin_architecture
+from tests.support.process_groups import assert_nothing_is_left_of_group, living_processes_of_group
 from tests.support.tiny_trainings import TinyNnunet
 from tests.support.trainers import make_trainer
 from tests.support.warm_processes import WarmProcess
@@ -101,23 +101,6 @@ def test_sigterm_in_the_validation_leaves_at_once(tiny: TinyNnunet) -> None:
         nnUNet_extTrainer=OUTSIDE, CTSEG_TEST_VALIDATION_SIGNAL="15",
     )  # fmt: skip
     assert not summary.exists()
-
-
-def living_processes_of_group(group: int) -> list[str]:
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            words = stat.read_text().rpartition(")")[2].split()
-            if words[0] not in "ZX" and int(words[2]) == group:
-                found.append(stat.parent.name)
-    return found
-
-
-def assert_nothing_is_left_of_group(group: int) -> None:
-    deadline = time.monotonic() + 200
-    while left := living_processes_of_group(group):
-        assert time.monotonic() < deadline, left
-        time.sleep(0.05)
 
 
 @contextlib.contextmanager
@@ -267,7 +250,7 @@ def test_a_second_signal_does_not_disturb_the_end_of_a_validation() -> None:
                 signal.raise_signal(signal.SIGTERM)
                 cleaned_up = True
 
-    with stop.on_sigterm():
+    with stop.on_signals():
         with pytest.raises(TrainingStopped, match="stopped in the validation"):
             validate()
         assert cleaned_up
