@@ -5,9 +5,11 @@ accepted for each.
 """
 
 import argparse
+import itertools
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from ctseg.cli.suggestions import meant_flags, meant_word, unknown_flags
 from ctseg.errors import CtsegError
 
 
@@ -31,12 +33,33 @@ class Parser(argparse.ArgumentParser):
     ) -> tuple[argparse.Namespace, list[str]]:
         """See :meth:`argparse.ArgumentParser.parse_known_args`."""
         words = None if args is None else snake_case_flags(args)
+        if words is not None:
+            # before what is missing is told: it may be what was misspelled
+            own = words if self._subparsers is None else itertools.takewhile(lambda word: word.startswith("-"), words)
+            self._refuse(unknown_flags(list(own), self._option_string_actions))
         found, left = super().parse_known_args(words, namespace)
         if self.words_anywhere is not None:
             words_left = [word for word in left if not word.startswith("-")]
             setattr(found, self.words_anywhere, [*getattr(found, self.words_anywhere), *words_left])
             left = [word for word in left if word.startswith("-")]
         return found, left
+
+    def _refuse(self, flags: Sequence[str]) -> None:
+        told = []
+        for flag in dict.fromkeys(flags):
+            meant = meant_flags(flag, self._actions)
+            told.append(f"unknown flag {flag}{f': did you mean {_either(meant)}?' if meant else ''}")
+        if told:
+            self.error("; ".join(told))
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            meant = meant_word(str(value), map(str, action.choices or ()))
+            if meant is not None:
+                error.message = f"{value!r} is unknown: did you mean {meant}?"
+            raise
 
     def error(self, message: str) -> NoReturn:
         """Tell in one line what is wrong with the words, and end the process with status 2."""
@@ -46,6 +69,10 @@ class Parser(argparse.ArgumentParser):
         """Return the flag that sets a parameter, such as ``--case_timeout_s``; None: this command has none."""
         flags = [flag for action in self._actions if action.dest == setting for flag in action.option_strings]
         return max(flags, key=len, default=None)
+
+
+def _either(flags: Sequence[str]) -> str:
+    return " or ".join(flags)
 
 
 def snake_case_flags(words: Sequence[str]) -> list[str]:
