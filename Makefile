@@ -17,7 +17,7 @@ PYTEST_IN_PARALLEL := OMP_NUM_THREADS=1 $(PYTEST)
 PIP_INSTALL = $(1)/bin/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help install install-server demo test test-data test-full check faults pacs images format benchmark \
-	benchmark-network gpu gpu-wheels imports compatibility clean
+	benchmark-network gpu gpu-wheels demo-picture imports compatibility clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -31,7 +31,7 @@ install-server: $(CLIENT_VENV)/bin/python  ## the client and a Triton server for
 	$(call PIP_INSTALL,$(CLIENT_VENV)) --no-deps -r requirements/triton_server.txt
 	@echo "installed: $(CLIENT_VENV)/bin/ctseg, with a server, on the PATH after: . $(CLIENT_VENV)/bin/activate"
 
-demo: $(DEMO_VENV)/.ready  ## segment real CT through a real Triton server; pictures in demo_output/
+demo: $(DEMO_VENV)/.ready  ## segment real CT through a real Triton server; pages to look at in demo_output/
 	$(DEMO_VENV)/bin/python -m scripts.demo --output demo_output
 
 test: $(TEST_VENV)/.ready  ## all tests but the slow ones
@@ -88,6 +88,9 @@ gpu-wheels:  ## download what a bare GPU machine lacks, into .wheels/
 
 compatibility: $(TEST_VENV)/.ready  ## export what older nnU-Nets train, and compare, an hour or two; writes docs/compatibility.md
 	$(TEST_VENV)/bin/python -m scripts.compatibility --output compatibility_output $(COMPATIBILITY_FLAGS)
+
+demo-picture: $(TEST_VENV)/.ready  ## photograph a page of the demo for the README (scripts/browser.sh)
+	$(TEST_VENV)/bin/python -m scripts.demo_picture --output docs/pictures/demo.png
 
 imports: $(TEST_VENV)/.ready  ## draw which room imports which, into docs/pictures/
 	$(TEST_VENV)/bin/python scripts/draw_imports.py --output docs/pictures/imports.svg

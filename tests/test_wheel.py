@@ -39,7 +39,7 @@ def test_the_wheel_holds_no_benchmark_and_no_tests(wheel_files):
 def test_the_wheel_holds_every_file_of_the_package(wheel_files):
     needed = {path.relative_to(ROOT) for path in (ROOT / "ctseg").rglob("*.py")}
     for folder in ("templates", "viewer"):
-        needed |= {path.relative_to(ROOT) for path in (ROOT / "ctseg/evaluate/pages" / folder).iterdir()}
+        needed |= {path.relative_to(ROOT) for path in (ROOT / "ctseg/evaluate/pages" / folder).glob("*[!_]")}
     assert wheel_files == needed | {Path("ctseg/files/known_codes.csv"), Path("ctseg/py.typed")}
 
 

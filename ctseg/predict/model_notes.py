@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ctseg.documents import Document
+from ctseg.model_spec import Reader
 from ctseg.predict.contract import ScanContract
 from ctseg.predict.notes import read_notes, write_note
 from ctseg.predict.outcomes import MEMORY_NAME
@@ -15,10 +16,18 @@ class ModelNote(Document):
     Attributes:
         channels: Names, in order.
         labels: Values in a label map by the label's name; a region has several.
+        name: Of the model or the recipe; empty in what an older ctseg wrote, as are the next ones.
+        reader: By which its scans are read.
+        display_names: What people call labels, where that is known and differs.
+        colours: Red, green, blue, 0 to 255, of labels that the model gives one.
     """
 
     channels: tuple[str, ...]
     labels: Mapping[str, tuple[int, ...]]
+    name: str = ""
+    reader: Reader = "SimpleITKIO"
+    display_names: Mapping[str, str] = {}
+    colours: Mapping[str, tuple[int, int, int]] = {}
 
 
 def write_model_note(output: Path, contract: ScanContract, *, through: Path | None = None) -> None:
@@ -35,7 +44,15 @@ def write_model_note(output: Path, contract: ScanContract, *, through: Path | No
     path = _folder(output) / f"{contract.digest}.json"
     if path.exists():
         return
-    note = ModelNote(channels=contract.channels, labels=contract.labels)
+    said = contract.presentation
+    note = ModelNote(
+        channels=contract.channels,
+        labels=contract.labels,
+        name=contract.name,
+        reader=contract.reader,
+        display_names={label: of.display_name for label, of in said.items() if of.display_name not in ("", label)},
+        colours={label: of.colour for label, of in said.items() if of.colour is not None},
+    )
     write_note(path, note, through=through)
 
 

@@ -28,6 +28,7 @@ class Review:
         kept: Likewise, of the other cases those in whose place something stands that is not ctseg's.
         working: Runs that work in the folder.
         different_lists: A sentence, where parts of the folder saw different lists of cases.
+        found: Cases of the input that was looked at.
     """
 
     report: Report
@@ -36,6 +37,7 @@ class Review:
     kept: tuple[tuple[str, str], ...]
     working: tuple[str, ...]
     different_lists: str | None
+    found: tuple[Case, ...] = ()
 
 
 def review_folder(
@@ -87,7 +89,9 @@ def review_folder(
         else:
             looked_at, left = len(cases), tuple(_left_of_input(cases, output, report, there))
         kept = tuple(entry for entry in _kept_in(report) if entry[0] not in dict(left))
-        return Review(report, looked_at, left, kept, tuple(others.living()), different_lists(output))
+        return Review(
+            report, looked_at, left, kept, tuple(others.living()), different_lists(output), found=tuple(cases or ())
+        )
 
 
 def _channels_in(output: Path) -> int:

@@ -39,6 +39,12 @@ def colours_of_values(labels: Mapping[str, tuple[int, ...]], colours: Mapping[st
     return {value: colours[name] for name, values in by_size for value in values}
 
 
+def lighter(colour: RGB) -> RGB:
+    """Return a colour nearer to white, in which an outline is seen on a veil of the same label."""
+    red, green, blue = (round((part + 255) / 2) for part in colour)
+    return red, green, blue
+
+
 def css(colour: RGB) -> str:
     """Return a colour as style sheets write it."""
     return "#{:02x}{:02x}{:02x}".format(*colour)

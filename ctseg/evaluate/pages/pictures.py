@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ctseg.arrays import Shape3, Spacing
 from ctseg.errors import missing_package
-from ctseg.evaluate.pages.colours import RGB
+from ctseg.evaluate.pages.colours import RGB, lighter
 from ctseg.files.geometry import Geometry, Reorientation, closest_ras_by_itk
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def thumbnail(
         spacing_mm: Distance between voxel centres along (y, x), in millimetres.
         window_hu: What is black and what is white.
         outline: As ``labels``: values whose outlines are shown, such as those of a reference.
-        outline_colour: Of all outlines; None: of their values.
+        outline_colour: Of all outlines; None: a lighter one of their values.
         size: Pixels of the longer side.
 
     Returns:
@@ -89,7 +89,7 @@ def thumbnail(
     if outline is not None:
         shown = _resized_labels(outline, colours, (height, width))
         for value, colour in colours.items():
-            picture[_edge(shown == value)] = outline_colour or colour
+            picture[_edge(shown == value)] = outline_colour or lighter(colour)
     return _data_uri(picture.round().astype(np.uint8))
 
 

@@ -1,0 +1,189 @@
+"""The pages of a run: a row for every case, and why one has no viewer."""
+
+import re
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from ctseg.errors import InputError
+from ctseg.evaluate.evaluation import Evaluation
+from ctseg.evaluate.folder import evaluate_folder
+from ctseg.evaluate.pages import run
+from ctseg.evaluate.pages.rendering import number
+from ctseg.evaluate.pages.run import page_names, write_run_pages
+from ctseg.predict.model_notes import ModelNote
+from tests.support.run_pages import OBLIQUE, RunFolder, phantom
+
+REGIONS = {"whole": (1, 2, 3), "core": (2, 3)}
+
+
+def index_of(folder: RunFolder) -> str:
+    return (folder.output / "report" / "index.html").read_text(encoding="utf-8")
+
+
+def row_of(page: str, case: str) -> str:
+    return next(row for row in re.findall(r"<tr id=.*?</tr>", page, flags=re.S) if f'data-sort="{case}"' in row)
+
+
+def text_of(html: str) -> str:
+    return " ".join(re.sub(r"<[^>]*>", " ", html).split())
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    folder = RunFolder(tmp_path)
+    folder.add("one", *phantom(), warnings=("liver touches the edge",), agreement={"liver": 0.91, "spleen": 0.83})
+    return folder
+
+
+def test_every_case_has_a_row_that_says_what_became_of_it(folder):
+    folder.add_failed("two", "case two: expected a CT")
+    kept = folder.add("three", *phantom())
+    folder.store.write(
+        "three", kept.model_copy(update={"status": "kept", "warnings": ("somebody's own stands there",)})
+    )
+    written = write_run_pages(
+        folder.output,
+        folder.report,
+        cases=folder.cases,
+        left=[("two", "case two: expected a CT"), ("four", "not begun")],
+    )
+    page = index_of(folder)
+    assert "done" in row_of(page, "one")
+    assert "liver touches the edge" in row_of(page, "one")
+    assert "0.83" in row_of(page, "one")
+    assert row_of(page, "one").count("data:image/jpeg") == 3
+    assert text_of(row_of(page, "two")).count("expected a CT") == 1
+    assert "somebody&#39;s own stands there" in row_of(page, "three")
+    assert "not begun" in row_of(page, "four")
+    assert written.with_viewer == (1 if (folder.output / "report/niivue.js").exists() else 0)
+    for fact in ("abdomen", folder.digest, "proven", "localhost:8001", "0.5 of a patch", "2026-11-28T04:00:00"):
+        assert fact in page
+    assert "network" in text_of(page)
+
+
+def test_volumes_and_scores_stand_in_the_row_by_the_models_names(folder):
+    volumes = folder.report.cases[0].volumes_ml.values()
+    references = folder.root / "references"
+    references.mkdir()
+    _, labels = phantom()
+    nib.save(nib.Nifti1Image(np.where(labels == 2, 0, labels).astype(np.uint8).T, OBLIQUE), references / "one.nii.gz")
+    found = evaluate_folder(folder.output, references)
+    renamed = Evaluation.model_validate(
+        {**found.model_dump(), "labels": {f"other {name}": values for name, values in found.labels.items()},
+         "cases": [{**case.model_dump(), "labels": {f"other {name}": scores for name, scores in case.labels.items()}}
+                   for case in found.cases]}
+    )  # fmt: skip
+    for evaluation in (found, renamed):
+        write_run_pages(folder.output, folder.report, cases=folder.cases, evaluation=evaluation, references=references)
+        row = row_of(index_of(folder), "one")
+        cells = [text_of(cell) for cell in re.findall(r"<td.*?</td>", row, flags=re.S)]
+        assert cells[3:6] == [number(volume) for volume in volumes]
+        assert "0.667" in cells, "the mean of 1, 0 and 1"
+        assert "0" in cells, "the lowest"
+    assert "reference" in (folder.output / "report" / "cases" / "one.html").read_text()
+
+
+def test_a_scan_that_is_gone_or_another_leaves_the_row_and_says_so(folder):
+    for name in ("moved", "changed"):
+        folder.add(name, *phantom())
+    (folder.scans / "moved_0000.nii.gz").unlink()
+    shutil.copy(folder.scans / "one_0000.nii.gz", folder.scans / "changed_0000.nii.gz")
+    hu, _ = phantom()
+    nib.save(nib.Nifti1Image((hu + 1).T.astype(np.int16), OBLIQUE), folder.scans / "changed_0000.nii.gz")
+    written = write_run_pages(folder.output, folder.report, cases=folder.cases)
+    page = index_of(folder)
+    assert "its scan is not among the scans of the input" in row_of(page, "moved")
+    assert "its scan is not the one that was segmented" in row_of(page, "changed")
+    assert [case for case, _ in written.without] == ["changed", "moved"]
+    for name in ("moved", "changed"):
+        assert "data:image" not in row_of(page, name)
+        assert not (folder.output / "report" / "cases" / f"{name}.html").exists()
+    assert "data:image" in row_of(page, "one")
+
+
+def test_without_an_input_the_index_still_has_all_numbers(folder):
+    written = write_run_pages(folder.output, folder.report)
+    row = row_of(index_of(folder), "one")
+    assert "nobody said where its scan is" in row
+    assert "liver touches the edge" in row
+    assert written.with_viewer == 0
+
+
+def test_a_label_map_that_was_changed_is_shown_and_told(folder):
+    _, labels = phantom()
+    labels[labels == 2] = 1
+    nib.save(nib.Nifti1Image(labels.T, OBLIQUE), folder.output / "one.nii.gz")
+    write_run_pages(folder.output, folder.report, cases=folder.cases)
+    assert "was changed since ctseg wrote it" in row_of(index_of(folder), "one")
+    (folder.output / "one.nii.gz").unlink()
+    write_run_pages(folder.output, folder.report, cases=folder.cases)
+    assert "one.nii.gz has gone" in row_of(index_of(folder), "one")
+    assert not (folder.output / "report" / "cases" / "one.html").exists(), "an old page would show what is gone"
+
+
+def test_what_is_not_ctsegs_stays_in_the_folder_of_pages(folder):
+    cases = folder.output / "report" / "cases"
+    cases.mkdir(parents=True)
+    (cases / "mine.html").write_text("my own notes")
+    write_run_pages(folder.output, folder.report, cases=folder.cases)
+    assert (cases / "mine.html").read_text() == "my own notes"
+
+
+def test_regions_have_the_colour_of_the_smallest_and_both_rows(tmp_path):
+    folder = RunFolder(tmp_path, labels=REGIONS, colours={"core": (1, 2, 3)})
+    folder.add("one", *phantom())
+    write_run_pages(folder.output, folder.report, cases=folder.cases)
+    page = (folder.output / "report" / "cases" / "one.html").read_text()
+    if 'id="scene"' in page:
+        assert '"name": "whole", "places": [1, 2, 3]' in page
+        assert '"name": "core", "places": [2, 3], "colour": "#010203"' in page
+
+
+def test_models_that_worked_in_one_folder_each_have_their_labels_and_facts(folder):
+    other = RunFolder(folder.root, labels={"bone": (1,)}, model="skeleton")
+    hu, labels = phantom()
+    other.add("two", hu, np.where(labels == 1, 1, 0).astype(np.uint8))
+    write_run_pages(folder.output, folder.report, cases=folder.cases)
+    page = index_of(folder)
+    assert {"abdomen", "skeleton"} <= set(re.findall(r"<h2>(.*?)</h2>", page))
+    assert "bone" in (folder.output / "report" / "cases" / "two.html").read_text()
+    assert "liver" not in text_of((folder.output / "report" / "cases" / "two.html").read_text())
+
+
+def test_pages_have_names_that_every_system_takes():
+    names = page_names(["case_1", "Case", "case", "a/b", "ünïcode", "con", "x" * 300, "..", "-rf", "a b", "dot."])
+    assert names["case_1"] == "case_1.html"
+    files = list(names.values())
+    assert len({file.casefold() for file in files}) == len(files)
+    for file in files:
+        assert re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,110}\.html", file), file
+        assert file.partition(".")[0].casefold() != "con"
+
+
+def test_an_unknown_case_is_refused_with_those_that_are_there(folder):
+    with pytest.raises(InputError, match="expected a case 'two', found one"):
+        write_run_pages(folder.output, folder.report, cases=folder.cases, single="two")
+
+
+def test_without_the_viewer_pages_are_made_and_say_why(folder, monkeypatch):
+    monkeypatch.setattr(run, "viewer_script", lambda: None)
+    write_run_pages(folder.output, folder.report, cases=folder.cases)
+    page = (folder.output / "report" / "cases" / "one.html").read_text()
+    assert "built without its viewer" in page
+    assert page.count("data:image/jpeg") == 3
+    assert "built without its viewer" in index_of(folder)
+
+
+def test_a_page_says_that_it_holds_patient_data(folder):
+    write_run_pages(folder.output, folder.report, cases=folder.cases)
+    for path in (folder.output / "report").rglob("*.html"):
+        assert "This page holds patient data" in path.read_text()
+
+
+def test_a_note_of_an_older_ctseg_is_read():
+    note = ModelNote.model_validate_json('{"channels": ["CT"], "labels": {"liver": [1]}}')
+    assert (note.name, note.reader, note.colours) == ("", "SimpleITKIO", {})
