@@ -39,6 +39,14 @@ from ctseg.recipe import (
 )
 
 
+@dataclass(frozen=True, eq=False)
+class _Labelled:
+    """What a step gives: labels, and how far the folds of the networks that gave them agree, by the labels' names."""
+
+    labels: LabelMap
+    agreement: Mapping[str, float] = field(default_factory=dict)
+
+
 class _OnScan:
     """What the steps that see one scan share: prepared scans, and label maps that are needed again.
 
@@ -46,19 +54,15 @@ class _OnScan:
         step: What is done with the scan.
         scan: The scan.
         specs: Of the members, by name.
-
-    Attributes:
-        agreement: How far the folds of each step's network agree on its labels, by their names; filled as steps run.
     """
 
     def __init__(self, step: Step, scan: Scan, specs: Mapping[str, ModelSpec]) -> None:
         self.scan = scan
         self.prepare = Preparations(scan, [specs[name] for name in models_on_whole(step)])
-        self.agreement: dict[Step, Mapping[str, float]] = {}
         self._uses = steps_on_whole(step)
-        self._known: dict[Step, LabelMap] = {}
+        self._known: dict[Step, _Labelled] = {}
 
-    def labels(self, step: ModelStep | CascadeStep | EnsembleStep, run: Callable[[], LabelMap]) -> LabelMap:
+    def labels(self, step: ModelStep | CascadeStep | EnsembleStep, run: Callable[[], _Labelled]) -> _Labelled:
         """Return a step's labels; it is run when they are asked for first."""
         labels = self._known.pop(step, None)
         if labels is None:
@@ -93,11 +97,10 @@ class RecipeRun:
 
     def segment(self, recipe: Recipe, scan: Scan) -> Segmentation:
         """Segment a scan; see ``CaseSegmenter.segment``."""
-        on = self._on(recipe.step, scan)
-        labels = self._labels(recipe.step, on, self.context.probabilities)
+        result = self._labels(recipe.step, self._on(recipe.step, scan), self.context.probabilities)
         return Segmentation(
-            labels, self.windows, self.bytes_sent, self.bytes_received, tuple(self.warnings),
-            agreement=on.agreement.get(recipe.step, {}),
+            result.labels, self.windows, self.bytes_sent, self.bytes_received, tuple(self.warnings),
+            agreement=result.agreement,
         )  # fmt: skip
 
     @property
@@ -107,7 +110,7 @@ class RecipeRun:
     def _on(self, step: Step, scan: Scan) -> _OnScan:
         return _OnScan(step, scan, self._specs)
 
-    def _labels(self, step: Step, on: _OnScan, probabilities: ProbabilityFile | None = None) -> LabelMap:
+    def _labels(self, step: Step, on: _OnScan, probabilities: ProbabilityFile | None = None) -> _Labelled:
         """Run a step.
 
         Args:
@@ -119,17 +122,16 @@ class RecipeRun:
             case ModelStep() | CascadeStep():
                 return on.labels(step, lambda: self._network(step, on, probabilities))
             case EnsembleStep():
-                return on.labels(step, lambda: self._ensemble(step, on, probabilities))
+                return on.labels(step, lambda: _Labelled(self._ensemble(step, on, probabilities)))
             case CropStep():
                 return self._crop(step, on)
             case UnionStep():
                 return self._union(step, on)
 
-    def _network(self, step: ModelStep | CascadeStep, on: _OnScan, probabilities: ProbabilityFile | None) -> LabelMap:
+    def _network(self, step: ModelStep | CascadeStep, on: _OnScan, probabilities: ProbabilityFile | None) -> _Labelled:
         context = self._after(step, on) if isinstance(step, CascadeStep) else self.context
         result = self._model(step.model, on, replace(context, probabilities=probabilities))
-        on.agreement[step] = result.agreement
-        return result.labels
+        return _Labelled(result.labels, result.agreement)
 
     def _model(self, name: str, on: _OnScan, context: CaseContext, *, postprocess: bool = True) -> Segmentation:
         queue = self.queues[name]
@@ -208,9 +210,9 @@ class RecipeRun:
         named = {name: whole for name, whole in labels_of(step.finder, self._specs).items() if values.issuperset(whole)}
         return [*named, *(str(value) for value in sorted(values.difference(*named.values())))]
 
-    def _crop(self, step: CropStep, on: _OnScan) -> LabelMap:
+    def _crop(self, step: CropStep, on: _OnScan) -> _Labelled:
         scan = on.scan
-        found = self._labels(step.finder, on)
+        found = self._labels(step.finder, on).labels
         box = box_of_labels(found, step.labels, step.margin_mm, scan.spacing_mm)
         del found
         if box is None:
@@ -218,19 +220,14 @@ class RecipeRun:
             what = "its label map is empty" if step.nothing_found == "empty" else "the whole scan was segmented"
             self.warnings.append(f"{who} found nothing of {which}: {what}")
             if step.nothing_found == "empty":
-                return self._background(step.inside, scan)
-            whole = self._on(step.inside, scan)
-            labels = self._labels(step.inside, whole)
-            on.agreement[step] = whole.agreement.get(step.inside, {})
-            return labels
+                return _Labelled(self._background(step.inside, scan))
+            return self._labels(step.inside, self._on(step.inside, scan))
         z, y, x = box
         cut = Scan(np.array(scan.voxels[:, z, y, x], order="K"), scan.spacing_mm)  # as a file of this part is read
-        on_cut = self._on(step.inside, cut)
-        inside = self._labels(step.inside, on_cut)
-        on.agreement[step] = on_cut.agreement.get(step.inside, {})
-        labels = np.zeros(scan.voxels.shape[1:], inside.dtype)
-        labels[box] = inside
-        return labels
+        inside = self._labels(step.inside, self._on(step.inside, cut))
+        labels: LabelMap = np.zeros(scan.voxels.shape[1:], inside.labels.dtype)
+        labels[box] = inside.labels
+        return _Labelled(labels, inside.agreement)
 
     def _background(self, step: Step, scan: Scan) -> LabelMap:
         """Return a label map of a step without labels, of the type that all of its label maps have."""
@@ -238,17 +235,16 @@ class RecipeRun:
         labels: LabelMap = np.zeros(scan.voxels.shape[1:], np.uint8 if highest <= 255 else np.uint16)
         return labels
 
-    def _union(self, step: UnionStep, on: _OnScan) -> LabelMap:
+    def _union(self, step: UnionStep, on: _OnScan) -> _Labelled:
         union = self._background(step, on.scan)
         agreements = []
         for part in step.parts:
-            labels = self._labels(part.step, on)
-            agreements.append(on.agreement.get(part.step, {}))
+            found = self._labels(part.step, on)
+            agreements.append(found.agreement)
             with self.context.clock.stage("restore"):
-                _write_over(union, labels, part.values)
-            del labels
-        on.agreement[step] = agreement_of_union(step, self._specs, agreements)
-        return union
+                _write_over(union, found.labels, part.values)
+            del found
+        return _Labelled(union, agreement_of_union(step, self._specs, agreements))
 
 
 def _add_outside(total: Probabilities, run: NetworkRun) -> None:
