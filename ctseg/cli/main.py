@@ -8,7 +8,7 @@ import errno
 import sys
 from collections.abc import Sequence
 
-from ctseg.cli import dataset, deploy, deployment, dicom, own_process, predict, recipe, report, train, watch
+from ctseg.cli import dataset, deploy, deployment, dicom, evaluate, own_process, predict, recipe, report, train, watch
 from ctseg.cli.console import configure_logging, without_controls
 from ctseg.cli.exit_codes import INTERRUPTED, WENT_AWAY, WRONG_SETUP
 from ctseg.cli.parser import Parser, worded
@@ -29,7 +29,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"ctseg {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (dataset, train, deploy, deployment, recipe, predict, watch, report, dicom):
+    for module in (dataset, train, deploy, deployment, recipe, predict, watch, evaluate, report, dicom):
         module.add_commands(commands)
     return parser
 

@@ -1,18 +1,23 @@
 """Folders of label maps against references: nnU-Net's numbers, and what is told of cases that cannot be compared."""
 
 import json
+import logging
+import math
 import warnings
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
+import pytest
+import SimpleITK
 from scipy.ndimage import gaussian_filter
 
-from ctseg.evaluate.compared_labels import labels_of_dataset
-from ctseg.evaluate.evaluation import read_evaluation
+from ctseg.errors import InputError
+from ctseg.evaluate.compared_labels import ComparedLabels, labels_of_dataset, labels_of_values
+from ctseg.evaluate.evaluation import EvaluatedCase, read_evaluation
 from ctseg.evaluate.folder import evaluate_folder
-from ctseg.evaluate.summary import write_evaluation
+from ctseg.evaluate.summary import summary_of, table_of, write_evaluation
 
 SPACING_MM = (1.5, 2.0, 4.0)
 """Along (x, y, z)."""
@@ -90,3 +95,205 @@ def test_evaluation_is_read_again_as_it_was_written_nan_and_infinity_included(tm
     assert again.cases[1].labels["2"].hd95_mm == float("inf")
     assert np.isnan(again.cases[2].labels["1"].dice)
     assert again.labels == {"1": (1,), "2": (2,)}
+
+
+@pytest.mark.parametrize("ignore", [None, 3])
+def test_counts_of_labels_are_nnunets(tmp_path: Path, ignore: int | None) -> None:
+    from nnunetv2.evaluation.evaluate_predictions import compute_metrics
+    from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+
+    labels, references = folders_with(tmp_path, highest=2, ignore=ignore)
+    content = summary_of(evaluate_folder(labels, references, labels_of_values([1, 2, 5], ignore)))
+    for number, case in enumerate(content["metric_per_case"]):
+        files = (str(references / f"case{number}.nii.gz"), str(labels / f"case{number}.nii.gz"))
+        expected = compute_metrics(*files, SimpleITKIO(), [1, 2, 5], ignore)["metrics"]
+        np.testing.assert_equal(case["metrics"], {str(key): value for key, value in expected.items()})
+        assert math.isnan(case["metrics"]["5"]["Dice"])
+
+
+def test_labels_without_names_are_all_values_that_any_file_has(tmp_path: Path) -> None:
+    labels, references = tmp_path / "labels", tmp_path / "references"
+    for case, value in (("a", 7), ("b", 300)):
+        one = np.zeros((5, 4, 3), np.uint16)
+        one[1, 1, 1] = value
+        write(labels / f"{case}.nii.gz", one)
+        write(references / f"{case}.nii.gz", np.roll(one, 1, axis=0))
+    evaluation = evaluate_folder(labels, references)
+    assert evaluation.labels == {"7": (7,), "300": (300,)}
+    a, b = (case.labels for case in evaluation.cases)
+    assert (a["7"].dice, a["7"].fp, a["7"].fn, a["7"].tn) == (0, 1, 1, 58)
+    assert math.isnan(a["300"].dice)
+    assert a["300"].tn == b["7"].tn == 60
+    assert a["7"].hd95_mm == pytest.approx(SPACING_MM[0])
+    assert b["300"].volume_ml == pytest.approx(0.012)
+
+
+def test_values_that_no_label_has_count_for_nothing_and_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    labels, references = folders_with(tmp_path, highest=3, ignore=None)
+    with caplog.at_level(logging.WARNING, "ctseg"):
+        evaluation = evaluate_folder(labels, references, ComparedLabels({"first": (1,)}))
+    assert "2 (in case0), 3 (in case0)" in caplog.text
+    assert evaluation.cases[0].labels == {
+        "first": evaluate_folder(labels, references).cases[0].labels["1"],
+    }
+
+
+def test_ignored_voxels_count_for_no_surface_and_no_volume(tmp_path: Path) -> None:
+    one, other = np.zeros((20, 20, 20), np.uint8), np.zeros((20, 20, 20), np.uint8)
+    one[4:16, 4:10, 4:10] = 1
+    other[4:10, 4:10, 4:10] = 1
+    other[10:] = 2  # where the label map goes on, nobody knows
+    write(tmp_path / "labels" / "a.nii.gz", one)
+    write(tmp_path / "references" / "a.nii.gz", other)
+    folders = (tmp_path / "labels", tmp_path / "references")
+    scores = evaluate_folder(*folders, ComparedLabels({"first": (1,)}, ignore_label=2)).cases[0].labels["first"]
+    assert (scores.dice, scores.hd95_mm, scores.assd_mm, scores.nsd) == (1.0, 0.0, 0.0, (1.0, 1.0))
+    assert scores.volume_ml == scores.reference_volume_ml == pytest.approx(216 * 0.012)
+    assert evaluate_folder(*folders, ComparedLabels({"first": (1,)})).cases[0].labels["first"].dice < 0.7
+
+
+def test_distances_are_along_the_axes_of_the_files(tmp_path: Path) -> None:
+    one = np.zeros((12, 13, 14), np.uint8)
+    one[2:6, 3:8, 4:9] = 1
+    for axis, case in enumerate("xyz"):
+        write(tmp_path / "labels" / f"{case}.nii.gz", np.roll(one, 2, axis))
+        write(tmp_path / "references" / f"{case}.nii.gz", one)
+    evaluation = evaluate_folder(tmp_path / "labels", tmp_path / "references", tolerances_mm=(3.0, 4.0, 8.0))
+    distances = [case.labels["1"].hd95_mm for case in evaluation.cases]
+    assert distances == pytest.approx([2 * size for size in SPACING_MM])
+    assert [[share == 1 for share in case.labels["1"].nsd] for case in evaluation.cases] == [
+        [True, True, True], [False, True, True], [False, False, True],
+    ]  # fmt: skip
+
+
+def test_missing_and_surplus_cases_are_told_and_other_files_are_none(tmp_path: Path) -> None:
+    labels, references = folders_with(tmp_path, highest=2, ignore=None)
+    (labels / "case0.nii.gz").rename(labels / "else.nii.gz")
+    (labels / "report.json").write_text("{}")
+    (labels / "case1.npz").write_text("probabilities")
+    (labels / ".ctseg").mkdir()
+    (labels / ".hidden.nii.gz").write_text("no case")
+    evaluation = evaluate_folder(labels, references)
+    assert (evaluation.missing, evaluation.surplus, evaluation.refused) == (("case0",), ("else",), ())
+    assert [case.case for case in evaluation.cases] == ["case1", "case2", "case3"]
+
+
+def shifted(labels: Path, reference: np.ndarray) -> None:
+    affine = np.diag([*SPACING_MM, 1.0])
+    affine[0, 3] = 0.2
+    write(labels / "case1.nii.gz", reference, affine)
+
+
+def mirrored(labels: Path, reference: np.ndarray) -> None:
+    write(labels / "case1.nii.gz", reference, np.diag([-SPACING_MM[0], *SPACING_MM[1:], 1.0]))
+
+
+def cut(labels: Path, reference: np.ndarray) -> None:
+    write(labels / "case1.nii.gz", reference[:-1])
+
+
+def in_shares(labels: Path, reference: np.ndarray) -> None:
+    write(labels / "case1.nii.gz", reference.astype(np.float32) * 0.5)
+
+
+def negative(labels: Path, reference: np.ndarray) -> None:
+    write(labels / "case1.nii.gz", reference.astype(np.int16) - 1)
+
+
+def half_a_file(labels: Path, reference: np.ndarray) -> None:
+    (labels / "case1.nii.gz").write_bytes((labels / "case1.nii.gz").read_bytes()[:100])
+
+
+def doubled(labels: Path, reference: np.ndarray) -> None:
+    write(labels / "case1.nii", reference)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (shifted, "voxels up to 0.2 mm away from its own (first voxel: (0.2, 0, 0) mm to the right"),
+        (mirrored, "voxels up to 60 mm away"),
+        (cut, "found (11, 17, 20) voxels (z, y, x) instead of (11, 17, 21)"),
+        (in_shares, "found values from 0.0 to 1.0, not all of them whole: is this a label map?"),
+        (negative, "found values from -1"),
+        (half_a_file, "case1.nii.gz"),
+        (doubled, "case1.nii and case1.nii.gz in"),
+    ],
+)
+def test_case_that_cannot_be_compared_is_refused_by_name_and_the_others_go_on(
+    tmp_path: Path, spoil: Any, told: str
+) -> None:
+    labels, references = folders_with(tmp_path, highest=2, ignore=None)
+    spoil(labels, np.asarray(nib.load(references / "case1.nii.gz").dataobj))
+    evaluation = evaluate_folder(labels, references)
+    assert [(one.case, one.error.startswith("case case1: ")) for one in evaluation.refused] == [("case1", True)]
+    assert told in evaluation.refused[0].error
+    assert [case.case for case in evaluation.cases] == ["case0", "case2", "case3"]
+    assert not evaluation.missing
+    assert not evaluation.surplus
+
+
+def test_rounding_of_headers_is_no_shift(tmp_path: Path) -> None:
+    labels, references = folders_with(tmp_path, highest=2, ignore=None)
+    affine = np.diag([*SPACING_MM, 1.0])
+    affine[0, 3] = 0.01
+    write(labels / "case1.nii.gz", blobs(1, 2), affine)
+    assert evaluate_folder(labels, references).refused == ()
+
+
+@pytest.mark.parametrize("ending", [".nrrd", ".mha"])
+def test_files_of_other_formats_and_whole_numbers_in_float_score_the_same(tmp_path: Path, ending: str) -> None:
+    labels, references = folders_with(tmp_path, highest=2, ignore=None)
+    expected = evaluate_folder(labels, references)
+    for number in (0, 1):
+        file = labels / f"case{number}.nii.gz"
+        image = SimpleITK.ReadImage(file)
+        if number:
+            image = SimpleITK.Cast(image, SimpleITK.sitkFloat32)
+        SimpleITK.WriteImage(image, file.with_name(f"case{number}{ending}"))
+        file.unlink()
+
+    def scores(case: EvaluatedCase) -> dict[str, Any]:
+        return {name: label.model_dump() for name, label in case.labels.items()}
+
+    np.testing.assert_equal(
+        list(map(scores, evaluate_folder(labels, references).cases)), list(map(scores, expected.cases))
+    )
+
+
+def test_folders_without_a_common_name_are_refused_with_what_they_hold(tmp_path: Path) -> None:
+    write(tmp_path / "labels" / "a_0000.nii.gz", blobs(0, 1))
+    write(tmp_path / "references" / "a.nii.gz", blobs(0, 1))
+    with pytest.raises(InputError, match=r"found 1 label maps \(a_0000\) and 1 references \(a\)"):
+        evaluate_folder(tmp_path / "labels", tmp_path / "references")
+
+
+def test_evaluation_of_unchanged_files_is_the_earlier_one_and_of_changed_ones_is_not(tmp_path: Path) -> None:
+    labels, references = folders_with(tmp_path, highest=2, ignore=None)
+    first = evaluate_folder(labels, references)
+    assert evaluate_folder(labels, references, earlier=first) is first
+    assert evaluate_folder(labels, references, tolerances_mm=(2.0,), earlier=first).tolerances_mm == (2.0,)
+    write(references / "case0.nii.gz", blobs(99, 2))
+    again = evaluate_folder(labels, references, earlier=first)
+    assert again.cases[0].labels["1"].dice != first.cases[0].labels["1"].dice
+
+
+def test_number_of_threads_changes_nothing(tmp_path: Path) -> None:
+    labels, references = folders_with(tmp_path, highest=3, ignore=4)
+    compared = labels_of_dataset({"labels": REGIONS}, source="dataset.json")
+    told: list[str] = []
+    one = evaluate_folder(labels, references, compared, threads=1, case_done=told.append)
+    assert told == ["case0", "case1", "case2", "case3"]
+    assert one.to_json() == evaluate_folder(labels, references, compared, threads=5).to_json()
+
+
+def test_table_has_a_line_for_each_label_of_each_case_and_names_the_definition(tmp_path: Path) -> None:
+    labels, references = folders_with(tmp_path, highest=2, ignore=None)
+    rows = [line.split(",") for line in table_of(evaluate_folder(labels, references)).splitlines()]
+    assert rows[0][:8] == ["case", "label", "dice", "iou", "hd95_mm", "assd_mm", "nsd_1mm", "nsd_3mm"]
+    assert [row[:2] for row in rows[1:]] == [[f"case{n}", str(value)] for n in range(4) for value in (1, 2)]
+    assert {row[-1] for row in rows[1:]} == {"surface-distance 0.1 (DeepMind)"}
+    assert rows[5][2:8] == ["nan"] * 6
+    assert rows[4][2:8] == ["0.0", "0.0", "inf", "inf", "0.0", "0.0"]
