@@ -190,7 +190,7 @@ def _run_find_best(args: argparse.Namespace) -> int:
 
 
 def _add_results(commands: "argparse._SubParsersAction[Parser]") -> None:
-    parser = commands.add_parser("results", help="Dice of the cross-validation, by label and fold")
+    parser = commands.add_parser("results", help="Dice and surfaces of the cross-validation, by label")
     parser.add_argument("dataset", metavar="ID", help="id or DatasetXXX_Name")
     _selection_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print the table as JSON")
@@ -206,6 +206,7 @@ def _add_results(commands: "argparse._SubParsersAction[Parser]") -> None:
         metavar="DIR",
         help="of results.html (default: the data set's in nnUNet_results)",
     )
+    parser.add_argument("--no_surfaces", action="store_true", help="Dice alone: no label map is read")
     add_folders(parser)
     parser.set_defaults(run=_run_results)
 
@@ -219,7 +220,7 @@ def _run_results(args: argparse.Namespace) -> int:
     name = dataset_name(paths, args.dataset)
     models = trained_models(paths, name, trainers=args.trainers, plans=args.plans, configurations=args.configurations)
     folds = None if args.folds is None else parse_folds(args.folds)
-    table = results_table(name, models, folds)
+    table = results_table(name, models, folds, None if args.no_surfaces else paths)
     print(table.to_json() if args.json else table)
     if args.html:
         from ctseg.files.folders import make_folder

@@ -3,12 +3,16 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ctseg.errors import CheckpointError, SetupError
+from ctseg.errors import CheckpointError, CtsegError, InputError, SetupError
+from ctseg.evaluate.compared_labels import labels_of_dataset
+from ctseg.evaluate.evaluation import Evaluation
+from ctseg.evaluate.surfaces import DEFINITION
 from ctseg.nnunet.folds import Fold
+from ctseg.train.fold_evaluation import SurfaceResult, evaluated_validation, surface_results
 from ctseg.train.paths import NnunetPaths
 
 _VALIDATE_AGAIN = "let `ctseg train` validate the fold again"
@@ -107,11 +111,25 @@ class FoldResult:
 
 @dataclass(frozen=True)
 class ModelResults:
-    """The cross-validation of one model."""
+    """The cross-validation of one model.
+
+    Attributes:
+        model: ``trainer__plans__configuration``.
+        folds: Those that are validated.
+        unfinished: Those that are not.
+        surfaces: Over the cases of all folds but ``full``; empty where nothing was compared.
+        tolerances_mm: Of the surface Dice.
+        surface_definition: Of the distances; empty where there are none.
+        without_surfaces: Why folds have no part in them.
+    """
 
     model: str
     folds: tuple[FoldResult, ...]
     unfinished: tuple[str, ...]
+    surfaces: tuple[SurfaceResult, ...] = ()
+    tolerances_mm: tuple[float, ...] = ()
+    surface_definition: str = ""
+    without_surfaces: tuple[str, ...] = ()
 
     def mean(self, label: str | None = None) -> float:
         """Return the mean over folds of a label's Dice, or of the mean Dice; NaN counts for nothing."""
@@ -130,7 +148,7 @@ class ResultsTable:
     models: tuple[ModelResults, ...]
 
     def to_json(self) -> str:
-        """Return the table for programs; NaN becomes null."""
+        """Return the table for programs; NaN becomes null, infinity a word."""
         return json.dumps(_without_nan(asdict(self)), indent=2)
 
     def __str__(self) -> str:
@@ -145,11 +163,27 @@ def _lines(model: ModelResults) -> list[str]:
         lines.append("(full: trained on the very cases it is measured on; not part of the mean)")
     if model.unfinished:
         lines.append(f"(not validated yet: folds {', '.join(model.unfinished)})")
+    if model.surfaces:
+        lines += ["surfaces, over the cases of all folds", *_surface_table(model)]
+    lines += [f"(no surfaces of {why})" for why in model.without_surfaces]
     return lines
 
 
+def _surface_table(model: ModelResults) -> list[str]:
+    shares = [f"NSD {tolerance:g} mm, mean" for tolerance in model.tolerances_mm]
+    rows = [["label", "HD95 mm, median", "ASSD mm, median", *shares, "cases"]]
+    rows += [
+        [one.label, _mm(one.hd95_mm), _mm(one.assd_mm), *map(_dice, one.nsd), str(one.cases)] for one in model.surfaces
+    ]
+    return _aligned(rows)
+
+
 def _table(model: ModelResults) -> list[str]:
-    rows = [
+    return _aligned(_dice_rows(model))
+
+
+def _dice_rows(model: ModelResults) -> list[list[str]]:
+    return [
         ["label", *(f"fold {result.fold}" for result in model.folds), "mean"],
         *(
             [label, *(_dice(result.dice[label]) for result in model.folds), _dice(model.mean(label))]
@@ -158,17 +192,24 @@ def _table(model: ModelResults) -> list[str]:
         ["mean", *(_dice(result.mean_dice) for result in model.folds), _dice(model.mean())],
         ["cases", *(str(result.cases) for result in model.folds), ""],
     ]
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return ["  ".join(word.rjust(n) for word, n in zip(row, widths, strict=True)) for row in rows]
 
 
-def results_table(dataset: str, models: Sequence[TrainedModel], folds: Sequence[Fold] | None) -> ResultsTable:
+def results_table(
+    dataset: str, models: Sequence[TrainedModel], folds: Sequence[Fold] | None, surfaces: NnunetPaths | None = None
+) -> ResultsTable:
     """Read the validations of trained models.
 
     Args:
         dataset: ``DatasetXXX_Name``.
         models: The models.
         folds: Which folds; None takes those that are there.
+        surfaces: Where the label maps of the data set lie, with which those of the validation are compared, once; None
+            compares none.
 
     Raises:
         CheckpointError: A summary is damaged.
@@ -183,10 +224,39 @@ def results_table(dataset: str, models: Sequence[TrainedModel], folds: Sequence[
         wanted = list(folds) if folds is not None else there
         names = _label_names(model.folder / "dataset.json")
         done = tuple(_fold_result(model, fold, names) for fold in wanted if model.is_validated(fold))
-        tables.append(
-            ModelResults(model.name, done, tuple(_fold_name(fold) for fold in wanted if not model.is_validated(fold)))
-        )
+        unfinished = tuple(_fold_name(fold) for fold in wanted if not model.is_validated(fold))
+        result = ModelResults(model.name, done, unfinished)
+        if surfaces is not None:
+            result = _with_surfaces(result, model, [fold for fold in wanted if model.is_validated(fold)], surfaces)
+        tables.append(result)
     return ResultsTable(dataset, tuple(tables))
+
+
+def _with_surfaces(
+    result: ModelResults, model: TrainedModel, folds: Sequence[Fold], paths: NnunetPaths
+) -> ModelResults:
+    evaluations: list[Evaluation] = []
+    without: dict[str, list[str]] = {}
+    for fold in folds:
+        if fold == "all":  # its cases were all trained on
+            continue
+        try:
+            found = evaluated_validation(model.validation(fold), model.folder, paths, model.folder.parent.name)
+        except CtsegError as error:
+            without.setdefault(str(error), []).append(_fold_name(fold))
+            continue
+        evaluations.append(found)
+        for refused in found.refused:
+            without.setdefault(refused.error, []).append(_fold_name(fold))
+    return replace(
+        result,
+        surfaces=surface_results(evaluations),
+        tolerances_mm=evaluations[0].tolerances_mm if evaluations else (),
+        surface_definition=DEFINITION if evaluations else "",
+        without_surfaces=tuple(
+            f"{'fold' if len(names) == 1 else 'folds'} {', '.join(names)}: {why}" for why, names in without.items()
+        ),
+    )
 
 
 def _fold_result(model: TrainedModel, fold: Fold, names: Mapping[str, str]) -> FoldResult:
@@ -220,11 +290,11 @@ def _label_names(file: Path) -> dict[str, str]:
     """Names of labels and regions by the key that nnU-Net's summaries have."""
     if not file.is_file():
         return {}
-    labels = json.loads(file.read_text())["labels"]
-    return {
-        str(tuple(value) if isinstance(value, list) and len(value) > 1 else value): name
-        for name, value in labels.items()
-    }
+    try:
+        keys = labels_of_dataset(json.loads(file.read_text()), source=str(file)).keys
+    except (InputError, ValueError) as error:
+        raise CheckpointError(f"{file}: {error}") from error
+    return {key: name for name, key in keys.items()}
 
 
 def _fold_name(fold: Fold) -> str:
@@ -235,9 +305,15 @@ def _dice(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.4f}"
 
 
+def _mm(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.2f}"
+
+
 def _without_nan(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_nan(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
         return [_without_nan(part) for part in value]
+    if isinstance(value, float) and math.isinf(value):
+        return "Infinity"  # as evaluation.json has it: JSON has no such number
     return None if isinstance(value, float) and math.isnan(value) else value

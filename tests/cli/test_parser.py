@@ -20,6 +20,9 @@ NNUNETS |= {
     "--nnUNet_results",
     "-prev_stage_predictions",
 }
+NNUNETS |= {"-djfile", "-pfile", "-l", "-il"}  # of its evaluation
+OURS = {"-r"}
+"""References: no command of nnU-Net's has a letter for them."""
 
 
 def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
@@ -36,7 +39,9 @@ def flags() -> list[tuple[argparse.ArgumentParser, str]]:
 
 def test_every_flag_is_snake_case_or_nnunets() -> None:
     strange = {
-        flag for _, flag in flags() if flag not in NNUNETS and not re.fullmatch(r"--[a-z0-9]+(_[a-z0-9]+)*", flag)
+        flag
+        for _, flag in flags()
+        if flag not in NNUNETS | OURS and not re.fullmatch(r"--[a-z0-9]+(_[a-z0-9]+)*", flag)
     }
     assert strange == set()
     assert len(flags()) > 100

@@ -2,8 +2,12 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
+from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 from ctseg.cli.main import main
@@ -48,6 +52,7 @@ def test_results_are_told_by_label_and_fold(validated: TinyNnunet, capsys: pytes
         "   mean  0.5000       -  0.7500  1.0000  0.7500",
         "  cases       1       1       1       1        ",
         "  (not validated yet: folds 3)",
+        "  (no surfaces of folds 0, 1, 2, 4: the label maps of the validation are gone)",
     ]
 
 
@@ -66,3 +71,71 @@ def test_a_damaged_summary_is_named(validated: TinyNnunet, capsys: pytest.Captur
     file.write_text("{")
     assert main(["results", "301"]) == 2
     assert f"CheckpointError: {file}: " in capsys.readouterr().err
+
+
+def write_labels(path: Path, end: int) -> None:
+    labels = np.zeros((12, 11, 13), np.uint8)
+    labels[3:7, 3:7, 2:end] = 1
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(labels, np.diag([1.0, 2.0, 3.0, 1.0])), path)
+
+
+@pytest.fixture
+def with_label_maps(validated: TinyNnunet) -> tuple[TinyNnunet, Path]:
+    """Folds 0 and 1 with a label map each, which ends two and four slices before the data set's."""
+    shutil.rmtree(validated.results / UNET / "fold_4")
+    shutil.rmtree(validated.results / UNET / "fold_2")
+    references = validated.root / "preprocessed" / validated.dataset / "gt_segmentations"
+    for fold, end in ((0, 8), (1, 6)):
+        write_labels(validated.results / UNET / f"fold_{fold}" / "validation" / f"case{fold}.nii.gz", end)
+        write_labels(references / f"case{fold}.nii.gz", 10)
+    write_labels(references / "of_another_fold.nii.gz", 10)
+    return validated, references
+
+
+def told(capsys: pytest.CaptureFixture[str], *more: str) -> dict[str, Any]:
+    assert main(["results", "301", "--json", *more]) == 0
+    (model,) = json.loads(capsys.readouterr().out)["models"]
+    return dict(model)
+
+
+def test_surfaces_are_those_of_all_folds_and_stand_below_the_dice(
+    with_label_maps: tuple[TinyNnunet, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (surfaces,) = told(capsys)["surfaces"]
+    assert (surfaces["label"], surfaces["cases"], surfaces["hd95_mm"]) == ("tumor", 2, 9.0)  # of 6 and 12 mm
+    assert main(["results", "301"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "  surfaces, over the cases of all folds" in lines
+    assert lines[-1].split()[:2] == ["tumor", "9.00"]
+    assert told(capsys, "--no_surfaces")["surfaces"] == []
+
+
+def test_unchanged_label_maps_are_not_read_again_and_changed_ones_are(
+    with_label_maps: tuple[TinyNnunet, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    nnunet, references = with_label_maps
+    first = told(capsys)
+    kept = nnunet.results / UNET / "fold_0" / "validation" / "evaluation.json"
+    written = kept.stat().st_mtime_ns
+    assert told(capsys) == first
+    assert kept.stat().st_mtime_ns == written
+    write_labels(nnunet.results / UNET / "fold_0" / "validation" / "case0.nii.gz", 9)
+    assert told(capsys)["surfaces"][0]["hd95_mm"] == 7.5  # of 3 and 12 mm
+    write_labels(references / "case0.nii.gz", 9)
+    assert told(capsys)["surfaces"][0]["hd95_mm"] == 6.0  # of 0 and 12 mm
+
+
+def test_label_maps_of_the_data_set_that_are_gone_are_told_unless_they_were_compared_before(
+    with_label_maps: tuple[TinyNnunet, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    nnunet, references = with_label_maps
+    first = told(capsys)
+    shutil.rmtree(references)
+    shutil.rmtree(nnunet.root / "raw" / nnunet.dataset / "labelsTr")
+    assert told(capsys) == first
+    write_labels(nnunet.results / UNET / "fold_0" / "validation" / "case0.nii.gz", 9)  # validated again
+    (why,) = told(capsys)["without_surfaces"]
+    assert why.startswith(f"fold 0: {nnunet.dataset}: the label maps of the data set are gone (looked for in ")
+    write_labels(nnunet.root / "raw" / nnunet.dataset / "labelsTr" / "case0.nii.gz", 10)
+    assert told(capsys)["surfaces"][0]["hd95_mm"] == 7.5
