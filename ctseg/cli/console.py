@@ -7,6 +7,10 @@ import sys
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
 
 
+_on_standard_output: set[str] = set()
+"""Rooms whose log lines go there."""
+
+
 class _Formatter(logging.Formatter):
     """Lets no character out of a file's name move the cursor or colour the terminal."""
 
@@ -38,6 +42,11 @@ def add_verbosity(parser: argparse.ArgumentParser) -> None:
 
 def configure_logging(*, quiet: bool = False, verbose: bool = False) -> None:
     """Let ctseg's log lines go to standard error."""
+    for room in _on_standard_output:  # by a command that ran before in this process
+        log = logging.getLogger(room)
+        log.handlers, log.propagate = [], True
+        log.setLevel(logging.NOTSET)
+    _on_standard_output.clear()
     handler = _StderrHandler()
     handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
     root = logging.getLogger("ctseg")
@@ -52,6 +61,7 @@ def without_controls(text: str) -> str:
 
 def log_to_standard_output(room: str) -> None:
     """Let the log lines of a room, such as ``ctseg.train``, go to standard output, and not to standard error."""
+    _on_standard_output.add(room)
     log = logging.getLogger(room)
     log.handlers, log.propagate = [_StdoutHandler()], False
     log.setLevel(logging.INFO)
