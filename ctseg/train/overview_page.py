@@ -5,6 +5,7 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from ctseg.evaluate.pages.charts import Line, line_chart
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 _WHOLE, _LABELLED = "#8a94a0", "#c2553f"
 _MOST_COLUMNS = 6
-_SHOWN_FIRST = 60
+_SHOWN_FIRST = 8
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def overview_page(looked_at: LookedAt) -> str:
         "dataset.html.j2",
         title=f"{overview.dataset}: {len(overview.cases)} cases",
         facts=_facts(overview),
-        findings=overview.findings,
+        findings=[(kind, list(those)) for kind, those in groupby(overview.findings, key=lambda one: one.kind)],
         shown_first=_SHOWN_FIRST,
         anchors={case.case: f"case-{place}" for place, case in enumerate(overview.cases)},
         intensities=[(name, _of_channel(overview, name)) for name in overview.channel_names],

@@ -23,6 +23,7 @@ SMALLEST_RATIO = 1.15
 ``1.15 ** 3.5 = 1.63`` times the median, or as much below it."""
 SMALLEST_HU = 15.0
 """The same for CT: a value has to be 52 HU away from the median; of other channels, a tenth of the usual range."""
+_NAMES_TOLD = 3
 _USUAL = 0.75
 """Share of cases with a label from which its absence is told."""
 
@@ -122,13 +123,18 @@ def _doubled(cases: Sequence[CaseOverview]) -> list[Finding]:
         Finding(
             kind="doubled",
             case=case,
-            message=f"the same scan, voxel by voxel, as {' and '.join(other for other in names if other != case)}: "
+            message=f"the same scan, voxel by voxel, as {_some([other for other in names if other != case])}: "
             "folds may train on what they validate",
         )
         for names in same.values()
         if len(names) > 1
         for case in names
     ]
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = " and ".join(names[:_NAMES_TOLD])
+    return f"{shown} and {len(names) - _NAMES_TOLD} more" if len(names) > _NAMES_TOLD else shown
 
 
 def _labels_missing(cases: Sequence[CaseOverview], content: DatasetContent) -> list[Finding]:

@@ -28,6 +28,8 @@ from ctseg.train.memory_room import MemoryRoom, bytes_of
 from ctseg.train.scans import READER
 
 _MOST_WORKERS = 8
+_LINE: RGB = (255, 236, 80)
+"""Of a reference of one label: seen on the veil of the prediction, too."""
 
 
 @dataclass(frozen=True)
@@ -203,6 +205,7 @@ def disagreement_picture(
         spacing_mm=(spacing_mm[0], spacing_mm[1]),
         window_hu=window,
         outline=expected[z],
+        outline_colour=_LINE if len(colours) == 1 else None,
         size=size,
     )
 

@@ -282,6 +282,28 @@ def test_the_page_begins_with_what_sticks_out_and_has_a_row_for_every_case(looke
     assert rows == len(looked_at.overview.cases) == len(USUAL) + len(ODD) + 1
 
 
+def test_no_kind_of_finding_hides_the_others(tmp_path: Path) -> None:
+    folder = tmp_path / "Dataset307_Doubled"
+    for part in ("imagesTr", "labelsTr"):
+        (folder / part).mkdir(parents=True)
+    for number in range(10):
+        write_case(folder, f"d{number}", USUAL[0].arrays(), USUAL[0].affine())
+    write_case(folder, "thick", ODD[7].arrays(), ODD[7].affine())
+    write_json(folder, {"background": 0, "liver": 1, "cyst": 2}, cases=11)
+    looked_at = look_at_dataset(folder)
+    assert found(looked_at, "d3") == [
+        (
+            "doubled",
+            "the same scan, voxel by voxel, as d0 and d1 and d2 and 6 more: folds may train on what they validate",
+        )
+    ]
+    listed, _, rest = overview_page(looked_at).partition("<details>")
+    assert listed.count("the same scan") == 8
+    folded, _, after = rest.partition("</details>")
+    assert folded.count("the same scan") == 2
+    assert "9 mm between voxels" in after
+
+
 def test_numbers_lie_beside_the_page(looked_at: LookedAt, tmp_path: Path) -> None:
     page = write_overview(looked_at, tmp_path / "new")
     assert page == tmp_path / "new" / "overview.html"
