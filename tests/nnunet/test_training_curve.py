@@ -93,6 +93,9 @@ def test_a_log_that_goes_on_takes_the_place_of_epochs_that_were_done_again(tmp_p
     (tmp_path / "training_log_2026_11_2_04_38_46.txt").write_text(again)  # October sorts before September as text
     curve = read_training_curve(tmp_path)
     assert [(epoch.epoch, epoch.loss) for epoch in curve.epochs] == [(1, 0.7706), (2, 0.375)]
+    anew = LOG[: LOG.index("2026-11-28 04:38:47.928727: Epoch 1")].replace("0.7706", "0.5")
+    (tmp_path / "training_log_2026_12_1_04_38_46.txt").write_text(anew)
+    assert [(epoch.epoch, epoch.loss) for epoch in read_training_curve(tmp_path).epochs] == [(1, 0.5)]
 
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:

@@ -155,6 +155,8 @@ def test_outliers_are_those_by_the_modified_z_score() -> None:
     values = dict(zip("abcdefghi", (10, 11, 12, 13, 14, 15, 16, 17, 40), strict=True))
     assert outliers(values, smallest=0.1) == (14.0, {"i": 40})
     assert outliers(values, smallest=26 / 3.5 + 0.001) == (14.0, {})
+    assert outliers({**values, "i": 24}, smallest=0.1)[1] == {}  # 10 / 2.9652 is 3.37
+    assert outliers({**values, "i": 25}, smallest=0.1)[1] == {"i": 25}  # 11 / 2.9652 is 3.71
     assert outliers({**values, "j": -30.0, "k": 14.0}, smallest=0.1)[1] == {"j": -30.0, "i": 40}
     assert outliers(dict.fromkeys("abcd", 1.0) | {"d": 99.0}, smallest=0.1)[1] == {}  # four are too few
 

@@ -28,7 +28,7 @@ from ctseg.train.validation_cases import plane_of_disagreement
 
 DATASET, MODEL = "Dataset306_Judged", "nnUNetTrainer__nnUNetPlans__3d_fullres"
 SHAPE_ZYX = (6, 20, 30)
-AFFINE = np.diag([-1.0, -2.0, 5.0, 1.0])  # to the left, back and up
+AFFINE = np.diag([1.0, 2.0, 5.0, 1.0])  # to the right, front and up
 LABELS = {"background": 0, "liver": 1, "<b>cyst</b>": 2}
 DICE = {  # liver, cyst
     "good": (0.9, 0.8), "worst": (0.1, 0.3), "no_cyst": (0.5, math.nan), "nothing": (math.nan, math.nan),
@@ -48,7 +48,7 @@ def reference() -> NDArray[np.uint8]:
 
 
 def prediction() -> NDArray[np.uint8]:
-    """The reference, and a block of the cyst in plane 4, at the patient's left front."""
+    """The reference, and a block of the cyst in plane 4, at the patient's right back."""
     labels = reference()
     labels[4, 0:6, 22:30] = 2
     labels[2, 8:9, 12:18] = 0
@@ -148,9 +148,9 @@ def test_a_picture_shows_the_largest_disagreement(judged: Judged) -> None:
     assert (height, width) == (220, 165)  # 40 mm by 30 mm
     lit = picture.max(axis=2) > 40  # the image is black; the veil of the cyst is not
     rows, columns = np.nonzero(lit)
-    # rows 0 to 6 of 20 are the front, columns 22 to 30 of 30 the patient's left: at the top, on the right
-    assert (rows.min(), rows.max()) == (pytest.approx(0, abs=2), pytest.approx(66, abs=2))
-    assert (columns.min(), columns.max()) == (pytest.approx(121, abs=2), pytest.approx(165, abs=2))
+    # rows 0 to 6 of 20 are the back, columns 22 to 30 of 30 the patient's right: at the bottom, on the left
+    assert (rows.min(), rows.max()) == (pytest.approx(154, abs=2), pytest.approx(220, abs=2))
+    assert (columns.min(), columns.max()) == (pytest.approx(0, abs=2), pytest.approx(44, abs=2))
 
 
 def test_the_plane_is_that_of_most_differing_voxels_that_count() -> None:
