@@ -11,6 +11,7 @@ from ctseg.files.cases import find_cases
 from ctseg.predict.folder import segment_cases
 from ctseg.predict.options import BatchOptions
 from ctseg.predict.presence import Presence
+from tests.support.dicom_series import ct_series, write_series
 from tests.support.threshold import ThresholdPredictor, write_scan
 
 
@@ -87,3 +88,54 @@ def test_what_was_kept_is_named_and_exits_0(folders, capsys):
     segment_cases(find_cases(scans, channels=1), ThresholdPredictor(), out, BatchOptions())
     assert report("-o", out, "-i", scans) == 0
     assert "a: kept: a.nii.gz: not made by ctseg, or changed since: left alone\n" in capsys.readouterr().out
+
+
+def test_pages_are_written_and_the_last_line_is_their_address(folders, capsys):
+    scans, out = folders
+    assert report("-o", out, "-i", scans, "--html", "--quiet") == 1, "b is not done"
+    index = out / "report" / "index.html"
+    assert capsys.readouterr().out.splitlines()[-1] == f"page, with patient data: {index.as_uri()}"
+    page = index.read_text(encoding="utf-8")
+    assert 'href="cases/a.html"' in page
+    assert "no outcome: not begun, or cut off" in page
+    assert (out / "report" / "cases" / "a.html").is_file()
+    assert report("-o", out, "-i", scans, "--single", "a") == 1
+    assert capsys.readouterr().out.splitlines()[-1].endswith("/out/report/a.html")
+
+
+def test_pages_without_an_input_say_how_scans_are_shown(folders, capsys):
+    _, out = folders
+    assert report("-o", out, "--html", "--quiet") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2] == "the pages show no scan: name the folder of scans with -i"
+    assert not (out / "report" / "cases" / "a.html").exists()
+
+
+def test_references_show_scores_in_pages_and_are_refused_without_pages(folders, capsys):
+    scans, out = folders
+    references = out.with_name("references")
+    references.mkdir()
+    (references / "a.nii.gz").write_bytes((out / "a.nii.gz").read_bytes())
+    with pytest.raises(SystemExit, match="2"):
+        report("-o", out, "-i", scans, "-r", references)
+    assert "add --html" in capsys.readouterr().err
+    report("-o", out, "-i", scans, "-r", references, "--html", "--quiet")
+    page = (out / "report" / "index.html").read_text(encoding="utf-8")
+    assert "Dice, lowest" in page
+    assert '<td class="number" data-sort="1.0">1</td>' in page
+    (references / "a.nii.gz").write_bytes(b"")
+    report("-o", out, "-i", scans, "-r", references, "--html", "--quiet")
+    assert "not compared: case a: " in (out / "report" / "index.html").read_text(encoding="utf-8")
+
+
+def test_a_dicom_series_is_shown_as_the_files_of_a_scan_are(tmp_path, capsys):
+    pytest.importorskip("pydicom")
+    scans, out = tmp_path / "in", tmp_path / "out"
+    write_series(scans / "series", ct_series((6, 18, 12), pixel_spacing_mm=(2.0, 1.0), slice_spacing_mm=3.0).datasets)
+    cases = find_cases(scans, channels=1)
+    segment_cases(cases, ThresholdPredictor(), out, BatchOptions())
+    assert report("-o", out, "-i", scans, "--html") == 0
+    (page,) = (out / "report" / "cases").glob("*.html")
+    assert page.stem == cases[0].name
+    assert page.read_text(encoding="utf-8").count("data:image/jpeg") == 3
+    assert "Doe" not in page.read_text(encoding="utf-8"), "nor is the patient named"

@@ -14,7 +14,6 @@ from ctseg.evaluate.folder import evaluate_folder
 from ctseg.evaluate.pages import run
 from ctseg.evaluate.pages.rendering import number
 from ctseg.evaluate.pages.run import page_names, write_run_pages
-from ctseg.predict.model_notes import ModelNote
 from tests.support.run_pages import OBLIQUE, RunFolder, phantom
 
 REGIONS = {"whole": (1, 2, 3), "core": (2, 3)}
@@ -182,8 +181,3 @@ def test_a_page_says_that_it_holds_patient_data(folder):
     write_run_pages(folder.output, folder.report, cases=folder.cases)
     for path in (folder.output / "report").rglob("*.html"):
         assert "This page holds patient data" in path.read_text()
-
-
-def test_a_note_of_an_older_ctseg_is_read():
-    note = ModelNote.model_validate_json('{"channels": ["CT"], "labels": {"liver": [1]}}')
-    assert (note.name, note.reader, note.colours) == ("", "SimpleITKIO", {})

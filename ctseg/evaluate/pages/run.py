@@ -120,7 +120,7 @@ def write_run_pages(
         }  # fmt: skip
         write_text(
             folder / _CASES / case.page,
-            render("case.html.j2", **context, place=place + 1, of=len(order), previous=None, next=None),
+            render("case.html.j2", **context, place=place + 1, of=len(order)),
         )
         return case
 
@@ -233,7 +233,7 @@ def _write_single(output: Path, report: Report, sources: Sequence[CaseSource], n
         "viewed": viewed, "scene": viewed and viewed_json(viewed, case),
             "script": viewer or "", "missing": "" if viewer else MISSING, "index": "",
     }  # fmt: skip
-    write_text(path, render("case.html.j2", **context, place=0, of=0, previous=None, next=None))
+    write_text(path, render("case.html.j2", **context, place=0, of=0))
     without = () if viewed or not case.told else ((case.name, case.told[-1]),)
     return WrittenPages(path, 1 if viewed else 0, without)
 
