@@ -3,10 +3,11 @@
 import argparse
 import sys
 
+from ctseg.cli.console import without_controls
 from ctseg.cli.dataset_creation import add_create
-from ctseg.cli.nnunet import add_folders, given_folders, prepare_nnunet
+from ctseg.cli.nnunet import add_folders, given_folders
 from ctseg.cli.overview import add_overview
-from ctseg.cli.parser import Parser
+from ctseg.cli.parser import Parser, worded
 from ctseg.cli.stages import shown_stages
 from ctseg.errors import InputError, SetupError
 
@@ -83,7 +84,16 @@ def _add_plan(commands: "argparse._SubParsersAction[Parser]") -> None:
         action="store_true",
         help="plan 3d_lowres and 3d_cascade_fullres also for images so small that the planner makes none",
     )
-    parser.add_argument("--verify_dataset_integrity", action="store_true", help="check the data set first")
+    parser.add_argument(
+        "--verify_dataset_integrity", action="store_true",
+        help="look at the images' voxels first, too, and let nnU-Net's own check run (default: names, dataset.json, "
+        "headers and label maps)",
+    )  # fmt: skip
+    parser.add_argument("--no_check", dest="check", action="store_false", help="do not look at the data set first")
+    parser.add_argument(
+        "--group_by", metavar="RULE",
+        help="which cases are of one patient and stay in one fold, as in `dataset create`; writes splits_final.json",
+    )  # fmt: skip
     parser.add_argument("--no_pp", action="store_true", help="plan only, do not preprocess")
     parser.add_argument("--clean", action="store_true", help="extract the fingerprint anew")
     parser.add_argument("--overwrite", action="store_true", help="change what a training goes on with, too")
@@ -93,10 +103,15 @@ def _add_plan(commands: "argparse._SubParsersAction[Parser]") -> None:
 
 def _run_plan(args: argparse.Namespace) -> int:
     from ctseg.train.paths import dataset_name, require_paths
+    from ctseg.train.worker_processes import limit_worker_processes
 
     paths = require_paths({"nnUNet_raw", "nnUNet_preprocessed"}, given_folders(args))
     name = dataset_name(paths, args.dataset)
-    prepare_nnunet()
+    if args.processes is not None and args.processes < 1:
+        raise SetupError(f"-np {args.processes}: expected 1 or more")
+    if args.gpu_memory_gb is not None and args.gpu_memory_gb <= 0:
+        raise SetupError(f"--gpu_memory_gb {args.gpu_memory_gb:g}: expected more than 0")
+    limit_worker_processes()
     from ctseg.train.planning import Planning, plan_dataset, summary
 
     default = Planning()
@@ -107,14 +122,17 @@ def _run_plan(args: argparse.Namespace) -> int:
         processes=args.processes,
         preprocess=not args.no_pp,
         clean=args.clean,
+        check=args.check,
         verify=args.verify_dataset_integrity,
+        group_by=args.group_by,
         overwrite=args.overwrite,
         lowres=args.lowres,
     )
     try:
-        planned = plan_dataset(name, paths, planning)
+        with shown_stages():
+            planned = plan_dataset(name, paths, planning)
     except InputError as error:
-        print(f"InputError: {error}", file=sys.stderr)
+        print(without_controls(worded(error, args.parser)), file=sys.stderr)
         return 1
     for identifier, model in planned.kept.data.items():
         print(f"{identifier}: nothing to do, {model} was trained on these cases")

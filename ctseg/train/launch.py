@@ -16,6 +16,7 @@ from ctseg.nnunet.folds import CROSS_VALIDATION_FOLDS, Fold
 from ctseg.nnunet.trainers import trainer_folders
 from ctseg.train.checkpoints import FINAL, TrainingState, replacing, settle, training_state
 from ctseg.train.extended_trainer import extended, seed_everything, unwrapped
+from ctseg.train.groups import FOLDS, SPLITS_FILE, too_few
 from ctseg.train.names import SWIN_TRAINER
 from ctseg.train.options import Training, TrainingOptions
 from ctseg.train.paths import NnunetPaths
@@ -133,6 +134,9 @@ def _plans_and_dataset(training: Training, paths: NnunetPaths) -> tuple[dict[str
         raise SetupError(
             f"{training.dataset}: no preprocessed cases in {data}: `ctseg plan` makes them for {training.configuration}"
         )
+    cases = len(list(data.glob("*.pkl")))
+    if cases < FOLDS and not (folder / SPLITS_FILE).is_file() and any(fold != "all" for fold in training.folds):
+        raise SetupError(f"{training.dataset}: {too_few(cases)}")
     return plans, dataset
 
 

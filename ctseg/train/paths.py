@@ -1,5 +1,6 @@
 """nnU-Net's three folders and the names in them; no torch, no nnunetv2."""
 
+import difflib
 import os
 import re
 import tempfile
@@ -18,6 +19,8 @@ _PURPOSE = {
     "nnUNet_results": "trained models",
 }
 _DATASET_FOLDER = re.compile(r"Dataset(\d{3})_.+")
+_TOLD = 10
+"""Data sets that a message lists."""
 _CASE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]*[A-Za-z0-9_-])?")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _FULL_NAME = re.compile(r"Dataset(\d+)_(.*)", re.IGNORECASE)
@@ -123,9 +126,15 @@ def dataset_name(paths: NnunetPaths, name_or_id: str) -> str:
     else:
         raise SetupError(f"data set {name_or_id!r}: expected an id (101) or a name (Dataset101_Name)")
     if not names:
+        there = sorted(
+            {folder.name for root in paths.known if root.is_dir() for folder in root.glob("Dataset[0-9]*_*")}
+        )
+        close = difflib.get_close_matches(name_or_id, there, 1)
+        meant = f"; did you mean {close[0]}?" if close else ""
+        found = f"{', '.join(there[:_TOLD])}{' and more' if there[_TOLD:] else ''}" or "none"
         raise SetupError(
-            f"data set {name_or_id}: no such data set in {', '.join(str(root) for root in paths.known)}: "
-            "`ctseg dataset create` makes one"
+            f"data set {name_or_id}: no such data set in {', '.join(str(root) for root in paths.known)} "
+            f"(found: {found}){meant}: `ctseg dataset create` makes one"
         )
     return names[0]
 

@@ -1,6 +1,7 @@
 """Planning and preprocessing of a data set, by nnU-Net's planners and ctseg's."""
 
 import contextlib
+import difflib
 import json
 import logging
 import os
@@ -15,9 +16,11 @@ import torch
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 
-from ctseg.errors import InputError, SetupError
+from ctseg.errors import SetupError
+from ctseg.train.before_planning import require_sound, settle_folds
 from ctseg.train.in_use import InUse, changes_of_data_set, changes_of_plans, find_in_use, require_nothing_changed
 from ctseg.train.names import DEFAULT_PLANNER, SWIN_PLANNER
+from ctseg.train.nnunet_output import bars_as_stages, output_into
 from ctseg.train.paths import NnunetPaths, dataset_id
 from ctseg.train.swin_planner import ESTIMATE_KEY, nnUNetPlannerSwinUNETR
 from ctseg.train.worker_pools import pools_that_end
@@ -25,6 +28,13 @@ from ctseg.train.worker_processes import default_workers
 
 _LOWRES_FACTOR, _LOWRES_STEP, _MOST_ANISOTROPIC = 2.0, 1.03, 2.0
 """How many times fewer voxels a low resolution has at least, and how nnU-Net's planner gets there."""
+
+LOG_FILE = "plan_log.txt"
+"""What nnU-Net prints, beside the plans."""
+_PLANNERS = (
+    SWIN_PLANNER, DEFAULT_PLANNER, "nnUNetPlannerResEncM", "nnUNetPlannerResEncL", "nnUNetPlannerResEncXL",
+)  # fmt: skip
+"""Those that a message names."""
 
 _log = logging.getLogger(__name__)
 
@@ -41,7 +51,10 @@ class Planning:
         processes: Worker processes; None takes as many as there are cores, at most 8.
         preprocess: Also write the preprocessed cases.
         clean: Extract the fingerprint anew.
-        verify: Check the data set first.
+        check: Look at names, ``dataset.json``, headers and label maps of the data set first.
+        verify: Look at the voxels of the images, too, and let nnU-Net's own check run.
+        group_by: Which cases stay in one fold, see :func:`ctseg.train.groups.group_cases`; None: the folds that came
+            with the data set, or those that nnU-Net draws.
         overwrite: Plan and preprocess anew what a training goes on with.
         lowres: Plan a low resolution, and a cascade on it, also where the planner makes none: for small images.
     """
@@ -52,7 +65,9 @@ class Planning:
     processes: int | None = None
     preprocess: bool = True
     clean: bool = False
+    check: bool = True
     verify: bool = False
+    group_by: str | None = None
     overwrite: bool = False
     lowres: bool = False
 
@@ -79,7 +94,8 @@ class Planned:
 def plan_dataset(name: str, paths: NnunetPaths, planning: Planning) -> Planned:
     """Extract the fingerprint, plan with each planner, and preprocess what the plans ask for, once.
 
-    Plans and preprocessed cases that a training in ``paths.results`` goes on with stay as they are.
+    Plans and preprocessed cases that a training in ``paths.results`` goes on with stay as they are. What nnU-Net
+    prints goes into ``plan_log.txt`` beside the plans.
 
     Args:
         name: ``DatasetXXX_Name``.
@@ -87,8 +103,8 @@ def plan_dataset(name: str, paths: NnunetPaths, planning: Planning) -> Planned:
         planning: What to plan, and how.
 
     Raises:
-        InputError: ``verify``, and the data set has problems.
-        SetupError: A planner is unknown, or the memory does not suffice.
+        InputError: The data set has problems, or cases cannot be grouped as asked for.
+        SetupError: A planner or a configuration is unknown, or the memory does not suffice.
         TrainingError: Not ``overwrite``, and plans or cases that a training goes on with would become others.
     """
     if paths.raw is None or paths.preprocessed is None:
@@ -97,22 +113,24 @@ def plan_dataset(name: str, paths: NnunetPaths, planning: Planning) -> Planned:
     if not (raw / "dataset.json").is_file():
         raise SetupError(f"{name}: no dataset.json in {raw}: `ctseg dataset create` makes it")
     classes = {planner: find_planner(planner) for planner in planning.planners}
-    if planning.verify:
-        _require_sound(raw)
+    require_sound(raw, planning)
     in_use = InUse() if planning.overwrite else find_in_use(name, preprocessed, paths.results)
     if in_use.plans:
         problems = changes_of_data_set(raw, preprocessed, in_use)
         if planning.clean:
             problems.append("the fingerprint would be extracted anew, from which the plans are made")
         require_nothing_changed(name, in_use, problems)
-    _extract_fingerprint(name, planning)
-    planners = [_plan(name, planner, cls, planning) for planner, cls in classes.items()]
-    planned = _saved(name, preprocessed, in_use, planners)
-    if planning.preprocess:
-        done = set(planned.kept.data)
-        for file in planned.files:
-            _preprocess(name, file, planning, done)
-        _copy_labels(raw, preprocessed / "gt_segmentations")
+    settle_folds(raw, preprocessed, planning, sorted(in_use.data.values()))
+    with output_into(preprocessed / LOG_FILE):
+        _extract_fingerprint(name, planning)
+        planners = [_plan(name, planner, cls, planning) for planner, cls in classes.items()]
+        planned = _saved(name, preprocessed, in_use, planners)
+        if planning.preprocess:
+            _require_configurations(planned.files, planning)
+            done = set(planned.kept.data)
+            for file in planned.files:
+                _preprocess(name, file, planning, done)
+            _copy_labels(raw, preprocessed / "gt_segmentations")
     return planned
 
 
@@ -148,9 +166,11 @@ def find_planner(name: str) -> type[ExperimentPlanner]:
     folder = Path(nnunetv2.__path__[0]) / "experiment_planning"
     found = recursive_find_python_class(str(folder), name, current_module="nnunetv2.experiment_planning")
     if found is None:
+        close = difflib.get_close_matches(name, _PLANNERS, 1, 0.5)
         raise SetupError(
-            f"planner {name!r} is unknown: ctseg brings {SWIN_PLANNER}; nnU-Net has {DEFAULT_PLANNER}, "
-            "nnUNetPlannerResEncM, nnUNetPlannerResEncL, nnUNetPlannerResEncXL and more"
+            f"planner {name!r} is unknown: ctseg brings {SWIN_PLANNER}; nnU-Net has "
+            f"{', '.join(_PLANNERS[1:])} and more{f'; did you mean {close[0]}?' if close else ''}",
+            settings=("planners",),
         )
     return found  # type: ignore[no-any-return]
 
@@ -175,26 +195,37 @@ def _described(configuration: Mapping[str, Any]) -> str:
     return "".join(parts)
 
 
-def _require_sound(raw: Path) -> None:
-    from ctseg.train.verify import verify_dataset
-
-    report = verify_dataset(raw)
-    if report.problems:
-        raise InputError(f"{raw.name}: {len(report.problems)} problems in the data set:\n{report}")
+def _require_configurations(files: Sequence[Path], planning: Planning) -> None:
+    """Refuse configurations that no plans have and nobody knows; tell those that planners leave out."""
+    there = {name for file in files for name in json.loads(file.read_text())["configurations"]}
+    for name in planning.configurations:
+        if name in there or name in Planning().configurations:
+            if name not in there and planning.configurations != Planning().configurations:
+                _log.warning(
+                    "%s: the plans have none, as the scans are small; planning for low resolution adds it", name
+                )
+            continue
+        close = difflib.get_close_matches(name, there, 1, 0.5)
+        meant = f"; did you mean {close[0]}?" if close else ""
+        raise SetupError(
+            f"configuration {name!r} is unknown: the plans have {', '.join(sorted(there))}{meant}",
+            settings=("configurations",),
+        )
 
 
 def _extract_fingerprint(name: str, planning: Planning) -> None:
-    from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
+    from nnunetv2.experiment_planning.dataset_fingerprint import fingerprint_extractor
     from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprint_dataset
 
-    extract_fingerprint_dataset(
-        dataset_id(name),
-        DatasetFingerprintExtractor,
-        planning.workers,
-        clean=planning.clean,
-        verbose=False,
-        show_progress_bar=False,
-    )
+    with bars_as_stages(fingerprint_extractor):
+        extract_fingerprint_dataset(
+            dataset_id(name),
+            fingerprint_extractor.DatasetFingerprintExtractor,
+            planning.workers,
+            clean=planning.clean,
+            verbose=False,
+            show_progress_bar=False,
+        )
 
 
 class _RecordingPlanner(ExperimentPlanner):  # type: ignore[misc]
@@ -275,6 +306,7 @@ def _some_augmentation_workers() -> Iterator[None]:
 
 def _preprocess(name: str, plans_file: Path, planning: Planning, done: set[str]) -> None:
     """Preprocess the cases for each configuration whose data identifier is not ``done`` yet, and add it there."""
+    from nnunetv2.preprocessing.preprocessors import default_preprocessor
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     plans: dict[str, Any] = json.loads(plans_file.read_text())
@@ -288,7 +320,8 @@ def _preprocess(name: str, plans_file: Path, planning: Planning, done: set[str])
         preprocessor = found.preprocessor_class(verbose=False)
         preprocessor.show_progress_bar = False
         _log.info("%s: preprocessing %s into %s", plans["plans_name"], configuration, found.data_identifier)
-        preprocessor.run(dataset_id(name), configuration, plans["plans_name"], num_processes=planning.workers)
+        with bars_as_stages(default_preprocessor):
+            preprocessor.run(dataset_id(name), configuration, plans["plans_name"], num_processes=planning.workers)
         done.add(found.data_identifier)
 
 

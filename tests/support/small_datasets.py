@@ -54,6 +54,7 @@ def raw_dataset(
     content: dict[str, Any] | None = None,
 ) -> Path:
     """Write a raw data set of nnU-Net; the file names and what ``dataset.json`` says may be wrong."""
+    (raw / name).mkdir(parents=True)
     for i in range(cases):
         write(raw / name / "imagesTr" / f"case{i}{number}{ending}", image(i))
         write(raw / name / "labelsTr" / f"case{i}{ending}", labels())
