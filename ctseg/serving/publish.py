@@ -198,13 +198,19 @@ def check_fits(draft: EntryDraft, version: int, known: Entry | None) -> None:
         ("regions_class_order", old.regions_class_order, spec.regions_class_order),
         ("input", old.input, spec.input),
         ("output", old.output, spec.output),
-        ("votes", old.votes and old.votes.name, spec.votes and spec.votes.name),
     ):
         if found != wanted:
             raise SpecError(
                 f"{spec.name}: version {known.newest.version} in {known.folder} has {what} {found}, "
                 f"version {version} would have {wanted}: take another model name"
             )
+    if (old.votes is None) != (spec.votes is None):
+        has, would_have, how = ("none", "some", "without") if old.votes is None else ("some", "none", "with")
+        raise SpecError(
+            f"{spec.name}: votes of folds: version {known.newest.version} in {known.folder} has {has}, version "
+            f"{version} would have {would_have}; all versions of a model answer alike: export it again {how} them, "
+            "or take another model name"
+        )
 
 
 def configuration(draft: EntryDraft, version: int, known: Entry | None) -> Any:

@@ -134,6 +134,17 @@ def test_another_contract_under_the_same_name_is_refused(root: Path, changes: di
     assert not (root / "toy" / "2").exists()
 
 
+@pytest.mark.parametrize("votes", [None, {"folds": 3}])
+def test_versions_of_a_model_have_votes_all_of_them_or_none(root: Path, votes: object) -> None:
+    write_toy_entry(root, toy_spec(votes=votes))
+    other, told = ({"folds": 2}, "without them") if votes is None else (None, "with them")
+    with pytest.raises(SpecError, match=rf"all versions of a model answer alike: export it again {told}"):
+        write_toy_entry(root, toy_spec(votes=other), version=2)
+    write_toy_entry(root, toy_spec(votes=votes and {"folds": 5}), version=2)
+    outputs = [line for line in (root / "toy" / "config.pbtxt").read_text().splitlines() if "TYPE_UINT8" in line]
+    assert len(outputs) == (0 if votes is None else 1)
+
+
 def test_a_version_is_never_replaced(root: Path) -> None:
     write_toy_entry(root)
     with pytest.raises(SpecError, match="version 1 exists"):

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from tritonclient.utils import InferenceServerException
 
+from ctseg.model_spec import ModelSpec
 from ctseg.predict.contract import contract_of
 from ctseg.predict.segment import WindowOptions
 from ctseg.predict.whole_scan import (
@@ -223,10 +224,14 @@ class FakeScanClient:
 
 @contextmanager
 def scans_to(
-    *clients: FakeScanClient, windows: WindowOptions | None = None, version: int | None = None, **options: Any
+    *clients: FakeScanClient,
+    windows: WindowOptions | None = None,
+    version: int | None = None,
+    network: ModelSpec = SPEC,
+    **options: Any,
 ) -> Iterator[ScanSegmenter]:
     """Send whole scans to fake servers."""
-    wanted = WantedScans(SPEC.name, SPEC.digest, {SPEC.name: SPEC}, version=version)
+    wanted = WantedScans(SPEC.name, SPEC.digest, {SPEC.name: network}, version=version, is_hidden=network != SPEC)
     by_address = {client.address: client for client in clients}
 
     def connect(address: Address, _: Callable[[], None]) -> ScanServer:

@@ -25,6 +25,7 @@ from ctseg.predict.whole_scan import ScanProgress
 from ctseg.triton.errors import INTERNAL, INVALID_ARGUMENT, UNAVAILABLE, UNIMPLEMENTED, CallError
 from tests.support.fake_scans import SPEC, FakeScanClient, SentScan, scans_to
 from tests.support.live_triton import wait_for
+from tests.support.toy_models import toy_spec
 
 REFUSED = CallError(INVALID_ARGUMENT, "channel CT: expected intensities from 0 to 255")
 BROKEN = CallError(INTERNAL, "out of luck")
@@ -86,6 +87,22 @@ def test_a_request_says_all_that_labels_depend_on_and_the_answer_says_what_becam
     assert (result.windows, result.warnings) == (8, ("look at it",))
     assert result.bytes_sent == 2 * 2 * 5 * 6 * 7 + 24
     assert result.server_seconds["waited"] == 0.25
+
+
+@pytest.mark.parametrize(
+    ("votes", "agreement", "asks"),
+    [({"folds": 3}, None, True), ({"folds": 3}, True, True), ({"folds": 3}, False, False), (None, None, False),
+     (None, True, False)],
+)  # fmt: skip
+def test_agreement_is_asked_for_by_default_of_a_network_with_votes_and_never_of_one_without(
+    votes: object, agreement: bool | None, asks: bool
+) -> None:
+    client = FakeScanClient()
+    client.answer_with = lambda scan: scan.answer(agreement={"liver": 0.5} if "agreement" in scan.parameters else {})
+    with scans_to(client, windows=WindowOptions(agreement=agreement), network=toy_spec(votes=votes)) as segmenter:
+        result = segmenter.segment(volume())
+    assert client.scans[0].parameters.get("agreement") == (True if asks else None)
+    assert result.agreement == ({"liver": 0.5} if asks else {})
 
 
 def test_label_maps_come_deflated_from_elsewhere() -> None:
