@@ -17,7 +17,7 @@ PYTEST_IN_PARALLEL := OMP_NUM_THREADS=1 $(PYTEST)
 PIP_INSTALL = $(1)/bin/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help install install-server demo test test-data test-full check faults pacs images format benchmark \
-	benchmark-network gpu gpu-wheels demo-picture imports compatibility clean
+	benchmark-network gpu gpu-wheels walk demo-picture imports compatibility clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -92,11 +92,14 @@ compatibility: $(TEST_VENV)/.ready  ## export what older nnU-Nets train, and com
 demo-picture: $(TEST_VENV)/.ready  ## photograph a page of the demo for the README (scripts/browser.sh)
 	$(TEST_VENV)/bin/python -m scripts.demo_picture --output docs/pictures/demo.png
 
+walk: $(TEST_VENV)/.ready  ## type the commands of docs/walk.md on small pieces of real CT; writes walk_output/
+	$(TEST_VENV)/bin/python -m scripts.walk --output walk_output
+
 imports: $(TEST_VENV)/.ready  ## draw which room imports which, into docs/pictures/
 	$(TEST_VENV)/bin/python scripts/draw_imports.py --output docs/pictures/imports.svg
 
 clean:  ## remove the environments and all output
-	rm -rf $(DEMO_VENV) $(TEST_VENV) .venv-client demo_output benchmark_output gpu_output pacs_output compatibility_output .wheels build *.egg-info
+	rm -rf $(DEMO_VENV) $(TEST_VENV) .venv-client demo_output benchmark_output gpu_output pacs_output compatibility_output walk_output .wheels build *.egg-info
 
 $(CLIENT_VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "ctseg needs Python 3.10 or newer; set PYTHON=...")'
