@@ -20,6 +20,8 @@ from PIL import Image
 from ctseg.cli.main import main
 from ctseg.errors import CheckpointError
 from ctseg.evaluate.compared_labels import ComparedLabels
+from ctseg.evaluate.evaluation import EVALUATION_NAME
+from ctseg.evaluate.folder import evaluate_folder
 from ctseg.nnunet.training_curve import read_training_curve
 from ctseg.train.cross_validation import trained_models
 from ctseg.train.paths import NnunetPaths
@@ -243,3 +245,21 @@ def test_the_command_writes_the_page_beside_the_models_or_elsewhere(
     assert json.loads(capsys.readouterr().out)["dataset"] == DATASET  # the page's name goes to standard error
     assert (judged.root / "new" / "results.html").is_file()
     assert trained_models(judged.paths, DATASET)[0].name == MODEL  # the page is no model
+
+
+def test_surfaces_and_volumes_of_an_evaluation_stand_beside_the_dice(judged: Judged) -> None:
+    assert "HD95" not in judged.page()
+    validation = judged.model / "fold_0" / "validation"
+    references = judged.root / "preprocessed" / DATASET / "gt_segmentations"
+    labels = ComparedLabels({"liver": (1,), "<b>cyst</b>": (2,)})
+    evaluation = evaluate_folder(validation, references, labels)
+    (validation / EVALUATION_NAME).write_text(evaluation.to_json())
+    liver = looks(judged).cases[0].scores["liver"]
+    assert (liver.n_pred, liver.n_ref) == (66, 72)
+    assert math.isfinite(liver.hd95_mm)
+    page = judged.page()
+    assert "liver HD95, mm" in page
+    assert "0.66 (0.72)</td>" in page  # voxels of 10 cubic millimetres
+    assert page.count(">∞</td>") == len(DICE)  # the cyst is in no reference
+    (validation / EVALUATION_NAME).write_text("{")
+    assert "HD95" not in judged.page()
