@@ -18,6 +18,7 @@ from ctseg.evaluate.compared_labels import ComparedLabels, labels_of_dataset, la
 from ctseg.evaluate.evaluation import EvaluatedCase, read_evaluation
 from ctseg.evaluate.folder import evaluate_folder
 from ctseg.evaluate.summary import summary_of, table_of, write_evaluation
+from ctseg.evaluate.surfaces import surface_scores
 
 SPACING_MM = (1.5, 2.0, 4.0)
 """Along (x, y, z)."""
@@ -152,6 +153,20 @@ def test_ignored_voxels_count_for_no_surface_and_no_volume(tmp_path: Path) -> No
     assert (scores.dice, scores.hd95_mm, scores.assd_mm, scores.nsd) == (1.0, 0.0, 0.0, (1.0, 1.0))
     assert scores.volume_ml == scores.reference_volume_ml == pytest.approx(216 * 0.012)
     assert evaluate_folder(*folders, ComparedLabels({"first": (1,)})).cases[0].labels["first"].dice < 0.7
+
+
+def test_ignored_voxels_just_outside_of_the_box_of_a_label_count_too(tmp_path: Path) -> None:
+    one, other = np.zeros((20, 19, 18), np.uint8), np.zeros((20, 19, 18), np.uint8)
+    one[4:10, 4:10, 4:10] = 1
+    other[4:8, 4:10, 4:10] = 1
+    other[10:] = 2  # touches the end of the label map, and lies outside of its box
+    write(tmp_path / "labels" / "a.nii.gz", one)
+    write(tmp_path / "references" / "a.nii.gz", other)
+    compared = ComparedLabels({"first": (1,)}, ignore_label=2)
+    found = evaluate_folder(tmp_path / "labels", tmp_path / "references", compared).cases[0].labels["first"]
+    whole = surface_scores((one == 1).T, (other == 1).T, SPACING_MM[::-1], (1.0, 3.0), (other == 2).T)
+    assert (found.hd95_mm, found.assd_mm, found.nsd) == (whole.hd95_mm, pytest.approx(whole.assd_mm), whole.nsd)
+    assert surface_scores((one == 1).T, (other == 1).T, SPACING_MM[::-1], (1.0, 3.0)).nsd != whole.nsd
 
 
 def test_distances_are_along_the_axes_of_the_files(tmp_path: Path) -> None:

@@ -35,6 +35,30 @@ def test_area_of_a_large_plane_edge_and_corner_are_those_of_a_cut_box() -> None:
     assert areas[3] == pytest.approx(x * math.hypot(y, z) / 2)  # an edge along x is cut off
 
 
+def test_areas_of_all_256_neighbourhoods_are_those_of_surface_distance() -> None:
+    areas = element_areas(CLINICAL)
+    # by its create_table_neighbour_code_to_surface_area, version 0.1
+    assert areas.sum() == pytest.approx(968.5977460398747, rel=1e-13)
+    assert (areas * np.arange(256) ** 2).sum() == pytest.approx(20339108.132976472, rel=1e-13)
+
+
+def rough_ellipsoid(centre: tuple[int, int, int], size: int) -> np.ndarray:
+    z, y, x = np.indices((16, 24, 20))
+    distance = ((z - centre[0]) * 4) ** 2 + ((y - centre[1]) * 2) ** 2 + ((x - centre[2]) * 3) ** 2
+    mask: np.ndarray = distance + (z * 7 + y * 13 + x * 29) % 11 * 40 < size
+    return mask
+
+
+def test_rough_bodies_score_what_surface_distance_says_of_them() -> None:
+    one, other = rough_ellipsoid((8, 12, 10), 900), rough_ellipsoid((7, 13, 9), 1000)
+    assert (one.sum(), other.sum()) == (3176, 3755)
+    scores = surface_scores(one, other, CLINICAL, (1.0, 3.0))
+    # by its compute_robust_hausdorff, compute_average_surface_distance and compute_surface_dice_at_tolerance
+    assert scores.hd95_mm == pytest.approx(2.596150997149434, rel=1e-13)
+    assert scores.assd_mm == pytest.approx(0.48270942148463786, rel=1e-13)
+    assert scores.nsd == pytest.approx((0.7932895180470111, 0.9734656538611731), rel=1e-13)
+
+
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_box_that_is_shifted_has_the_shift_as_the_distance_of_its_faces(axis: int) -> None:
     shape, size = (20, 40, 40), (8, 20, 22)
