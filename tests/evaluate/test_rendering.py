@@ -45,7 +45,9 @@ def test_a_histogram_counts_every_value_once_and_says_what_is_not_defined():
     assert "8 to 10 ml: 1<" in drawn
     assert "1 not defined" in drawn
     assert "–" in histogram([])
-    assert histogram([3.0, 3.0]).count("<rect") == 1
+    same = histogram([3.0, 3.0], "ml")
+    assert same.count("<rect") == 1
+    assert "<title>3 ml: 2</title>" in same
 
 
 def test_a_colour_is_the_models_own_else_one_that_no_other_label_has():

@@ -71,12 +71,12 @@ def histogram(values: Sequence[float], unit: str = "", *, colour: str = "#5b7fa6
     counts = [0] * bars
     for value in finite:
         counts[min(bars - 1, int((value - low) / width))] += 1
-    tallest, step = max(counts), 240 / bars
+    tallest, step = max(counts), 240 / max(bars, 5)
     drawn = Markup().join(
         Markup('<rect x="{}" y="{}" width="{}" height="{}" fill="{}"><title>{}</title></rect>').format(
             f"{10 + step * place + 0.5:.1f}", f"{62 - 54 * count / tallest:.1f}", f"{step - 1:.1f}",
             f"{54 * count / tallest:.1f}", colour,
-            f"{number(low + width * place)} to {number(low + width * (place + 1))} {unit}: {count}",
+            f"{number(low + width * place)}{f' to {number(low + width * (place + 1))}' * (bars > 1)} {unit}: {count}",
         )
         for place, count in enumerate(counts)
         if count
