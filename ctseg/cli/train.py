@@ -8,6 +8,13 @@ from ctseg.cli.nnunet import add_folders, given_folders, prepare_nnunet, told_on
 from ctseg.cli.parser import Parser, flags_worded
 from ctseg.errors import SetupError
 
+_NOT_TOGETHER = (
+    ("resume", ("validation_only", "pretrained_weights", "overwrite")),
+    ("skip_validation", ("validation_only", "npz", "disable_tta", "val_best")),
+    ("disable_checkpointing", ("resume", "validation_only", "val_best", "overwrite")),
+)
+"""Settings of a training; the first of each row goes with none of the others."""
+
 
 def add_commands(commands: "argparse._SubParsersAction[Parser]") -> None:
     """Add ``train``, ``find-best`` and ``results``.
@@ -59,11 +66,22 @@ def _add_train(commands: "argparse._SubParsersAction[Parser]") -> None:
     parser.add_argument("--npz", action="store_true", help="keep the validation's probabilities, for ensembles")
     parser.add_argument("--c", dest="resume", action="store_true", help="continue; no checkpoint is an error")
     parser.add_argument("--val", dest="validation_only", action="store_true", help="only run the validation again")
+    parser.add_argument("--skip_validation", action="store_true", help="leave the validation at the end out")
+    parser.add_argument(
+        "--disable_tta", action="store_true", help="no mirroring in the final validation: faster, not nnU-Net's numbers"
+    )
+    parser.add_argument(
+        "-val_best", "--val_best", action="store_true", help="validate with checkpoint_best, not checkpoint_final"
+    )
+    parser.add_argument(
+        "--disable_checkpointing", action="store_true", help="save nothing: to try things out; nothing can go on"
+    )
     parser.add_argument("--overwrite", action="store_true", help="begin anew where there is a training already")
     parser.add_argument(
         "-pretrained_weights", "--pretrained_weights", type=Path, metavar="FILE", help="weights to begin with"
     )
     parser.add_argument("--distributed", choices=["ddp"], help="several processes, started by torchrun")
+    parser.add_argument("-num_gpus", type=int, default=1, metavar="N", help="1; several are torchrun's, see above")
     add_folders(parser)
     parser.set_defaults(run=_run_train)
 
@@ -73,12 +91,24 @@ def _run_train(args: argparse.Namespace) -> int:
     from ctseg.train.options import TrainingOptions
     from ctseg.train.paths import dataset_name, require_paths
 
+    if args.configuration.isdecimal() or args.configuration in ("all", "full"):
+        raise SetupError(
+            f"{args.configuration!r} stands where the configuration goes: `ctseg train {args.dataset} 3d_fullres "
+            f"{args.configuration}`"
+        )
     if bool(args.positional_folds) == bool(args.folds):
         raise SetupError("give the folds once: `ctseg train 101 3d_fullres 0`, or `-f 0 1`, or `-f all`")
     folds = parse_folds(args.folds or args.positional_folds, positional=not args.folds)
-    for first, second in (("resume", "validation_only"), ("resume", "pretrained_weights"), ("resume", "overwrite")):
-        if getattr(args, first) and getattr(args, second):
-            raise SetupError(f"--c cannot go with --{'val' if second == 'validation_only' else second}")
+    for one, others in _NOT_TOGETHER:
+        for other in others:
+            if getattr(args, one) and getattr(args, other):
+                both = [args.parser.flag_of(setting) for setting in (one, other)]
+                raise SetupError(f"{both[0]} cannot go with {both[1]}")
+    if args.num_gpus > 1:
+        raise SetupError(
+            f"-num_gpus {args.num_gpus}: several GPUs are used by `torchrun --nproc_per_node={args.num_gpus} -m ctseg "
+            "train … --distributed=ddp`"
+        )
     if args.pretrained_weights is not None and not args.pretrained_weights.is_file():
         raise SetupError(f"--pretrained_weights {args.pretrained_weights}: no such file")
     try:
@@ -114,6 +144,10 @@ def _run_train(args: argparse.Namespace) -> int:
         validation_only=args.validation_only,
         save_probabilities=args.npz,
         pretrained_weights=args.pretrained_weights,
+        skip_validation=args.skip_validation,
+        disable_tta=args.disable_tta,
+        val_best=args.val_best,
+        disable_checkpointing=args.disable_checkpointing,
     )
     with placed(args.device, distributed=args.distributed == "ddp") as placement:
         try:
@@ -121,7 +155,7 @@ def _run_train(args: argparse.Namespace) -> int:
         except TrainingStopped as stopped:
             if placement.rank == 0:
                 flags = flags_worded(stopped.settings, args.parser)
-                print(f"{stopped}; it can go on ({flags})", file=sys.stderr)
+                print(f"{stopped}{f'; it can go on ({flags})' if flags else ''}", file=sys.stderr)
             return 128 + stopped.number
     return 0
 

@@ -7,6 +7,7 @@ checkpoints and ``nnUNetv2_predict`` are those of the stock trainer.
 
 import contextlib
 import importlib.util
+import io
 import logging
 import random
 import threading
@@ -31,7 +32,11 @@ from ctseg.train.options import RECORD_KEY, TrainingOptions
 from ctseg.train.placement import Placement
 from ctseg.train.stopping import StopRequest, TrainingStopped
 from ctseg.train.training_step import accumulated_step, autocast, without_autocast
+from ctseg.train.validation import CaseCounter, validation_as_asked
 from ctseg.train.worker_pools import BOUND_S
+
+_TOLD = ("warning", "error", "failed", "exception")
+"""What a line of nnU-Net's has that the terminal shows."""
 
 _log = logging.getLogger(__name__)
 
@@ -46,6 +51,7 @@ class _Extension(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net publishes no t
     placement: Placement
     stop: StopRequest
     clip_norm: float
+    disable_tta = False
 
     # nnU-Net records these arguments by their names
     def __init__(
@@ -59,7 +65,8 @@ class _Extension(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net publishes no t
         with warnings.catch_warnings():
             # a distributed trainer takes CUDA for granted, and makes a scaler for it
             warnings.filterwarnings("ignore", message=".*GradScaler is enabled, but CUDA is not available")
-            super().__init__(plans, configuration, fold, dataset_json, device)
+            with contextlib.redirect_stdout(io.StringIO()):
+                super().__init__(plans, configuration, fold, dataset_json, device)
         self.device = self.placement.device
         self.my_init_kwargs["device"] = self.device
         for name, chosen in (
@@ -76,8 +83,7 @@ class _Extension(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net publishes no t
         self.grad_scaler = torch.GradScaler("cuda") if on_cuda and self.amp else None
         # what nnU-Net would save every so many epochs is saved here after each
         self.save_every = self.num_epochs + 1
-        self._in_epoch = False
-        self._split_made = False
+        self._split: Any = None
 
     # batch and processes
 
@@ -116,7 +122,7 @@ class _Extension(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net publishes no t
         if self.placement.distributed:
             self._distribute()
         if note := _differences_from_one_batch(self):
-            self.print_to_log_file(f"NOTE: {note}")
+            self.tell(f"NOTE: {note}")
 
     def _distribute(self) -> None:
         on_cuda, network = self.device.type == "cuda", self.network
@@ -135,12 +141,12 @@ class _Extension(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net publishes no t
 
     def do_split(self) -> Any:
         # one process writes the file that all others read
-        if self.is_ddp and not self._split_made:
+        if self.is_ddp and self._split is None:
             if self.local_rank == 0:
                 super().do_split()
             torch.distributed.barrier()
-        self._split_made = True
-        return super().do_split()
+        self._split = super().do_split()
+        return self._split
 
     def plot_network_architecture(self) -> None:
         # nnU-Net reports the missing optional package as if something had gone wrong
@@ -174,21 +180,39 @@ class _Extension(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net publishes no t
         if self.options.seed is not None:
             seed_everything(self.options.seed, epoch=self.current_epoch, rank=self.placement.rank)
         super().on_epoch_start()
-        self._in_epoch = True
 
     def on_epoch_end(self) -> None:
         super().on_epoch_end()
-        self._in_epoch = False
         if self.current_epoch < self.num_epochs:
             self.save_latest()
         if self.placement.rank == 0:
             _log.info("%s", last_epoch(self))
 
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        self.tell(_beginning(self))
+
+    # lines
+
     def print_to_log_file(self, *args: Any, also_print_to_console: bool = True, add_timestamp: bool = True) -> None:
-        # inside an epoch one line of our own says it all
-        console = also_print_to_console and not getattr(self, "_in_epoch", False)
+        # the terminal has lines of our own; plans, tables and steps stay in the log
+        said = " ".join(map(str, args)).lower()
+        console = also_print_to_console and any(word in said for word in _TOLD)
         if self.placement.rank == 0 or console:
             super().print_to_log_file(*args, also_print_to_console=console, add_timestamp=add_timestamp)
+
+    def tell(self, line: str) -> None:
+        """Write a line into the log, and to the terminal."""
+        if self.placement.rank == 0:
+            super().print_to_log_file(line, also_print_to_console=False)
+            _log.info("%s", line)
+
+    # validation
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        name = f"validation of fold {'full' if self.fold == 'all' else self.fold}"
+        with validation_as_asked(self, CaseCounter(self.tell, name), mirrored=not self.disable_tta):
+            super().perform_actual_validation(save_probabilities)
 
     # checkpoints
 
@@ -256,22 +280,28 @@ class _Extension(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net publishes no t
             stop = bool(flag.item())
         if stop:
             self.save_latest()
+            saved = "nothing is saved" if self.disable_checkpointing else f"saved {Path(self.output_folder) / LATEST}"
             raise TrainingStopped(
-                f"stopped in epoch {self.current_epoch + 1} of {self.num_epochs}: "
-                f"saved {Path(self.output_folder) / LATEST}",
+                f"stopped in epoch {self.current_epoch + 1} of {self.num_epochs}: {saved}",
+                settings=() if self.disable_checkpointing else ("resume",),
                 number=self.stop.number,
             )
 
     def finish_dataloaders(self) -> None:
-        """End the processes that prepare batches; those that do not leave are left to be killed.
-
-        Loaders and their processes share locks, and who died with one does not give it back.
-        """
+        """End the processes that prepare batches."""
         for loader in (self.dataloader_train, self.dataloader_val):
             if hasattr(loader, "_finish"):
-                finishing = threading.Thread(target=loader._finish, daemon=True)
-                finishing.start()
-                finishing.join(BOUND_S)
+                _finish(loader)
+
+
+def _finish(loader: Any) -> None:
+    """End a loader's processes; those that do not leave are left to be killed.
+
+    They share locks with it, and who died with one does not give it back.
+    """
+    finishing = threading.Thread(target=loader._finish, daemon=True)
+    finishing.start()
+    finishing.join(BOUND_S)
 
 
 def extended(
@@ -315,6 +345,17 @@ def extended(
         "clip_norm": clip_norm or 0.0,
     }
     return type(trainer_class.__name__, (_Extension, trainer_class), members)
+
+
+def _beginning(trainer: _Extension) -> str:
+    """Return in a line what a training does."""
+    cases, validated = trainer._split
+    plans = trainer.configuration_manager
+    return (
+        f"fold {'full' if trainer.fold == 'all' else trainer.fold}: {len(cases)} cases to train on, {len(validated)} "
+        f"to validate with; epochs of {trainer.num_iterations_per_epoch} steps with {plans.batch_size} patches of "
+        f"{' x '.join(map(str, plans.patch_size))} on {trainer.device}; the log is {trainer.log_file}"
+    )
 
 
 def unwrapped(network: torch.nn.Module) -> torch.nn.Module:

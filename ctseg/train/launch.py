@@ -1,6 +1,7 @@
 """From a command line to trained folds."""
 
 import contextlib
+import io
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -14,7 +15,7 @@ import torch.distributed
 from ctseg.errors import CheckpointError, SetupError, TrainingError
 from ctseg.nnunet.folds import CROSS_VALIDATION_FOLDS, Fold
 from ctseg.nnunet.trainers import trainer_folders
-from ctseg.train.checkpoints import FINAL, TrainingState, replacing, settle, training_state
+from ctseg.train.checkpoints import BEST, FINAL, TrainingState, replacing, settle, training_state
 from ctseg.train.extended_trainer import extended, seed_everything, unwrapped
 from ctseg.train.groups import FOLDS, SPLITS_FILE, too_few
 from ctseg.train.names import SWIN_TRAINER
@@ -24,6 +25,7 @@ from ctseg.train.placement import Placement
 from ctseg.train.pretrained import load_pretrained, weights_in
 from ctseg.train.shortages import explaining_full_disk, explaining_full_gpu
 from ctseg.train.stopping import StopRequest, TrainingStopped
+from ctseg.train.validation import validation_told
 from ctseg.train.worker_pools import pools_that_end
 from ctseg.train.worker_processes import end_workers_with_this_process, no_workers_left
 
@@ -72,11 +74,14 @@ def find_trainer(name: str) -> type[Any]:
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
     try:
-        found: type[Any] = recursive_find_trainer_class_by_name(name)
+        # it tells where it searches
+        with contextlib.redirect_stdout(io.StringIO()):
+            found: type[Any] = recursive_find_trainer_class_by_name(name)
     except RuntimeError as error:
         raise SetupError(
             f"trainer {name!r} is unknown: it is neither nnU-Net's nor in nnUNet_extTrainer "
-            f"({os.pathsep.join(trainer_folders())}); ctseg brings {SWIN_TRAINER}"
+            f"({os.pathsep.join(trainer_folders())}); ctseg brings {SWIN_TRAINER}",
+            settings=("trainer",),
         ) from error
     return found
 
@@ -98,6 +103,7 @@ def train(training: Training, paths: NnunetPaths, placement: Placement) -> None:
     trainer_class = find_trainer(training.trainer)
     plans, dataset = _plans_and_dataset(training, paths)
     folder = paths.results / training.dataset / f"{training.trainer}__{training.plans}__{training.configuration}"
+    _require_folds(training, paths)
     _require_previous_stage(training, plans, paths)
     run = _Run(training, trainer_class, plans, dataset, folder, placement)
     states = _checked(run)
@@ -138,6 +144,32 @@ def _plans_and_dataset(training: Training, paths: NnunetPaths) -> tuple[dict[str
     if cases < FOLDS and not (folder / SPLITS_FILE).is_file() and any(fold != "all" for fold in training.folds):
         raise SetupError(f"{training.dataset}: {too_few(cases)}")
     return plans, dataset
+
+
+def _require_folds(training: Training, paths: NnunetPaths) -> None:
+    """Refuse folds that the splits do not have: nnU-Net would train on cases drawn at random.
+
+    Raises:
+        SetupError: There is no such fold; those that there are are told.
+    """
+    if paths.preprocessed is None:
+        return
+    asked = [fold for fold in training.folds if fold != "all"]
+    file = paths.preprocessed / training.dataset / SPLITS_FILE
+    if file.is_file():
+        try:
+            count = len(json.loads(file.read_text()))
+        except (ValueError, TypeError) as error:
+            raise SetupError(f"{file}: not a list of folds ({error}): remove it, or write it anew") from error
+        source = f"{file} has"
+    else:
+        count, source = FOLDS, "the cross-validation has"
+    if missing := [str(fold) for fold in asked if int(fold) >= count]:
+        there = "none" if not count else "fold 0" if count == 1 else f"folds 0 to {count - 1}"
+        raise SetupError(
+            f"{training.dataset}: there is no fold {', '.join(missing)}: {source} {there}; `full` trains on every case",
+            settings=("folds",),
+        )
 
 
 def _require_previous_stage(training: Training, plans: Mapping[str, Any], paths: NnunetPaths) -> None:
@@ -196,8 +228,9 @@ def _states(run: _Run) -> States:
     for fold, state in states.items():
         where = run.fold(fold)
         if training.validation_only:
-            if not (where / FINAL).is_file():
-                problems.append(f"fold {fold}: {where / FINAL} is missing, so there is nothing to validate")
+            needed = where / (BEST if training.val_best else FINAL)
+            if not needed.is_file():
+                problems.append(f"fold {fold}: {needed} is missing, so there is nothing to validate{_further(state)}")
         elif training.resume:
             # of several folds, those that never began may begin
             if state is None and (len(states) == 1 or where.exists() or not any(states.values())):
@@ -237,23 +270,47 @@ def _train_fold(run: _Run, fold: Fold, state: TrainingState | None, stop: StopRe
     if options.seed is not None:
         seed_everything(options.seed)
     cls = extended(run.trainer_class, options, run.placement, stop)
+    cls.disable_tta = training.disable_tta
     plans: dict[str, Any] = json.loads(json.dumps(run.plans))
     # what nnU-Net's get_trainer_from_args adds, and the trainer takes out again
     plans["continue_training"] = training.resume
     trainer = cls(plans, training.configuration, fold, json.loads(json.dumps(run.dataset)), run.placement.device)
+    trainer.disable_checkpointing = training.disable_checkpointing
     trainer.initialize()
     _load_weights(run, trainer, fold, state)
     for change in changes:
-        trainer.print_to_log_file(f"continued with other values: {change}")
+        trainer.tell(f"continued with other values: {change}")
     if not training.validation_only:
         _run_epochs(trainer, options, final=run.fold(fold) / FINAL, name=f"fold {fold}")
+    if training.skip_validation:
+        trainer.tell(f"fold {_word(fold)} is not validated: `ctseg results` and `ctseg find-best` need that")
+        return
+    if training.val_best and not training.validation_only:
+        trainer.load_checkpoint(str(run.fold(fold) / BEST))
     # nothing is left to be saved
     stopped = TrainingStopped(
-        f"stopped in the validation of fold {fold}: the weights are saved, and can be validated again",
+        f"stopped in the validation of fold {_word(fold)}: the weights are saved, and can be validated again",
         settings=("resume", "validation_only"),
     )
+    if training.disable_checkpointing:
+        stopped = TrainingStopped(f"stopped in the validation of fold {_word(fold)}: nothing is saved", settings=())
+    summary = run.fold(fold) / "validation" / "summary.json"
+    former = summary.stat().st_mtime_ns if summary.is_file() else None
     with stop.at_once(stopped):
         trainer.perform_actual_validation(training.save_probabilities)
+    if run.placement.rank == 0 and summary.is_file() and summary.stat().st_mtime_ns != former:
+        trainer.tell(f"validation of fold {_word(fold)}: {validation_told(summary.parent)}")
+
+
+def _word(fold: Fold) -> str:
+    return "full" if fold == "all" else str(fold)
+
+
+def _further(state: TrainingState | None) -> str:
+    """Return how a fold that is not trained to its end can be."""
+    if state is None:
+        return ": train it first"
+    return f": its training has done {state.epochs_done} epochs, and can be continued"
 
 
 def _options(training: Training, state: TrainingState | None) -> tuple[TrainingOptions, list[str]]:
@@ -266,18 +323,18 @@ def _options(training: Training, state: TrainingState | None) -> tuple[TrainingO
 def _load_weights(run: _Run, trainer: Any, fold: Fold, state: TrainingState | None) -> None:
     training = run.training
     if training.validation_only:
-        trainer.load_checkpoint(str(run.fold(fold) / FINAL))
+        trainer.load_checkpoint(str(run.fold(fold) / (BEST if training.val_best else FINAL)))
     elif training.resume and state is not None:
         trainer.load_checkpoint(str(state.file))
-        trainer.print_to_log_file(f"continued from {state.file}: {state.epochs_done} epochs are done")
+        trainer.tell(f"continued from {state.file}: {state.epochs_done} epochs are done")
     elif training.pretrained_weights is not None:
-        trainer.print_to_log_file(load_pretrained(unwrapped(trainer.network), training.pretrained_weights))
+        trainer.tell(load_pretrained(unwrapped(trainer.network), training.pretrained_weights))
 
 
 def _run_epochs(trainer: Any, options: TrainingOptions, *, final: Path, name: str) -> None:
     trainer.print_to_log_file(f"training of {name}: {trainer.record()}")
     if options.seed is not None and os.environ.get("nnUNet_n_proc_DA") != "0":  # noqa: SIM112 (nnU-Net's name)
-        trainer.print_to_log_file(
+        trainer.tell(
             "NOTE: the seed fixes the weights to begin with; batches come from several processes in no fixed "
             "order unless nnUNet_n_proc_DA=0"
         )

@@ -86,6 +86,10 @@ class Training:
         validation_only: Only segment the validation cases, with the final checkpoint.
         save_probabilities: Keep the validation's probabilities, which ensembles need.
         pretrained_weights: A file of weights to begin with.
+        skip_validation: Do not segment the validation cases at the end.
+        disable_tta: Do not mirror in the final validation.
+        val_best: Validate with the checkpoint of the best moving average, not with the final one.
+        disable_checkpointing: Save nothing; nothing can go on or be exported.
     """
 
     dataset: str
@@ -99,6 +103,10 @@ class Training:
     validation_only: bool = False
     save_probabilities: bool = False
     pretrained_weights: Path | None = None
+    skip_validation: bool = False
+    disable_tta: bool = False
+    val_best: bool = False
+    disable_checkpointing: bool = False
 
     @property
     def begins_anew(self) -> bool:

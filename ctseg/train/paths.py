@@ -124,7 +124,9 @@ def dataset_name(paths: NnunetPaths, name_or_id: str) -> str:
     elif _DATASET_FOLDER.fullmatch(name_or_id):
         names = [name_or_id] if any((root / name_or_id).is_dir() for root in paths.known) else []
     else:
-        raise SetupError(f"data set {name_or_id!r}: expected an id (101) or a name (Dataset101_Name)")
+        there = sorted({folder.name for root in paths.known if root.is_dir() for folder in root.glob("Dataset*_*")})
+        found = f"; found: {', '.join(there[:10])}{' …' if len(there) > 10 else ''}" if there else ""
+        raise SetupError(f"data set {name_or_id!r}: expected an id (101) or a name (Dataset101_Name){found}")
     if not names:
         there = sorted(
             {folder.name for root in paths.known if root.is_dir() for folder in root.glob("Dataset[0-9]*_*")}

@@ -13,7 +13,9 @@ from ctseg.errors import ServerTimeoutError, SetupError
 NNUNETS = {"-i", "-o", "-m", "-d", "-c", "-f", "-p", "-tr", "-chk", "-pl", "-np", "-h", "-step_size", "-device"}
 NNUNETS |= {
     "-pretrained_weights",
+    "-num_gpus",
     "-num_parts",
+    "-val_best",
     "-part_id",
     "--nnUNet_raw",
     "--nnUNet_preprocessed",

@@ -5,6 +5,7 @@ A server imports them once and forks for every command; ``python -m ctseg`` take
 
 import multiprocessing
 import os
+import signal
 import sys
 import time
 import warnings
@@ -116,8 +117,10 @@ def _run(
     os.environ.update(environment)
     # what the command starts, it starts as it would without this server
     multiprocessing.set_start_method(None, force=True)
-    # a session of its own, as a shell gives to a job
+    # a session of its own, as a shell gives to a job; whoever runs the tests in the background has these ignored
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     for descriptor, file in ((1, stdout), (2, stderr)):
         opened = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         os.dup2(opened, descriptor)

@@ -1,6 +1,5 @@
 """Two processes make the steps that one makes with the same global batch, on real CT."""
 
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from ctseg.train.paths import NnunetPaths
 from ctseg.train.placement import Placement
 from ctseg.train.trainers.nnUNetTrainerSwinUNETR import nnUNetTrainerSwinUNETR
 from tests.support.distributed_steps import make_steps
-from tests.support.tiny_trainings import TinyNnunet, torchrun
+from tests.support.tiny_trainings import TinyNnunet, free_port, torchrun
 from tests.support.trainers import make_trainer
 from tests.support.warm_processes import WarmProcess
 
@@ -30,13 +29,6 @@ def real_batches(tiny: TinyNnunet, cls: Any, size: int) -> list[dict[str, Any]]:
     seed_everything(7)
     _, loader = trainer.get_dataloaders()
     return [{key: next(loader)[key] for key in ("data", "target")} for _ in range(STEPS)]
-
-
-def free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        port: int = listening.getsockname()[1]
-        return port
 
 
 def steps_of(tiny: TinyNnunet, folder: Path, processes: int, *words: str) -> list[list[dict[str, torch.Tensor]]]:

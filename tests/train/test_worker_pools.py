@@ -28,7 +28,7 @@ def started(*words: str) -> subprocess.Popen[str]:
 
 def end(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     try:
-        said, complaint = process.communicate(timeout=100)
+        said, complaint = process.communicate(timeout=900)
     finally:
         process.kill()
     assert_nothing_is_left_of_group(process.pid)

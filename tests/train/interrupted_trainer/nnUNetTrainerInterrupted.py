@@ -28,6 +28,10 @@ class nnUNetTrainerInterrupted(nnUNetTrainer):
         return result
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        weights = f"of epoch {self.current_epoch}"
+        self.print_to_log_file(
+            f"validated with weights {weights}, mirrored along {self.inference_allowed_mirroring_axes}"
+        )
         if "CTSEG_TEST_VALIDATION_SIGNAL" in os.environ:
             os.kill(os.getpid(), int(os.environ["CTSEG_TEST_VALIDATION_SIGNAL"]))
         if "CTSEG_TEST_NO_VALIDATION" not in os.environ:
