@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from ctseg.evaluate.folder import evaluate_folder
+from ctseg.evaluate.pages.rendering import number
 from ctseg.evaluate.pages.run import write_run_pages
 from ctseg.evaluate.pages.viewer import MISSING, viewer_script
 from tests.support.browser import Visit, required_chromium, visiting
@@ -224,3 +225,67 @@ def test_three_hundred_labels_are_told_apart(visit, tmp_path):
         "mm => { viewer.scene.crosshairPos = viewer.mm2frac(mm); viewer.drawScene(); }", mm[:3].tolist()
     )
     assert place_of(screen(visit), 0) == pytest.approx(expected_place(visit, mm[:3], 0, 1), abs=0.03)
+
+
+def test_of_many_labels_the_first_and_last_have_their_colours_and_no_label_has_none(visit, tmp_path):
+    count = 200  # NiiVue lifts low values among many to one that is higher: background and the first labels
+    labels = {f"l{value}": (value,) for value in range(1, count + 1)}
+    folder = RunFolder(
+        tmp_path, labels=labels, colours={"l1": (255, 0, 0), "l2": (0, 255, 0), f"l{count}": (0, 0, 255)}
+    )
+    values = np.zeros((20, 40, 60), dtype=np.uint8)
+    values[2].reshape(-1)[:count] = np.arange(1, count + 1)
+    for place, value in enumerate((1, 2, count)):
+        values[8:16, 14:26, 6 + 20 * place : 14 + 20 * place] = value
+    folder.add("many", np.full(values.shape, 40), values, np.diag([-1.0, -1.0, 1.0, 1.0]))
+    write_run_pages(folder.output, folder.report, cases=folder.cases)
+    visit.open(folder.output / "report" / "cases" / "many.html", viewer=True)
+    visit.page.evaluate("viewer.opts.crosshairWidth = 0")
+    visit.page.click("#views button[value=axial]")
+    visit.page.fill("#opacity", "100")
+    visit.page.evaluate("viewer.scene.crosshairPos = viewer.mm2frac([-30, -20, 12]); viewer.drawScene()")
+    picture = screen(visit)
+    middle, (height, width) = picture.shape[0] // 2, picture.shape[:2]
+    step = min(width / 60, height / 40)
+    found = [picture[middle, round(width / 2 + (across - 30) * step)].tolist() for across in (3, 10, 20, 30, 40, 50)]
+    assert found[1::2] == [[255, 0, 0], [0, 255, 0], [0, 0, 255]]
+    assert found[0::2] == [found[0]] * 3
+    assert found[0][0] == found[0][1] == found[0][2] == pytest.approx(128, abs=2), "40 HU in a window of -160 to 240"
+
+
+def test_the_index_lists_many_labels_of_a_case_when_asked(visit, tmp_path):
+    labels = {f"l{value}": (value,) for value in range(1, 8)} | {HOSTILE: (8,)}
+    folder = RunFolder(tmp_path, labels=labels, colours={"l3": (1, 2, 3)})
+    hu, found = phantom()
+    folder.add("a", hu, np.where(found == 1, 8, 0).astype(np.uint8))
+    folder.add("b", hu, found)
+    folder.add_failed("c", "not read")
+    write_run_pages(folder.output, folder.report, cases=folder.cases)
+    visit.open(folder.output / "report" / "index.html")
+    visit.page.click("#cases th:has-text('Case')")
+    visit.page.click("#cases th:has-text('Case')")
+    voxel_ml = abs(np.linalg.det(OBLIQUE[:3, :3])) / 1000
+    of_b = [(f"l{value}", np.count_nonzero(found == value)) for value in (1, 2, 3)]
+    for case, listed in (("a", [(HOSTILE, of_b[0][1])]), ("b", of_b)):
+        row = visit.page.locator(f"#cases tbody > tr:has(td.case a:text-is('{case}'))")
+        row.locator("summary").click()
+        row.locator("details table").wait_for()
+        cells = [text.split("\t") for text in row.locator("details tr").all_inner_texts()]
+        assert [(name.replace("\n", "\u2028"), volume) for name, volume in cells] == [
+            (name, f"{number(voxels * voxel_ml)} ml") for name, voxels in listed
+        ]
+    assert visit.complaints == []
+
+
+def test_pictures_of_few_slices_leave_room_for_the_table(visit, tmp_path):
+    folder = RunFolder(tmp_path)
+    hu, labels = phantom()
+    folder.add("one", hu[18:19], labels[18:19], np.diag([2.0, 2.0, 1.0, 1.0]))
+    write_run_pages(folder.output, folder.report, cases=folder.cases)
+    for page in ("index.html", "cases/one.html"):
+        visit.open(folder.output / "report" / page)
+        widths = visit.page.eval_on_selector_all(
+            "img.thumbnail", "images => images.map(image => image.getBoundingClientRect().width)"
+        )
+        assert max(widths) <= 320
+        assert visit.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")

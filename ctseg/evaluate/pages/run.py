@@ -18,7 +18,7 @@ from ctseg.compiled.cpus import usable_cpus
 from ctseg.errors import InputError, OutputError
 from ctseg.evaluate.evaluation import Evaluation, LabelScores
 from ctseg.evaluate.folder import pair_files
-from ctseg.evaluate.pages.rendering import render
+from ctseg.evaluate.pages.rendering import number, render
 from ctseg.evaluate.pages.run_case import CaseSource, RunCase, Viewed, reading_bytes, shown_case, told_case
 from ctseg.evaluate.pages.viewer import MISSING, NAME, viewer_script
 from ctseg.files.atomic import write_text
@@ -278,7 +278,7 @@ def _context_of(case: RunCase, report: Report) -> dict[str, Any]:
         "case": case,
         "warnings": outcome.warnings if outcome else (),
         "facts": [
-            ("Status", case.status),
+            ("Status", _WORDS.get(case.status, case.status)),
             ("Model", case.model),
             *(_facts_of(made_by) if made_by else []),
             ("Seconds", f"{outcome.seconds.total:.1f}" if outcome and outcome.seconds.total else ""),
@@ -319,6 +319,7 @@ def _context_of_run(output: Path, report: Report, rows: Sequence[RunCase], has_v
         "rows": rows,
         "labels": labels,
         "columns": list(labels) if len(labels) <= _MOST_COLUMNS else [],
+        "lists": _lists(rows) if len(labels) > _MOST_COLUMNS else {},
         "facts": [
             ("Cases", ", ".join(f"{count} {_WORDS.get(status, status)}" for status, count in sorted(counts.items()))),
             ("First ended", ended[0] if ended else ""),
@@ -338,6 +339,26 @@ def _context_of_run(output: Path, report: Report, rows: Sequence[RunCase], has_v
 
 
 _WORDS = {"ok": "done"}
+
+
+def _lists(rows: Sequence[RunCase]) -> dict[str, Any]:
+    """Return the labels of each case that has any, with ml and Dice; each name once, as 200 cases share them."""
+    has_scores = any(label.scores for row in rows for label in row.labels)
+    known: dict[tuple[str, str], int] = {}
+    cases = [
+        [
+            [
+                known.setdefault((label.display_name, label.colour), len(known)),
+                f"{number(label.volume_ml)} ml",
+                *([number(label.scores.dice if label.scores else None)] if has_scores else []),
+            ]
+            for label in row.labels
+            if label.volume_ml or label.scores
+        ]
+        for row in rows
+        if row.labels
+    ]
+    return {"labels": [list(label) for label in known], "cases": cases}
 
 
 def _models(rows: Sequence[RunCase]) -> list[dict[str, Any]]:
