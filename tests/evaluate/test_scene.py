@@ -95,6 +95,18 @@ def test_an_outline_is_what_lies_beside_another_value():
     assert outline[2, 2, 2] == 0
 
 
+def test_where_slices_are_far_apart_an_outline_is_drawn_within_them():
+    """Else a label that is smaller on the next slice would have a broad band for a line."""
+    labels = np.zeros((3, 7, 7), dtype=np.uint8)
+    labels[0, 1:6, 1:6] = labels[1, 1:6, 1:6] = 1
+    labels[2, 2:5, 2:5] = 1
+    spaced = Geometry(labels.shape, np.diag([0.8, 0.8, 5.0, 1.0]))
+    lines = outline_of(scene.SceneVolume(labels, spaced)).voxels
+    assert [np.count_nonzero(plane) for plane in lines] == [16, 16, 8]
+    assert lines[0, 3, 3] == lines[1, 2, 2] == 0
+    assert lines[1, 1, 3] == lines[1, 3, 5] == 1
+
+
 def test_values_become_places_in_a_list_in_the_smallest_type():
     labels = np.array([[[0, 9, 300]]], dtype=np.uint16)
     volume = scene.SceneVolume(labels, Geometry(labels.shape, np.eye(4)))

@@ -22,6 +22,8 @@ MOST_VOXELS: Shape3 = (200, 256, 256)
 """Of a scan in a page, along (z, y, x): up, to the front and to the right."""
 CT_HU = (-1024.0, 1016.0)
 """What 8 bits of a CT in a page can say: steps of 8 HU; below and above counts as these."""
+_FINE = 1.5
+"""Times the least spacing up to which voxels along an axis count as fine."""
 _WHOLE_BLOCK = 27
 """Voxels of a block up to which all are counted; of larger ones every second, third, … along each axis."""
 
@@ -107,11 +109,17 @@ def scene_of_labels(labels: npt.NDArray[Any], geometry: Geometry) -> SceneVolume
 
 
 def outline_of(scene: SceneVolume) -> SceneVolume:
-    """Return the labels of a page where another value, or the end of the grid, lies beside them; 0 elsewhere."""
+    """Return the labels of a page where another value, or the end of the grid, lies beside them; 0 elsewhere.
+
+    Beside means within the planes of the finest voxels: where slices are far apart, what ends between two of them
+    would fill bands of the planes on which people look.
+    """
     labels = np.pad(scene.voxels, 1)
     middle = labels[1:-1, 1:-1, 1:-1]
     is_inside = np.ones(middle.shape, dtype=bool)
-    for axis in range(3):
+    spacing_mm = scene.geometry.spacing_mm
+    fine = [axis for axis in range(3) if spacing_mm[axis] <= _FINE * min(spacing_mm)]
+    for axis in fine if len(fine) > 1 else range(3):
         for step in (-1, 1):
             is_inside &= np.roll(labels, step, axis=axis)[1:-1, 1:-1, 1:-1] == middle
     return SceneVolume(np.where(is_inside, 0, middle).astype(middle.dtype), scene.geometry)
