@@ -289,3 +289,19 @@ def test_pictures_of_few_slices_leave_room_for_the_table(visit, tmp_path):
         )
         assert max(widths) <= 320
         assert visit.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+def test_a_voxel_of_several_regions_has_the_colour_of_the_smallest_that_is_switched_on(visit, tmp_path):
+    folder = RunFolder(
+        tmp_path, labels={"core": (2,), "whole": (1, 2)}, colours={"core": (9, 20, 30), "whole": (90, 80, 70)}
+    )
+    hu, labels = phantom()
+    folder.add("one", hu, np.where(labels == 3, 0, labels).astype(np.uint8))
+    write_run_pages(folder.output, folder.report, cases=folder.cases)
+    visit.open(folder.output / "report" / "cases" / "one.html", viewer=True)
+    colour_of_2 = (
+        "(({ lut, min }) => [...lut.slice((2 - min) * 4, (2 - min) * 4 + 3)])(viewer.volumes[1].colormapLabel)"
+    )
+    assert visit.page.evaluate(colour_of_2) == [9, 20, 30]
+    visit.page.uncheck("label:has-text('core') input.shown")
+    assert visit.page.evaluate(colour_of_2) == [90, 80, 70]

@@ -1,5 +1,7 @@
 """The pages of a run: a row for every case, and why one has no viewer."""
 
+import base64
+import io
 import re
 import shutil
 from pathlib import Path
@@ -7,6 +9,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from PIL import Image
 
 from ctseg.errors import InputError
 from ctseg.evaluate.evaluation import Evaluation
@@ -181,3 +184,18 @@ def test_a_page_says_that_it_holds_patient_data(folder):
     write_run_pages(folder.output, folder.report, cases=folder.cases)
     for path in (folder.output / "report").rglob("*.html"):
         assert "This page holds patient data" in path.read_text()
+
+
+def test_where_nothing_was_found_pictures_are_of_what_the_reference_has(tmp_path):
+    folder = RunFolder(tmp_path)
+    hu, labels = phantom()
+    folder.add("one", np.full_like(hu, 40), np.zeros_like(labels))
+    references = tmp_path / "references"
+    references.mkdir()
+    nib.save(nib.Nifti1Image(np.where(labels == 1, 1, 0).astype(np.uint8).T, OBLIQUE), references / "one.nii.gz")
+    write_run_pages(folder.output, folder.report, cases=folder.cases, references=references)
+    pictures = re.findall(r"data:image/jpeg;base64,([^\"]*)", row_of(index_of(folder), "one"))
+    for picture in pictures:
+        pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture)))).astype(int)
+        assert np.count_nonzero(np.ptp(pixels, axis=2) > 60) > 20, "the outline is in all three planes"
+    assert len(pictures) == 3

@@ -114,3 +114,9 @@ def test_values_become_places_in_a_list_in_the_smallest_type():
     assert few.voxels.tolist() == [[[0, 1, 2]]]
     assert few.voxels.dtype == np.uint8
     assert renumbered(volume, list(range(1, 301))).voxels.dtype == np.uint16
+
+
+def test_a_label_that_covers_half_of_a_block_is_shown():
+    labels = np.zeros((1, 1, 512), dtype=np.uint8)
+    labels[..., 1::2] = 3
+    assert (scene_of_labels(labels, Geometry(labels.shape, np.eye(4))).voxels == 3).all()
