@@ -171,13 +171,16 @@ def test_an_unknown_case_is_refused_with_those_that_are_there(folder):
         write_run_pages(folder.output, folder.report, cases=folder.cases, single="two")
 
 
-def test_without_the_viewer_pages_are_made_and_say_why(folder, monkeypatch):
+def test_without_the_viewer_pages_are_made_and_say_why(folder, monkeypatch, caplog):
     monkeypatch.setattr(run, "viewer_script", lambda: None)
     write_run_pages(folder.output, folder.report, cases=folder.cases)
     page = (folder.output / "report" / "cases" / "one.html").read_text()
     assert "built without its viewer" in page
     assert page.count("data:image/jpeg") == 3
     assert "built without its viewer" in index_of(folder)
+    caplog.clear()
+    write_run_pages(folder.output, folder.report, cases=folder.cases, single="one")
+    assert "built without its viewer" in caplog.text
 
 
 def test_a_page_says_that_it_holds_patient_data(folder):

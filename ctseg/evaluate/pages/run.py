@@ -224,6 +224,8 @@ def _write_single(output: Path, report: Report, sources: Sequence[CaseSource], n
             f"{output}: expected a case {printable(name)!r}, found {known}{', …' if len(sources) > 5 else ''}"
         )
     viewer = viewer_script()
+    if viewer is None:
+        logger.warning("%s", MISSING)
     case, viewed = shown_case(source, with_viewer=viewer is not None)
     make_folder(output / FOLDER)
     path = output / FOLDER / page_names([case.name])[case.name]
