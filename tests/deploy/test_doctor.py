@@ -82,7 +82,7 @@ def test_little_shared_memory_and_a_full_disk_are_problems(repository: Path, mon
 def test_proven_entry_is_fine(repository: Path) -> None:
     finding = about(examine(repository=repository), "model unet, version 1")
     assert finding.level == "ok"
-    assert "python, fp32, digest" in finding.found
+    assert "python, fp32, no votes of folds, digest" in finding.found
     assert finding.found.endswith("parity proven with scans and phantom")
 
 

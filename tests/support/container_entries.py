@@ -29,6 +29,7 @@ def entry(
         max_batch_size=batch,
         input=Tensor(name="input", dtype="FP32"),
         output=Tensor(name="output", dtype="FP16"),
+        votes=None,
     )
     items = tuple(SimpleNamespace(version=number, folder=folder / str(number), spec=spec) for number in versions)
     return SimpleNamespace(name=folder.name, folder=folder, backend=backend, versions=items, newest=items[-1])

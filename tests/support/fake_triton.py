@@ -102,8 +102,9 @@ class FakeClient:
         spec = self.specs[version]
         assert model == spec.name
         self.requests += 1
-        self.messages.append([item._get_tensor().SerializeToString() for item in (*inputs, *outputs)])
-        self.messages[-1].append(inputs[0]._get_content() or b"")
+        if hasattr(inputs[0], "_get_tensor"):
+            self.messages.append([item._get_tensor().SerializeToString() for item in (*inputs, *outputs)])
+            self.messages[-1].append(inputs[0]._get_content() or b"")
         if self.gone is not None:
             raise CallError(self.gone.status, self.gone.text)
         first = float(np.frombuffer(inputs[0]._get_content(), np.float32, 1)[0]) if inputs[0]._get_content() else 0.0

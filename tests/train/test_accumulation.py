@@ -71,12 +71,13 @@ def test_a_step_of_accumulated_batches_is_one_step_of_the_schedule(tiny: TinyNnu
     assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(1e-2 * (1 - 1 / 4) ** 0.9)
 
 
-def test_batch_dice_is_named_as_a_difference(tiny: TinyNnunet, capsys: pytest.CaptureFixture[str]) -> None:
+def test_batch_dice_is_named_as_a_difference(tiny: TinyNnunet, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "ctseg")
     make_trainer(tiny, TrainingOptions(batch_size=2, gradient_accumulation_steps=2), batch_dice=True)
-    said = capsys.readouterr().out
-    assert "2 accumulated batches of 2 are not exactly one batch of 4: batch_dice is true" in said
+    assert "2 accumulated batches of 2 are not exactly one batch of 4: batch_dice is true" in caplog.text
+    caplog.clear()
     make_trainer(tiny, TrainingOptions(batch_size=2, gradient_accumulation_steps=2), batch_dice=False)
-    assert "not exactly" not in capsys.readouterr().out
+    assert "not exactly" not in caplog.text
 
 
 def test_amp_on_the_cpu_computes_in_bfloat16(tiny: TinyNnunet) -> None:
