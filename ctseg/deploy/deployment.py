@@ -20,6 +20,7 @@ from ctseg.deploy.trained_recipe import load_trained_recipe
 from ctseg.errors import SetupError
 from ctseg.files.folders import require_writable
 from ctseg.files.owned_folder import owned_folder
+from ctseg.files.signals import signals_later
 from ctseg.model_spec import Precision
 from ctseg.nnunet.choosing import choose
 from ctseg.nnunet.folds import Fold
@@ -185,8 +186,13 @@ def _all_or_nothing(repository: Path, models: Sequence[str]) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        for name in names:
-            shutil.rmtree(repository / name, ignore_errors=True)
-        if not was_there and repository.is_dir() and all(path.name.startswith(".") for path in repository.iterdir()):
-            shutil.rmtree(repository, ignore_errors=True)
+        with signals_later():
+            for name in names:
+                shutil.rmtree(repository / name, ignore_errors=True)
+            if (
+                not was_there
+                and repository.is_dir()
+                and all(path.name.startswith(".") for path in repository.iterdir())
+            ):
+                shutil.rmtree(repository, ignore_errors=True)
         raise

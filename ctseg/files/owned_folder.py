@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ctseg.files.owners import can_be_judged, is_left_behind, owner_tag
-from ctseg.files.signals import only_in_this_process, signals_as_exit
+from ctseg.files.signals import only_in_this_process, signals_as_exit, signals_later
 
 _log = logging.getLogger(__name__)
 
@@ -26,7 +26,8 @@ _OWNER = re.compile(r"b(?P<boot>[0-9a-f]{8})-r[0-9a-f]{8}(?P<owner>-\d+-\d+-.+)"
 def owned_folder(prefix: str, parent: Path | None = None) -> Iterator[Path]:
     """Make a folder that only this user may enter; it is gone when the block ends, whatever ends it.
 
-    SIGTERM and SIGHUP unwind the block, see :func:`ctseg.files.signals.signals_as_exit`. What a process that was
+    SIGTERM and SIGHUP unwind the block, see :func:`ctseg.files.signals.signals_as_exit`; what comes after them waits
+    until the folder is gone. What a process that was
     killed has left under the same prefix is removed first: of a process of this kernel at once, of another one after
     a day in which nothing changed in it.
 
@@ -51,7 +52,8 @@ def owned_folder(prefix: str, parent: Path | None = None) -> Iterator[Path]:
                 shutil.rmtree(left, ignore_errors=True)
             yield folder
         finally:
-            remove(folder, ignore_errors=True)
+            with signals_later():
+                remove(folder, ignore_errors=True)
 
 
 def folders_left_behind(prefix: str, parent: Path, *, now_s: float) -> list[Path]:

@@ -14,7 +14,7 @@ from filelock import Timeout
 from ctseg.errors import OutputError, SetupError
 from ctseg.files import atomic
 from ctseg.files.locking import acquired, holder_of
-from ctseg.files.signals import signals_as_exit
+from ctseg.files.signals import signals_as_exit, signals_later
 from ctseg.model_spec import SPEC_NAME, ModelSpec
 from ctseg.serving.entries import CONFIG_NAME
 from ctseg.triton.configuration import text_from_config
@@ -71,7 +71,8 @@ def staging(repository: Path) -> Iterator[Path]:
             folder.chmod(0o755)
             yield folder
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            with signals_later():
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_head(folder: Path, config: Any, newest: ModelSpec) -> None:
