@@ -15,7 +15,8 @@ def add_overview(actions: "argparse._SubParsersAction[Parser]") -> None:
         "overview",
         help="a page with spacings, intensities, label volumes, pictures, and what sticks out",
         description="Measure every case of a data set and write overview.html, overview.json and overview.csv. They "
-        "hold patient data. Exit status: 0, or 1 where a case has a problem (it has its row all the same).",
+        "hold patient data. Exit status: 0, 1 where a case has a problem (it has its row all the same), 2 wrong use or "
+        "setup, 3 the disk is full or went away, 130 interrupted, 143 terminated.",
     )
     parser.add_argument(
         "-d", dest="dataset", required=True, metavar="ID", help="id, DatasetXXX_Name, or a folder with dataset.json"

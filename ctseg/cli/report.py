@@ -28,8 +28,10 @@ def add_commands(commands: "argparse._SubParsersAction[Parser]") -> None:
         description="Write report.json and report.csv anew from what became of every case, whoever segmented it, and "
         "print what is not done, a line a case. With -i, cases of the input that nobody has ended are told too. Needs "
         "no model and no server. With --html, write pages to look at as well: OUTPUT/report/index.html, and a page "
-        "with a viewer for each case, whose scan is looked for in -i. Pages hold patient data. Exit status: 0 all "
-        "done, 1 something is not, 2 the folder is none of ctseg's.",
+        "with a viewer for each case, whose scan is looked for in -i: without -i pages have no pictures. They take "
+        "the place of those of an earlier call as a whole, or leave them. Pages hold patient data. Exit status: 0 all "
+        "done, 1 something is not, 2 wrong use or setup, such as a folder that is none of ctseg's, 3 the disk is full "
+        "or went away, 130 interrupted, 143 terminated.",
     )
     report.add_argument("-o", "--output", type=Path, required=True, help="the output folder of ctseg predict")
     report.add_argument("-i", "--input", type=Path, help="the scan or folder of scans that should be done")
@@ -100,6 +102,9 @@ def _write_pages(args: argparse.Namespace, review: "Review") -> None:
     if args.input is None:
         print("the pages show no scan: name the folder of scans with -i")
         without = ()
+    if written.removed:
+        cases = "1 case" if written.removed == 1 else f"{written.removed} cases"
+        print(f"{cases} had a page of an earlier call, which is removed: there is nothing to show on it now")
     reasons = Counter(why for _, why in without)
     for case, why in without:
         if reasons[why] == 1:

@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 import socket
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -104,7 +105,8 @@ def appearing(target: Path) -> Iterator[Path]:
     All that was written is on the disk before the rename. Whatever goes wrong, SIGTERM too, the hidden folder is gone
     and an older folder of the name is where it was; after a kill the next write removes it, see
     :func:`ctseg.files.owned_folder.owned_folder`. Only a kill between the two renames of a replacement leaves the
-    older one under a hidden name; the next write puts it back first.
+    older one under a hidden name; the next write puts it back first. The folder may be entered by whoever may enter
+    the older one, a first one as this process makes folders.
 
     Args:
         target: The folder to write; its parent exists.
@@ -115,18 +117,17 @@ def appearing(target: Path) -> Iterator[Path]:
     Raises:
         OSError: It cannot be written.
     """
-    aside = target.with_name(f".{target.name}.replaced")
-    _put_back(aside, target)
+    aside = put_back(target)
     with owned_folder(f".{_cut(target.name, _LONGEST_STEM)}.", target.parent) as part:
         yield part
-        part.chmod(0o755)
+        part.chmod(_mode_of(target, part))
         bring_to_disk(part)
         if target.exists():
             target.rename(aside)
         try:
             part.rename(target)
         except OSError:
-            _put_back(aside, target)
+            put_back(target)
             raise
         _fsync_names(target.parent)
         shutil.rmtree(aside, ignore_errors=True)
@@ -136,20 +137,43 @@ def bring_to_disk(folder: Path) -> None:
     """Bring all files in a folder, and the names in it, to the disk, before a name points at them."""
     for path in sorted(folder.rglob("*")):
         if path.is_file():
-            with path.open("rb+") as file:
+            with path.open("rb+" if os.access(path, os.W_OK) else "rb") as file:
                 os.fsync(file.fileno())
         elif path.is_dir():
             _fsync_names(path)
     _fsync_names(folder)
 
 
-def _put_back(aside: Path, target: Path) -> None:
-    """Put back what a replacement that did not end has moved aside; what was replaced is removed."""
+def put_back(target: Path) -> Path:
+    """Put back what a replacement that was cut off has moved aside, and return where that is.
+
+    What was replaced by now is removed.
+
+    Args:
+        target: A folder that :func:`appearing` writes.
+
+    Raises:
+        OSError: It cannot be put back.
+    """
+    aside = target.with_name(f".{target.name}.replaced")
     if aside.is_dir():
         if target.exists():
             shutil.rmtree(aside, ignore_errors=True)
         else:
             aside.rename(target)
+    return aside
+
+
+def _mode_of(target: Path, part: Path) -> int:
+    """Return who may enter a folder: whoever may enter the one that it replaces, else as this process makes folders."""
+    if target.exists():
+        return stat.S_IMODE(target.stat().st_mode)
+    probe = part / f".{secrets.token_hex(4)}"
+    probe.mkdir()
+    try:
+        return stat.S_IMODE(probe.stat().st_mode)
+    finally:
+        probe.rmdir()
 
 
 def _fsync_names(folder: Path) -> None:

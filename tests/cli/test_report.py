@@ -104,11 +104,18 @@ def test_pages_are_written_and_the_last_line_is_their_address(folders, capsys):
 
 
 def test_pages_without_an_input_say_how_scans_are_shown(folders, capsys):
-    _, out = folders
+    scans, out = folders
     assert report("-o", out, "--html", "--quiet") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-2] == "the pages show no scan: name the folder of scans with -i"
     assert not (out / "report" / "cases" / "a.html").exists()
+    report("-o", out, "-i", scans, "--html", "--quiet")
+    capsys.readouterr()
+    report("-o", out, "--html", "--quiet")
+    assert capsys.readouterr().out.splitlines()[-3:-1] == [
+        "the pages show no scan: name the folder of scans with -i",
+        "1 case had a page of an earlier call, which is removed: there is nothing to show on it now",
+    ]
 
 
 def test_references_show_scores_in_pages_and_are_refused_without_pages(folders, capsys):

@@ -2,8 +2,14 @@
 
 import base64
 import io
+import os
 import re
+import resource
 import shutil
+import signal
+import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -133,6 +139,105 @@ def test_what_is_not_ctsegs_stays_in_the_folder_of_pages(folder):
     (cases / "mine.html").write_text("my own notes")
     write_run_pages(folder.output, folder.report, cases=folder.cases)
     assert (cases / "mine.html").read_text() == "my own notes"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+INTERRUPTED = """
+import os, signal, sys
+from pathlib import Path
+from ctseg.evaluate.pages.run import write_run_pages
+from ctseg.files.cases import find_cases
+from ctseg.predict.report import fold_report
+output, how = Path(sys.argv[1]), sys.argv[2]
+done = lambda case: os.kill(os.getpid(), int(how)) if how else None
+write_run_pages(output, fold_report(output), cases=find_cases(output.parent / "scans", channels=1), case_done=done)
+"""
+
+
+@pytest.mark.parametrize("how", ["killed", "terminated", "full"])
+def test_pages_of_an_earlier_time_stay_whole_where_new_ones_are_cut_off(folder, how):
+    write_run_pages(folder.output, folder.report, cases=folder.cases)
+    pages = folder.output / "report"
+    before = contents(pages)
+    folder.add("two", *phantom())
+    _, labels = phantom()
+    labels[labels == 2] = 1
+    nib.save(nib.Nifti1Image(labels.T, OBLIQUE), folder.output / "one.nii.gz")
+    number_of = {"killed": str(int(signal.SIGKILL)), "terminated": str(int(signal.SIGTERM)), "full": ""}[how]
+    limit = 8000 if how == "full" else resource.RLIM_INFINITY
+
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, str(folder.output), number_of],
+        capture_output=True, text=True, check=False, preexec_fn=limited,
+    )  # fmt: skip
+    assert done.returncode == {"killed": -9, "terminated": 143, "full": 1}[how], done.stderr
+    assert how != "full" or f"OutputError: {pages}/cases/" in done.stderr
+    assert contents(pages) == before
+    hidden = [path.name for path in folder.output.glob(".report*")]
+    assert len(hidden) == (how == "killed"), "what a kill leaves is hidden"
+    write_run_pages(folder.output, folder.report, cases=folder.cases)
+    assert {path.name for path in (pages / "cases").iterdir()} == {"one.html", "two.html"}
+    assert [path.name for path in folder.output.glob(".report*")] == []
+
+
+def test_a_kill_between_the_old_pages_and_the_new_loses_neither_pages_nor_what_is_not_ctsegs(folder):
+    write_run_pages(folder.output, folder.report, cases=folder.cases)
+    pages = folder.output / "report"
+    (pages / "notes.txt").write_text("mine")
+    for single in (None, "one"):
+        pages.rename(folder.output / ".report.replaced")
+        write_run_pages(folder.output, folder.report, cases=folder.cases, single=single)
+        assert (pages / "notes.txt").read_text() == "mine"
+        assert (pages / "cases" / "one.html").is_file()
+        assert not (folder.output / ".report.replaced").exists()
+
+
+def test_what_lies_beside_pages_goes_with_them_and_keeps_who_may_enter(folder):
+    write_run_pages(folder.output, folder.report, cases=folder.cases)
+    write_run_pages(folder.output, folder.report, cases=folder.cases, single="one")
+    pages = folder.output / "report"
+    (pages / "notes" / "empty").mkdir(parents=True)
+    (pages / "notes" / "read_only.txt").write_text("mine")
+    (pages / "notes" / "read_only.txt").chmod(0o444)
+    (pages / "link").symlink_to("nowhere")
+    pages.chmod(0o750)
+    elsewhere = folder.root / "elsewhere"
+    pages.rename(elsewhere)
+    pages.symlink_to(elsewhere)
+    single = (pages / "one.html").read_bytes()
+    write_run_pages(folder.output, folder.report, cases=folder.cases)
+    assert pages.is_symlink()
+    assert stat.S_IMODE(elsewhere.stat().st_mode) == 0o750
+    assert (elsewhere / "one.html").read_bytes() == single
+    assert (elsewhere / "notes" / "read_only.txt").read_text() == "mine"
+    assert (elsewhere / "notes" / "empty").is_dir()
+    assert (elsewhere / "link").readlink() == Path("nowhere")
+
+
+def test_new_pages_are_for_those_whom_the_process_lets_in(folder):
+    earlier = os.umask(0o077)
+    try:
+        write_run_pages(folder.output, folder.report, cases=folder.cases)
+    finally:
+        os.umask(earlier)
+    for path in ((folder.output / "report"), *(folder.output / "report").rglob("*")):
+        assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
+
+
+def test_how_many_cases_lost_their_page_is_told(folder):
+    for name in ("two", "three"):
+        folder.add(name, *phantom())
+    assert write_run_pages(folder.output, folder.report, cases=folder.cases).removed == 0
+    (folder.scans / "two_0000.nii.gz").unlink()
+    assert write_run_pages(folder.output, folder.report, cases=folder.cases).removed == 1
+    assert write_run_pages(folder.output, folder.report).removed == 2
+    assert list((folder.output / "report" / "cases").iterdir()) == []
 
 
 def test_regions_have_the_colour_of_the_smallest_and_both_rows(tmp_path):

@@ -1,9 +1,7 @@
 """The pages of an output folder: an index of its cases, and a page with a viewer for each."""
 
-import hashlib
 import logging
 import math
-import shutil
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -15,25 +13,21 @@ from pathlib import Path
 from typing import Any
 
 from ctseg.compiled.cpus import usable_cpus
-from ctseg.errors import InputError, OutputError
+from ctseg.errors import InputError
 from ctseg.evaluate.evaluation import Evaluation, LabelScores
 from ctseg.evaluate.folder import pair_files
 from ctseg.evaluate.pages.rendering import number, render
+from ctseg.evaluate.pages.report_folder import CASES, FOLDER, INDEX, new_pages, write_single_page, write_viewer
 from ctseg.evaluate.pages.run_case import CaseSource, RunCase, Viewed, reading_bytes, shown_case, told_case
-from ctseg.evaluate.pages.viewer import MISSING, NAME, viewer_script
+from ctseg.evaluate.pages.viewer import MISSING, viewer_script
 from ctseg.files.atomic import write_text
 from ctseg.files.cases import Case
-from ctseg.files.folders import make_folder
 from ctseg.files.identity import printable
 from ctseg.predict.memory_limits import available_memory
 from ctseg.predict.model_notes import ModelNote
 from ctseg.predict.outcomes import MadeBy, key_of
 from ctseg.predict.report import Report
 
-FOLDER = "report"
-INDEX = "index.html"
-_CASES = "cases"
-_MARK = '<meta name="generator" content="ctseg">'
 _MOST_THREADS = 4
 _LARGE_PART = 8
 """A case that takes more than this part of the memory waits until no other such is at work."""
@@ -58,11 +52,13 @@ class WrittenPages:
         first: The page to open.
         with_viewer: How many cases can be turned and leafed through.
         without: Cases that ended well and have no viewer, and why.
+        removed: How many cases had a page of an earlier time and have none now.
     """
 
     first: Path
     with_viewer: int
     without: tuple[tuple[str, str], ...]
+    removed: int = 0
 
 
 def write_run_pages(
@@ -98,42 +94,37 @@ def write_run_pages(
     sources = _sources(output, report, cases, evaluation, references)
     if single is not None:
         return _write_single(output, report, sources, single)
-    folder = output / FOLDER
-    make_folder(folder / _CASES)
     viewer = viewer_script()
-    if viewer is not None:
-        _write_if_other(folder / NAME, viewer)
-    else:
+    if viewer is None:
         logger.warning("%s", MISSING)
-    pages = page_names([source.outcome.case for source in sources])
-    order = [pages[source.outcome.case] for source in sources]
+    names = page_names([source.outcome.case for source in sources])
+    with new_pages(output) as pages:
 
-    def make(source: CaseSource) -> RunCase:
-        case, viewed = shown_case(source, with_viewer=viewer is not None)
-        if case.planes is None:
+        def make(source: CaseSource) -> RunCase:
+            case, viewed = shown_case(source, with_viewer=viewer is not None)
+            if case.planes is None:
+                return case
+            case = replace(case, page=names[case.name])
+            context = _context_of(case, report) | {
+                "viewed": viewed, "scene": viewed and viewed_json(viewed, case),
+                "script": "", "missing": "" if viewer else MISSING, "index": f"../{INDEX}",
+            }  # fmt: skip
+            write_text(pages.folder / CASES / case.page, render("case.html.j2", **context))
             return case
-        case = replace(case, page=pages[case.name])
-        place = order.index(case.page)
-        context = _context_of(case, report) | {
-            "viewed": viewed, "scene": viewed and viewed_json(viewed, case),
-            "script": "", "missing": "" if viewer else MISSING, "index": f"../{INDEX}",
-        }  # fmt: skip
-        write_text(
-            folder / _CASES / case.page,
-            render("case.html.j2", **context, place=place + 1, of=len(order)),
-        )
-        return case
 
-    rows = _made(sources, make, case_done)
-    _remove_stale(folder / _CASES, {row.page for row in rows})
-    known = {row.name for row in rows}
-    rows += [RunCase(name, "not done", (why,)) for name, why in left if name not in known]
-    whys = dict(left)
-    rows = [_with_why(row, whys) for row in rows]
-    write_text(folder / INDEX, render("run.html.j2", **_context_of_run(output, report, rows, viewer is not None)))
+        rows = _made(sources, make, case_done)
+        known = {row.name for row in rows}
+        rows += [RunCase(name, "not done", (why,)) for name, why in left if name not in known]
+        whys = dict(left)
+        rows = [_with_why(row, whys) for row in rows]
+        write_text(
+            pages.folder / INDEX, render("run.html.j2", **_context_of_run(output, report, rows, viewer is not None))
+        )
+        if viewer is not None:
+            write_viewer(pages.folder, viewer)
     shown = [row for row in rows if row.page]
     without = [(row.name, row.told[-1]) for row in rows if row.status == "ok" and not row.page and row.told]
-    return WrittenPages(folder / INDEX, len(shown) if viewer else 0, tuple(without))
+    return WrittenPages(output / FOLDER / INDEX, len(shown) if viewer else 0, tuple(without), len(pages.removed))
 
 
 def page_names(cases: Sequence[str]) -> dict[str, str]:
@@ -227,42 +218,16 @@ def _write_single(output: Path, report: Report, sources: Sequence[CaseSource], n
     if viewer is None:
         logger.warning("%s", MISSING)
     case, viewed = shown_case(source, with_viewer=viewer is not None)
-    make_folder(output / FOLDER)
-    path = output / FOLDER / page_names([case.name])[case.name]
-    if path.name == INDEX:
-        path = path.with_name(f"{key_of(case.name)}.html")
+    name = page_names([case.name])[case.name]
+    if name == INDEX:
+        name = f"{key_of(case.name)}.html"
     context = _context_of(case, report) | {
         "viewed": viewed, "scene": viewed and viewed_json(viewed, case),
             "script": viewer or "", "missing": "" if viewer else MISSING, "index": "",
     }  # fmt: skip
-    write_text(path, render("case.html.j2", **context, place=0, of=0))
+    path = write_single_page(output, name, render("case.html.j2", **context))
     without = () if viewed or not case.told else ((case.name, case.told[-1]),)
     return WrittenPages(path, 1 if viewed else 0, without)
-
-
-def _write_if_other(path: Path, text: str) -> None:
-    content = text.encode()
-    if not path.is_file() or hashlib.sha256(path.read_bytes()).digest() != hashlib.sha256(content).digest():
-        write_text(path, text)
-    licence = Path(__file__).parent / "viewer" / "NIIVUE_LICENSE"
-    try:
-        shutil.copyfile(licence, path.with_name("niivue.LICENSE.txt"))
-    except OSError as error:
-        raise OutputError(f"{path.parent}: cannot be written: {error.strerror or error}") from error
-
-
-def _remove_stale(folder: Path, written: set[str]) -> None:
-    """Remove pages of an earlier time, by the mark that ctseg's pages carry; what is not ctseg's stays."""
-    for path in folder.glob("*.html"):
-        if path.name in written:
-            continue
-        try:
-            with path.open("rb") as file:
-                is_ours = _MARK.encode() in file.read(1000)
-            if is_ours:
-                path.unlink()
-        except OSError as error:
-            raise OutputError(f"{path}: cannot be removed: {error.strerror or error}") from error
 
 
 def _with_why(row: RunCase, whys: Mapping[str, str]) -> RunCase:
@@ -336,7 +301,7 @@ def _context_of_run(output: Path, report: Report, rows: Sequence[RunCase], has_v
         "histograms": _histograms(rows, labels),
         "has_scores": any(label.scores for row in rows for label in row.labels),
         "has_agreement": any(row.lowest_agreement is not None for row in rows),
-        "cases_folder": _CASES,
+        "cases_folder": CASES,
     }
 
 
