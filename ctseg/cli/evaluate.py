@@ -85,11 +85,13 @@ def _run(args: argparse.Namespace) -> int:
     from ctseg.evaluate.evaluation import EVALUATION_NAME
     from ctseg.evaluate.folder import TOLERANCES_MM, evaluate_folder
     from ctseg.evaluate.summary import write_evaluation
-    from ctseg.files.folders import require_writable
+    from ctseg.files.folders import require_folder, require_writable
 
     output, summary = args.output or args.labels, None
     if output.suffix == ".json":
         output, summary = output.parent, output
+    for folder in (args.labels, args.references):
+        require_folder(folder, of="label maps")
     compared = _compared(args)
     require_writable(output)
     with _bar(args.quiet) as case_done:
@@ -110,9 +112,12 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _compared(args: argparse.Namespace) -> "ComparedLabels | None":
-    from dataclasses import replace
-
-    from ctseg.evaluate.compared_labels import labels_named_beside, labels_named_in, labels_of_values
+    from ctseg.evaluate.compared_labels import (
+        labels_named_beside,
+        labels_named_in,
+        labels_of_values,
+        with_ignore_label,
+    )
 
     given = [path for path in (args.spec, args.djfile) if path is not None]
     if len(given) + (args.label_values is not None) > 1:
@@ -124,9 +129,7 @@ def _compared(args: argparse.Namespace) -> "ComparedLabels | None":
         return named
     if named is None:
         raise SetupError("-il needs to know the labels: give -m, -djfile or -l")
-    if args.ignore_label in {value for values in named.values.values() for value in values}:
-        raise SetupError(f"-il {args.ignore_label}: is a label that is compared")
-    return replace(named, ignore_label=args.ignore_label)
+    return with_ignore_label(named, args.ignore_label)
 
 
 @contextlib.contextmanager
@@ -145,6 +148,8 @@ def _bar(quiet: bool) -> Iterator[Callable[[str], None]]:
 
 
 def _lines(evaluation: "Evaluation", file: Path) -> list[str]:
+    from ctseg.files.identity import printable
+
     lines = []
     if evaluation.cases:
         lines += [_cases_table(evaluation), "", _labels_table(evaluation), ""]
@@ -160,15 +165,21 @@ def _lines(evaluation: "Evaluation", file: Path) -> list[str]:
         *([f"{len(evaluation.refused)} could not be compared"] if evaluation.refused else []),
         *([f"{len(evaluation.surplus)} without a reference"] if evaluation.surplus else []),
     ]
-    return [*lines, f"{', '.join(counts)}: {file}"]
+    return [*lines, f"{', '.join(counts)}: {printable(str(file))}"]
 
 
 def _cases_table(evaluation: "Evaluation") -> str:
     """Return a row for each case, the worst Dice first."""
+    from ctseg.evaluate.evaluation import length_in_words
+
     with_worst = len(evaluation.labels) > 1
     headings = ["case, worst first", "Dice"]
     headings += ["worst label", "its Dice"] if with_worst else []
-    headings += ["HD95 mm", "ASSD mm", *(f"NSD {tolerance:g} mm" for tolerance in evaluation.tolerances_mm)]
+    headings += [
+        "HD95 mm",
+        "ASSD mm",
+        *(f"NSD {length_in_words(tolerance)} mm" for tolerance in evaluation.tolerances_mm),
+    ]
     headings += ["ml", "reference ml"]
     ordered = sorted(evaluation.cases, key=_badness)
     rows = []
@@ -184,8 +195,10 @@ def _cases_table(evaluation: "Evaluation") -> str:
 
 def _labels_table(evaluation: "Evaluation") -> str:
     """Return a row for each label: means over the cases that define the number, a median where infinity may be."""
+    from ctseg.evaluate.evaluation import length_in_words
+
     headings = ["label", "cases", "Dice, mean", "least", "HD95 mm, median"]
-    headings += [f"NSD {tolerance:g} mm, mean" for tolerance in evaluation.tolerances_mm]
+    headings += [f"NSD {length_in_words(tolerance)} mm, mean" for tolerance in evaluation.tolerances_mm]
     rows = []
     for name in evaluation.labels:
         there = [scores for case in evaluation.cases if not math.isnan((scores := case.labels[name]).dice)]

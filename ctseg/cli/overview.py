@@ -3,7 +3,6 @@
 import argparse
 from pathlib import Path
 
-from ctseg.cli.console import without_controls
 from ctseg.cli.nnunet import add_folders, given_folders, told_on_terminal
 from ctseg.cli.parser import Parser
 from ctseg.errors import SetupError
@@ -32,6 +31,7 @@ def add_overview(actions: "argparse._SubParsersAction[Parser]") -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from ctseg.files.identity import printable
     from ctseg.train.overview import look_at_dataset, write_overview
     from ctseg.train.paths import dataset_name, require_paths
 
@@ -53,7 +53,7 @@ def _run(args: argparse.Namespace) -> int:
     broken = {finding.case for finding in overview.findings if finding.kind == "problem"}
     for finding in overview.findings[:10]:
         whose = "" if finding.case is None else f"{finding.case}: "
-        print(without_controls(f"  [{finding.kind}] {whose}{finding.message}"))
+        print(printable(f"  [{finding.kind}] {whose}{finding.message}"))
     if len(overview.findings) > 10:
         print(f"  … and {len(overview.findings) - 10} more")
     print(f"{overview.dataset}: {len(overview.cases)} cases, {len(overview.findings)} things stick out: {page}")

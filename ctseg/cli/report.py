@@ -55,6 +55,7 @@ def add_commands(commands: "argparse._SubParsersAction[Parser]") -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from ctseg.files.identity import printable
     from ctseg.predict.report import REPORT_NAME
     from ctseg.predict.review import review_folder
 
@@ -69,9 +70,9 @@ def _run(args: argparse.Namespace) -> int:
         case_name_from=tuple(args.case_name_from),
     )
     for case, why in review.left:
-        print(f"{case}: {why}")
+        print(printable(f"{case}: {why}"))
     for case, why in review.kept:
-        print(f"{case}: {why}")
+        print(printable(f"{case}: {why}"))
     for run in review.working:
         print(f"{run} still works in {args.output}")
     if review.different_lists is not None:
@@ -87,6 +88,7 @@ def _run(args: argparse.Namespace) -> int:
 def _write_pages(args: argparse.Namespace, review: "Review") -> None:
     """Write the pages of a folder, and say where they are and what they could not show."""
     from ctseg.evaluate.pages.run import write_run_pages
+    from ctseg.files.identity import printable
 
     written = write_run_pages(
         args.output,
@@ -108,7 +110,7 @@ def _write_pages(args: argparse.Namespace, review: "Review") -> None:
     reasons = Counter(why for _, why in without)
     for case, why in without:
         if reasons[why] == 1:
-            print(f"{case}: {why}")
+            print(printable(f"{case}: {why}"))
     for why, count in reasons.items():
         if count > 1:
             print(f"{count} cases: {why}")

@@ -19,10 +19,10 @@ from ctseg.evaluate.evaluation import LabelScores
 from ctseg.evaluate.surfaces import SurfaceScores, surface_scores
 from ctseg.files.formats import ChannelFiles, read_channel
 from ctseg.files.geometry import Geometry
-from ctseg.files.volume import SAME_GRID_TOLERANCE_MM
+from ctseg.files.identity import printable
+from ctseg.files.volume import MAX_LABEL, SAME_GRID_TOLERANCE_MM
 from ctseg.numerics.dice import dice_of_counts
 
-MAX_LABEL = 2**16 - 1
 MAX_FOUND = 1000
 """Most values that are taken as labels where nothing names any."""
 
@@ -78,7 +78,7 @@ def compare_case(
     """Compare a label map with its reference.
 
     Args:
-        case: Its name, for errors.
+        case: Its name, for errors, on one line.
         prediction: The label map.
         reference: The reference.
         labels: What is compared; None takes every value that either file has.
@@ -171,8 +171,8 @@ def _whole_numbers(case: str, path: Path, values: npt.NDArray[Any]) -> npt.NDArr
     is_whole = values.dtype.kind in "iu" or all(np.array_equal(plane, np.rint(plane)) for plane in values)
     if not (lowest >= 0 and highest <= MAX_LABEL) or not is_whole:  # NaN is neither
         raise InputError(
-            f"case {case}: {path.name}: expected whole numbers from 0 to {MAX_LABEL}, found values from {lowest} to "
-            f"{highest}{'' if is_whole else ', not all of them whole'}: is this a label map?"
+            f"case {case}: {printable(path.name)}: expected whole numbers from 0 to {MAX_LABEL}, found values from "
+            f"{lowest} to {highest}{'' if is_whole else ', not all of them whole'}: is this a label map?"
         )
     return values.astype(np.uint8 if highest <= 255 else np.uint16, copy=False)
 

@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
 from ctseg.errors import InputError, SpecError
+from ctseg.files.volume import MAX_LABEL
 from ctseg.model_spec import SPEC_NAME, ModelSpec, Reader
 from ctseg.predict.model_notes import read_model_notes
 
@@ -25,7 +26,7 @@ class ComparedLabels:
         reader: nnU-Net's name of the rule by which files are read.
 
     Raises:
-        ValueError: Nothing is named, a value is negative, or the ignore label is a label too.
+        ValueError: Nothing is named, a value is not from 0 to :data:`MAX_LABEL`, or the ignore label is a label too.
     """
 
     values: Mapping[str, tuple[int, ...]]
@@ -34,9 +35,21 @@ class ComparedLabels:
     reader: Reader = _DEFAULT_READER
 
     def __post_init__(self) -> None:
-        named = [value for values in self.values.values() for value in values]
-        if not named or min(named) < 0 or self.ignore_label in named:
-            raise ValueError(f"expected labels, and an ignore label beside them, found {self.values}")
+        named = {value for values in self.values.values() for value in values}
+        if not named:
+            raise ValueError("expected labels beside the background, found none: name those that count")
+        ignored = set() if self.ignore_label is None else {self.ignore_label}
+        if outside := sorted(value for value in named | ignored if not 0 <= value <= MAX_LABEL):
+            shown = f"{', '.join(map(str, outside[:5]))}{', …' if len(outside) > 5 else ''}"
+            raise ValueError(
+                f"expected values from 0 to {MAX_LABEL}, as label maps have them, found {shown}: name values that "
+                "label maps have"
+            )
+        if ignored & named:
+            raise ValueError(
+                f"expected an ignore label that is none of the labels that are compared, found {self.ignore_label} "
+                "among them: leave it out of one of the two"
+            )
         if not self.keys:
             keys = {name: str(v[0]) if len(v) == 1 else str(tuple(v)) for name, v in self.values.items()}
             object.__setattr__(self, "keys", keys)
@@ -46,17 +59,36 @@ def labels_of_values(values: Sequence[int], ignore_label: int | None = None) -> 
     """Return labels that have no names but their values, as ``nnUNetv2_evaluate_simple -l`` names them.
 
     Raises:
-        InputError: One is the ignore label, or negative, or there is none.
+        InputError: One is the ignore label, or none that a label map can have, or there is none.
     """
     try:
         return ComparedLabels({str(value): (value,) for value in values}, ignore_label=ignore_label)
     except ValueError as error:
-        raise InputError(f"labels {list(values)} with ignore label {ignore_label}: {error}") from error
+        raise InputError(str(error), settings=("label_values", "ignore_label")) from error
+
+
+def with_ignore_label(labels: ComparedLabels, ignore_label: int) -> ComparedLabels:
+    """Return labels with another ignore label.
+
+    Raises:
+        InputError: It is one of them, or none that a label map can have.
+    """
+    try:
+        return replace(labels, ignore_label=ignore_label)
+    except ValueError as error:
+        raise InputError(str(error), settings=("ignore_label",)) from error
 
 
 def labels_of_spec(spec: ModelSpec) -> ComparedLabels:
-    """Return the labels of a model."""
-    return ComparedLabels(spec.named_values, ignore_label=spec.ignore_label, reader=spec.reader)
+    """Return the labels of a model.
+
+    Raises:
+        SpecError: They cannot be compared: it has the background alone, or values that no label map has.
+    """
+    try:
+        return ComparedLabels(spec.named_values, ignore_label=spec.ignore_label, reader=spec.reader)
+    except ValueError as error:
+        raise SpecError(f"{spec.name}: {error}") from error
 
 
 def labels_of_dataset(content: Mapping[str, Any], *, source: str) -> ComparedLabels:
@@ -94,8 +126,7 @@ def labels_of_dataset(content: Mapping[str, Any], *, source: str) -> ComparedLab
         )
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
-            f"{source}: expected labels as nnU-Net's dataset.json has them, a value or several by name: "
-            f"{type(error).__name__}: {error}"
+            f"{source}: expected labels as nnU-Net's dataset.json has them, a value or several by name: {_told(error)}"
         ) from error
 
 
@@ -139,14 +170,23 @@ def labels_named_beside(labels: Path, references: Path) -> ComparedLabels | None
         None where nothing names them.
 
     Raises:
-        InputError: A ``dataset.json`` cannot be used.
+        InputError: A ``dataset.json``, or what is remembered of the model, cannot be used.
     """
     for folder in (references, references.absolute().parent):
         if (folder / DATASET_NAME).is_file():
             return labels_named_in(folder / DATASET_NAME)
     notes = read_model_notes(labels)
     found = {json.dumps(dict(note.labels)): note.labels for note in notes.values()}
-    return ComparedLabels(next(iter(found.values()))) if len(found) == 1 else None
+    if len(found) != 1:
+        return None
+    try:
+        return ComparedLabels(next(iter(found.values())))
+    except ValueError as error:
+        raise InputError(f"{labels}: the model that wrote its label maps: {error}", settings=("spec",)) from error
+
+
+def _told(error: Exception) -> str:
+    return str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
 
 
 def _read_json(path: Path) -> dict[str, Any]:

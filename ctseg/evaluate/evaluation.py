@@ -113,6 +113,11 @@ class Evaluation(Scores):
         return json.dumps(json.loads(self.model_dump_json()), indent=1)
 
 
+def length_in_words(length_mm: float) -> str:
+    """Return a tolerance as it stands in the names of columns: ``1``, ``2.5``; no two have one name."""
+    return str(length_mm).removesuffix(".0")
+
+
 def read_evaluation(path: Path) -> Evaluation:
     """Read what an evaluation found.
 

@@ -15,6 +15,7 @@ from ctseg.evaluate.compared_labels import ComparedLabels, labels_named_beside
 from ctseg.evaluate.evaluation import EvaluatedCase, Evaluation, LabelScores, RefusedCase
 from ctseg.evaluate.surfaces import DEFINITION, SurfaceScores
 from ctseg.files.formats import stem_of
+from ctseg.files.identity import printable
 from ctseg.files.listing import list_folder
 
 TOLERANCES_MM = (1.0, 3.0)
@@ -29,9 +30,10 @@ class PairedFiles:
     """Which files of two folders belong together, by their names without the ending.
 
     Attributes:
-        pairs: Label map and reference by the case.
+        pairs: Label map and reference by the case, whose name is that of the files.
         missing: Cases that have a reference and no label map.
-        surplus: Cases that have a label map and no reference.
+        surplus: Cases that have a label map and no reference; these, and those before and after, as they are told, on
+            one line.
         refused: Cases of which a folder has several files.
     """
 
@@ -54,20 +56,21 @@ def pair_files(labels: Path, references: Path, cases: Collection[str] | None = N
         InputError: A folder cannot be read.
     """
     found = [_by_case(folder, cases) for folder in (labels, references)]
-    refused, pairs = [], {}
+    refused, pairs, taken = [], {}, set[str]()
     for case in sorted({*found[0], *found[1]}):
         files = [by_case.get(case, []) for by_case in found]
         if doubled := next((several for several in files if len(several) > 1), None):
-            names = " and ".join(file.name for file in doubled)
-            text = f"case {case}: {names} in {doubled[0].parent} are one case: take one away"
-            refused.append(RefusedCase(case=case, error=text))
+            names = " and ".join(printable(file.name) for file in doubled)
+            told = printable(case)
+            text = f"case {told}: {names} in {printable(str(doubled[0].parent))} are one case: take one away"
+            refused.append(RefusedCase(case=told, error=text))
+            taken.add(case)
         elif all(files):
             pairs[case] = (files[0][0], files[1][0])
-    told = {one.case for one in refused}
     return PairedFiles(
         pairs,
-        tuple(sorted(set(found[1]) - set(found[0]) - told)),
-        tuple(sorted(set(found[0]) - set(found[1]) - told)),
+        tuple(printable(case) for case in sorted(set(found[1]) - set(found[0]) - taken)),
+        tuple(printable(case) for case in sorted(set(found[0]) - set(found[1]) - taken)),
         tuple(refused),
     )
 
@@ -100,7 +103,7 @@ def evaluate_folder(
         references: Folder of references.
         compared: Which labels count; None takes those that a ``dataset.json`` in or beside the folder of references
             names, else those of the one model that wrote the label maps, else every value that a file has.
-        tolerances_mm: Of the normalised surface Dice.
+        tolerances_mm: Of the normalised surface Dice; each counts once.
         cases: Only these; None takes all.
         threads: That work at once; None takes the machine's processors, up to eight.
         earlier: An evaluation that is returned as it is where it says all that this one would say: nothing was
@@ -116,6 +119,7 @@ def evaluate_folder(
     """
     if not tolerances_mm or min(tolerances_mm) < 0:
         raise ValueError(f"expected tolerances of 0 mm and more, found {tolerances_mm}")
+    tolerances_mm = tuple(dict.fromkeys(map(float, tolerances_mm)))
     files = pair_files(labels, references, cases)
     if not files.pairs and not files.refused:
         raise InputError(
@@ -136,14 +140,14 @@ def evaluate_folder(
         labels=compared.values,
         keys=compared.keys,
         ignore_label=compared.ignore_label,
-        tolerances_mm=tuple(tolerances_mm),
+        tolerances_mm=tolerances_mm,
         fingerprint=fingerprint,
         cases=tuple(
             EvaluatedCase(
-                case=case,
+                case=printable(case),
                 labels=done[case].scores,
-                prediction_file=str(files.pairs[case][0]),
-                reference_file=str(files.pairs[case][1]),
+                prediction_file=printable(str(files.pairs[case][0])),
+                reference_file=printable(str(files.pairs[case][1])),
             )
             for case in sorted(done)
         ),
@@ -170,14 +174,16 @@ def _compare(
             while left or running:
                 while left and len(running) < threads:
                     case = left.pop()
-                    job = pool.submit(compare_case, case, *pairs[case], compared, tolerances_mm, surfaces=surfaces)
+                    job = pool.submit(
+                        compare_case, printable(case), *pairs[case], compared, tolerances_mm, surfaces=surfaces
+                    )
                     running[job] = case
                 for job in wait(running, return_when=FIRST_COMPLETED).done:
                     case = running.pop(job)
                     try:
                         done[case] = job.result()
                     except (CtsegError, MemoryError) as error:
-                        refused.append(RefusedCase(case=case, error=_told(case, error)))
+                        refused.append(RefusedCase(case=printable(case), error=_told(printable(case), error)))
                     case_done(case)
         finally:
             surfaces.shutdown(wait=False, cancel_futures=True)
@@ -185,7 +191,7 @@ def _compare(
 
 
 def _told(case: str, error: Exception) -> str:
-    text = str(error) or "not enough memory"
+    text = printable(str(error)) or "not enough memory"
     return text if text.startswith(f"case {case}:") else f"case {case}: {text}"
 
 
@@ -215,7 +221,7 @@ def _is_there(scores: LabelScores) -> bool:
 def _tell_unnamed(done: Mapping[str, ComparedCase]) -> None:
     unnamed = {value: case for case, found in sorted(done.items(), reverse=True) for value in found.unnamed}
     if unnamed:
-        told = ", ".join(f"{value} (in {case})" for value, case in sorted(unnamed.items())[:10])
+        told = ", ".join(f"{value} (in {printable(case)})" for value, case in sorted(unnamed.items())[:10])
         logger.warning("values that no label has count for nothing: %s%s", told, " …" if len(unnamed) > 10 else "")
 
 

@@ -1,7 +1,5 @@
 """What an evaluation is written as: ``evaluation.json``, ``evaluation.csv`` and nnU-Net's ``summary.json``."""
 
-import csv
-import io
 import json
 import math
 import warnings
@@ -11,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from ctseg.evaluate.evaluation import EVALUATION_NAME, Evaluation, LabelScores
+from ctseg.evaluate.evaluation import EVALUATION_NAME, Evaluation, LabelScores, length_in_words
 from ctseg.files.atomic import write_text
 from ctseg.files.folders import make_folder
+from ctseg.files.tables import csv_table
 
 SUMMARY_NAME = "summary.json"
 TABLE_NAME = "evaluation.csv"
@@ -74,16 +73,14 @@ def _overlap(scores: LabelScores) -> dict[str, float | int]:
 
 def table_of(evaluation: Evaluation) -> str:
     """Return ``evaluation.csv``: a line for each label of each case; ``nan`` and ``inf`` are what they say."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    tolerances = [f"nsd_{tolerance:g}mm" for tolerance in evaluation.tolerances_mm]
-    writer.writerow(["case", "label", *_COLUMNS, *tolerances, *_LAST_COLUMNS, "surface_definition"])
+    tolerances = [f"nsd_{length_in_words(tolerance)}mm" for tolerance in evaluation.tolerances_mm]
+    rows: list[list[object]] = [["case", "label", *_COLUMNS, *tolerances, *_LAST_COLUMNS, "surface_definition"]]
     definition = evaluation.surface_definition.partition(":")[0]
     for case in evaluation.cases:
         for name, scores in case.labels.items():
             first, last = ([getattr(scores, column) for column in part] for part in (_COLUMNS, _LAST_COLUMNS))
-            writer.writerow([case.case, name, *first, *scores.nsd, *last, definition])
-    return text.getvalue()
+            rows.append([case.case, name, *first, *scores.nsd, *last, definition])
+    return csv_table(rows)
 
 
 def write_evaluation(evaluation: Evaluation, folder: Path, *, summary: Path | None = None) -> None:

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from ctseg.errors import OutputError
+from ctseg.errors import InputError, OutputError
 
 
 def require_writable(folder: Path, *, name: str = "") -> None:
@@ -27,6 +27,20 @@ def require_writable(folder: Path, *, name: str = "") -> None:
         f"{name}{': ' if name else ''}cannot write into {folder}: {there} is read-only, or no folder "
         f"({who}owner {owner.st_uid}:{owner.st_gid}, mode {owner.st_mode & 0o777:o})"
     )
+
+
+def require_folder(folder: Path, *, of: str) -> None:
+    """Refuse what is a file where a folder is needed; what is missing is told when it is read.
+
+    Args:
+        folder: Where it is looked for.
+        of: What is to lie in it, in the plural.
+
+    Raises:
+        InputError: It is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: expected a folder of {of}, found a file: name the folder that it lies in")
 
 
 def make_folder(folder: Path) -> None:

@@ -22,7 +22,7 @@ SAME_GRID_TOLERANCE_MM = 0.05
 """Furthest that two channels' voxels may lie apart: the rounding of headers, not a shift of the patient."""
 
 _READERS = get_args(Reader)
-_MAX_LABEL = 2**16 - 1
+MAX_LABEL = 2**16 - 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,9 +158,9 @@ def read_label_map(path: Path, reader: str, scan: Volume) -> LabelMap:
     if (away_mm := found.distance_mm(scan.geometry)) > SAME_GRID_TOLERANCE_MM:
         raise InputError(f"{what} voxels up to {away_mm:.3g} mm away from its own")
     lowest, highest = values.min(), values.max()
-    if lowest < 0 or highest > _MAX_LABEL or (values.dtype.kind == "f" and not np.array_equal(values, np.rint(values))):
+    if lowest < 0 or highest > MAX_LABEL or (values.dtype.kind == "f" and not np.array_equal(values, np.rint(values))):
         raise InputError(
-            f"{path.name}: expected whole numbers from 0 to {_MAX_LABEL}, found values from {lowest} to {highest}: is "
+            f"{path.name}: expected whole numbers from 0 to {MAX_LABEL}, found values from {lowest} to {highest}: is "
             "this a label map?"
         )
     read: LabelMap = values.astype(np.uint8 if highest <= 255 else np.uint16)

@@ -1,7 +1,5 @@
 """``report.json`` and ``report.csv``: what became of every case in a folder, folded from the outcomes."""
 
-import csv
-import io
 import json
 import logging
 from collections.abc import Mapping
@@ -13,6 +11,7 @@ from ctseg.documents import Document
 from ctseg.errors import OutputError
 from ctseg.files.atomic import write_text
 from ctseg.files.identity import KnownFile
+from ctseg.files.tables import csv_table
 from ctseg.predict.left import NotDone, read_left
 from ctseg.predict.model_notes import ModelNote, read_model_notes
 from ctseg.predict.outcomes import MEMORY_NAME, Outcome, OutcomeStore
@@ -174,20 +173,17 @@ def _table(report: Report) -> str:
     """Return a row for each case, and a column for the volume of each label, and for the agreement of folds on it."""
     labels = sorted({label for outcome in report.cases for label in outcome.volumes_ml})
     agreed = sorted({label for outcome in report.cases for label in outcome.agreement})
-    text = io.StringIO()
     columns = [
         "case", "status", *(f"{label} ml" for label in labels), *(f"{label} agreement" for label in agreed),
         *_row(Outcome(case="", status="failed")),
     ]  # fmt: skip
-    table = csv.DictWriter(text, columns, restval="")
-    table.writeheader()
+    rows: list[Mapping[str, Any]] = []
     for outcome in report.cases:
         volumes = {f"{label} ml": volume for label, volume in outcome.volumes_ml.items()}
         agreement = {f"{label} agreement": share for label, share in outcome.agreement.items()}
-        row = {"case": outcome.case, "status": outcome.status, **volumes, **agreement, **_row(outcome)}
-        table.writerow(row)
-    table.writerows({"case": left.case, "status": "not done", "error": left.reason} for left in report.not_done)
-    return text.getvalue()
+        rows.append({"case": outcome.case, "status": outcome.status, **volumes, **agreement, **_row(outcome)})
+    rows += [{"case": left.case, "status": "not done", "error": left.reason} for left in report.not_done]
+    return csv_table([columns, *([row.get(column, "") for column in columns] for row in rows)])
 
 
 def _row(outcome: Outcome) -> dict[str, Any]:

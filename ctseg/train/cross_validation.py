@@ -9,8 +9,9 @@ from typing import Any
 
 from ctseg.errors import CheckpointError, CtsegError, InputError, SetupError
 from ctseg.evaluate.compared_labels import labels_of_dataset
-from ctseg.evaluate.evaluation import Evaluation
+from ctseg.evaluate.evaluation import Evaluation, length_in_words
 from ctseg.evaluate.surfaces import DEFINITION
+from ctseg.files.identity import printable
 from ctseg.nnunet.folds import Fold
 from ctseg.train.fold_evaluation import SurfaceResult, evaluated_validation, surface_results
 from ctseg.train.paths import NnunetPaths
@@ -170,7 +171,7 @@ def _lines(model: ModelResults) -> list[str]:
 
 
 def _surface_table(model: ModelResults) -> list[str]:
-    shares = [f"NSD {tolerance:g} mm, mean" for tolerance in model.tolerances_mm]
+    shares = [f"NSD {length_in_words(tolerance)} mm, mean" for tolerance in model.tolerances_mm]
     rows = [["label", "HD95 mm, median", "ASSD mm, median", *shares, "cases"]]
     rows += [
         [one.label, _mm(one.hd95_mm), _mm(one.assd_mm), *map(_dice, one.nsd), str(one.cases)] for one in model.surfaces
@@ -195,6 +196,7 @@ def _dice_rows(model: ModelResults) -> list[list[str]]:
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    rows = [[printable(word) for word in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return ["  ".join(word.rjust(n) for word, n in zip(row, widths, strict=True)) for row in rows]
 

@@ -1,7 +1,5 @@
 """A data set to look at: every case measured, what sticks out, a page."""
 
-import csv
-import io
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +14,7 @@ from ctseg.evaluate.pages.colours import colours_of, colours_of_values
 from ctseg.files.atomic import write_text
 from ctseg.files.dataset_cases import LabelledCase
 from ctseg.files.folders import make_folder
+from ctseg.files.tables import csv_table
 from ctseg.train.case_overview import DatasetContent, MeasuredCase, measure_case
 from ctseg.train.description import FILE, read_declared
 from ctseg.train.dicom_labels import values_of_label
@@ -135,18 +134,16 @@ def write_overview(looked_at: LookedAt, folder: Path) -> Path:
 
 def overview_csv(overview: DatasetOverview) -> str:
     """Return a row for each case: its grid, the percentiles of its channels, the volumes of its labels."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     shown = ("percentile_00_5", "median", "percentile_99_5")
     spreads = [f"{name} {part}" for name in overview.channel_names for part in ("whole", "labels")]
-    writer.writerow(
+    rows: list[list[Any]] = [
         [
             "case", *(f"size_{axis}" for axis in "zyx"), *(f"spacing_{axis}_mm" for axis in "zyx"), "orientation",
             "left_handed",
 *(f"{spread} {word}" for spread in spreads for word in shown),
             *(f"{name} ml" for name in overview.labels), "findings",
         ]
-    )  # fmt: skip
+    ]  # fmt: skip
     of_case = findings_by_case(overview.findings)
     for case in overview.cases:
         row: list[Any] = [case.case, *(case.shape or [""] * 3), *(case.spacing_mm or [""] * 3)]
@@ -156,8 +153,8 @@ def overview_csv(overview: DatasetOverview) -> str:
             for spread in (channel and channel.whole, channel and channel.foreground):
                 row += [getattr(spread, word) for word in shown] if spread is not None else [""] * 3
         row += [case.labels[name].volume_ml if name in case.labels else "" for name in overview.labels]
-        writer.writerow([*row, "; ".join(finding.message for finding in of_case.get(case.case, ()))])
-    return text.getvalue()
+        rows.append([*row, "; ".join(finding.message for finding in of_case.get(case.case, ()))])
+    return csv_table(rows)
 
 
 def findings_by_case(findings: Sequence[Finding]) -> Mapping[str, Sequence[Finding]]:

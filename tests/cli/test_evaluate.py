@@ -115,7 +115,10 @@ def test_ignore_label_without_labels_is_refused_and_so_are_labels_named_twice(
 ) -> None:
     labels, references = folders
     assert run("evaluate", "-i", labels, "-r", references, "-il", 1) == 2
-    assert "-il 1: is a label that is compared" in capsys.readouterr().err
+    assert (
+        "InputError: expected an ignore label that is none of the labels that are compared, found 1 among them"
+        in capsys.readouterr().err
+    )
     assert run("evaluate", "-i", labels, "-r", references, "-l", 1, "-m", tmp_path / "data") == 2
     assert "labels are named twice" in capsys.readouterr().err
 
@@ -126,3 +129,35 @@ def test_name_of_a_case_moves_no_cursor(folders: tuple[Path, Path], capsys: pyte
         write(folder / "a\x1b[2Jb.nii.gz", 8)
     assert run("evaluate", "-i", labels, "-r", references) == 0
     assert "\x1b" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words", [("-l", 1, 70_000), ("-l", -1), ("-l", 1, "-il", 70_000), ("-il", -1), ("-il", 65_536)]
+)
+def test_value_that_no_label_map_has_is_wrong_usage_and_the_flag_is_named(
+    folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str], words: tuple[object, ...]
+) -> None:
+    labels, references = folders
+    assert run("evaluate", "-i", labels, "-r", references, *words) == 2
+    told = capsys.readouterr().err
+    assert "InputError: expected values from 0 to 65535, as label maps have them, found " in told
+    assert str(words[-2] if "-il" in words else words[0]) in told.rpartition("(see ")[2]
+
+
+def test_file_in_place_of_a_folder_is_told_so(folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    labels, references = folders
+    for one, other in ((labels / "bad.nii.gz", references), (labels, references / "bad.nii.gz")):
+        assert run("evaluate", "-i", one, "-r", other) == 2
+        assert "bad.nii.gz: expected a folder of label maps, found a file: name" in capsys.readouterr().err
+
+
+def test_name_of_a_case_breaks_no_line(folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    labels, references = folders
+    for folder in folders:
+        write(folder / "two\nlines.nii.gz", 8)
+    write(references / "un\nseen.nii.gz", 8)
+    write(labels / "un\nasked.nii.gz", 8)
+    assert run("evaluate", "-i", labels, "-r", references) == 1
+    out = capsys.readouterr().out
+    assert "two\\nlines" in out
+    assert "\nun\\nseen: no label map\nno reference: un\\nasked\n" in out

@@ -13,6 +13,7 @@ from ctseg.evaluate.compared_labels import (
     labels_named_in,
     labels_of_dataset,
     labels_of_values,
+    with_ignore_label,
 )
 from ctseg.predict.model_notes import ModelNote
 from ctseg.predict.notes import write_note
@@ -70,8 +71,35 @@ def test_file_that_names_no_labels_is_refused_by_its_name(tmp_path: Path) -> Non
     for wrong in ({}, {"labels": {"a": "b"}}, {"labels": {"background": 0}}, {"labels": {"a": 1, "ignore": 1}}):
         with pytest.raises(InputError, match=r"expected labels as nnU-Net's dataset\.json has them"):
             labels_named_in(write(tmp_path / "wrong.json", wrong))
-    with pytest.raises(InputError, match=r"ignore label 1"):
+    with pytest.raises(InputError, match=r"an ignore label that is none of the labels that are compared, found 1 "):
         labels_of_values([1], 1)
+
+
+@pytest.mark.parametrize("value", [-1, 65_536, 70_000])
+def test_values_that_no_label_map_has_are_refused_wherever_they_are_named(tmp_path: Path, value: int) -> None:
+    told = f"expected values from 0 to 65535, as label maps have them, found {value}: name values"
+    for labels in ({"a": value}, {"a": 1, "b": [1, value]}, {"a": 1, "ignore": value}):
+        with pytest.raises(InputError, match=rf"wrong\.json: .*{told}"):
+            labels_named_in(write(tmp_path / "wrong.json", {"labels": labels}))
+    for values, ignored in (([2, value], None), ([2], value)):
+        with pytest.raises(InputError, match=told) as error:
+            labels_of_values(values, ignored)
+        assert error.value.settings == ("label_values", "ignore_label")
+    with pytest.raises(InputError, match=told) as error:
+        with_ignore_label(ComparedLabels({"a": (1,)}), value)
+    assert error.value.settings == ("ignore_label",)
+    if value < 0:
+        return
+    (tmp_path / "out" / ".ctseg" / "models").mkdir(parents=True)
+    note = ModelNote(name="m", labels={"a": (value,)}, channels=("CT",))
+    write_note(tmp_path / "out" / ".ctseg" / "models" / f"{'a' * 64}.json", note)
+    with pytest.raises(InputError, match=f"out: the model that wrote its label maps: {told}"):
+        labels_named_beside(tmp_path / "out", tmp_path / "references")
+
+
+def test_highest_and_lowest_value_of_a_label_map_can_be_compared() -> None:
+    assert labels_of_values([0, 65_534], 65_535).values == {"0": (0,), "65534": (65_534,)}
+    assert with_ignore_label(ComparedLabels({"a": (1,)}), 0).ignore_label == 0
 
 
 def test_data_set_beside_the_references_comes_before_the_model_that_wrote_the_label_maps(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Folders of label maps against references: nnU-Net's numbers, and what is told of cases that cannot be compared."""
 
+import csv
 import json
 import logging
 import math
@@ -217,6 +218,10 @@ def negative(labels: Path, reference: np.ndarray) -> None:
     write(labels / "case1.nii.gz", reference.astype(np.int16) - 1)
 
 
+def too_high(labels: Path, reference: np.ndarray) -> None:
+    write(labels / "case1.nii.gz", reference.astype(np.int32) * 70_000)
+
+
 def half_a_file(labels: Path, reference: np.ndarray) -> None:
     (labels / "case1.nii.gz").write_bytes((labels / "case1.nii.gz").read_bytes()[:100])
 
@@ -233,6 +238,7 @@ def doubled(labels: Path, reference: np.ndarray) -> None:
         (cut, "found (11, 17, 20) voxels (z, y, x) instead of (11, 17, 21)"),
         (in_shares, "found values from 0.0 to 1.0, not all of them whole: is this a label map?"),
         (negative, "found values from -1"),
+        (too_high, "expected whole numbers from 0 to 65535, found values from 0 to 140000"),
         (half_a_file, "case1.nii.gz"),
         (doubled, "case1.nii and case1.nii.gz in"),
     ],
@@ -312,3 +318,49 @@ def test_table_has_a_line_for_each_label_of_each_case_and_names_the_definition(t
     assert {row[-1] for row in rows[1:]} == {"surface-distance 0.1 (DeepMind)"}
     assert rows[5][2:8] == ["nan"] * 6
     assert rows[4][2:8] == ["0.0", "0.0", "inf", "inf", "0.0", "0.0"]
+
+
+def test_highest_values_and_the_background_are_counted_as_others_are(tmp_path: Path) -> None:
+    reference = np.zeros((5, 6, 7), np.uint16)
+    reference[:2], reference[4] = 65_534, 65_535
+    write(tmp_path / "references" / "a.nii.gz", reference)
+    write(tmp_path / "labels" / "a.nii.gz", np.where(reference == 65_535, 65_534, reference).astype(np.uint16))
+    compared = labels_of_values([0, 65_534], 65_535)
+    (case,) = evaluate_folder(tmp_path / "labels", tmp_path / "references", compared).cases
+    assert {name: (scores.tp, scores.fp, scores.fn, scores.tn) for name, scores in case.labels.items()} == {
+        "0": (84, 0, 0, 84), "65534": (84, 0, 0, 84),
+    }  # fmt: skip
+
+
+def test_names_of_cases_and_labels_are_on_one_line_and_no_formulas(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("=a\nb\udcff", "c\nd"):
+        write(tmp_path / "references" / f"{name}.nii.gz", blobs(1, 1))
+    write(tmp_path / "labels" / "=a\nb\udcff.nii.gz", blobs(1, 1) * 9)
+    write(tmp_path / "labels" / "e\nf.nii.gz", blobs(1, 1))
+    evaluation = evaluate_folder(tmp_path / "labels", tmp_path / "references", labels_of_values([1]))
+    assert (evaluation.cases[0].case, evaluation.missing, evaluation.surplus) == (
+        "=a\\nb\\xff", ("c\\nd",), ("e\\nf",),
+    )  # fmt: skip
+    assert [record.getMessage() for record in caplog.records] == [
+        "values that no label has count for nothing: 9 (in =a\\nb\\xff)"
+    ]
+    write_evaluation(evaluation, tmp_path / "out")
+    assert read_evaluation(tmp_path / "out" / "evaluation.json").cases[0].case == "=a\\nb\\xff"
+    (_, row) = csv.reader((tmp_path / "out" / "evaluation.csv").read_text().splitlines())
+    assert row[:3] == ["'=a\\nb\\xff", "1", "0.0"]
+    write(tmp_path / "labels" / "c\nd.nii.gz", blobs(1, 1)[:5])
+    write(tmp_path / "labels" / "c\nd.nii", blobs(1, 1))
+    refused = evaluate_folder(tmp_path / "labels", tmp_path / "references", labels_of_values([1])).refused
+    assert [one.case for one in refused] == ["c\\nd"]
+    assert "\n" not in refused[0].error
+
+
+def test_tolerance_that_is_named_twice_counts_once_and_close_ones_have_names_of_their_own(tmp_path: Path) -> None:
+    labels, references = folders_with(tmp_path, highest=2, ignore=None)
+    evaluation = evaluate_folder(labels, references, tolerances_mm=(1, 1.0, 2.5, 1.0000001, 2.5))
+    assert evaluation.tolerances_mm == (1.0, 2.5, 1.0000001)
+    header, row, *_ = (line.split(",") for line in table_of(evaluation).splitlines())
+    assert header[6:9] == ["nsd_1mm", "nsd_2.5mm", "nsd_1.0000001mm"]
+    assert len(row) == len(header)

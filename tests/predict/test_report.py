@@ -66,6 +66,15 @@ def test_the_table_says_who_made_what_from_which_bytes(tmp_path, store):
     }  # fmt: skip
 
 
+def test_a_spreadsheet_takes_no_name_in_the_table_for_a_formula_and_json_has_it_as_it_is(tmp_path, store):
+    label, case = "=1+1", "@SUM(A1)"
+    store.write(case, Outcome(case=case, status="ok", volumes_ml={label: 1.5}, warnings=("-2 is odd",)))
+    report = fold_report(tmp_path)
+    (row,) = csv.DictReader((tmp_path / TABLE_NAME).read_text().splitlines())
+    assert (row["case"], row["'=1+1 ml"], row["warnings"]) == ("'@SUM(A1)", "1.5", "'-2 is odd")
+    assert (report.cases[0].case, dict(report.cases[0].volumes_ml)) == (case, {label: 1.5})
+
+
 def test_the_report_has_the_values_of_the_labels_of_each_model_that_worked_in_the_folder(tmp_path, store):
     spec, other = toy_spec(), toy_spec(patch_size=(6, 10, 16))
     for each in (spec, other):
