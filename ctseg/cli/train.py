@@ -260,7 +260,7 @@ def _run_results(args: argparse.Namespace) -> int:
         from ctseg.files.folders import make_folder
         from ctseg.train.results_page import look_at_results, write_results_page
 
-        looks = look_at_results(paths, name, models, folds, on_case=told_on_terminal())
+        looks = look_at_results(paths, table, models, on_case=told_on_terminal())
         folder = args.output or models[0].folder.parent
         make_folder(folder)
         page = write_results_page(name, looks, folder)

@@ -13,6 +13,7 @@ from ctseg.evaluate.evaluation import Evaluation, length_in_words
 from ctseg.evaluate.surfaces import DEFINITION
 from ctseg.files.identity import printable
 from ctseg.nnunet.folds import Fold
+from ctseg.nnunet.training_curve import read_training_curve
 from ctseg.train.fold_evaluation import SurfaceResult, evaluated_validation, surface_results
 from ctseg.train.paths import NnunetPaths
 
@@ -111,6 +112,28 @@ class FoldResult:
 
 
 @dataclass(frozen=True)
+class UnfinishedFold:
+    """How far a fold is that is not validated.
+
+    Attributes:
+        fold: ``0`` …, or ``full``.
+        epoch: The last one that is done; None where none is told of.
+        planned: How many there will be; None where nothing says so.
+    """
+
+    fold: str
+    epoch: int | None
+    planned: int | None
+
+    def __str__(self) -> str:
+        if self.epoch is None:
+            return f"fold {self.fold}: no epoch is done"
+        if self.epoch == self.planned:
+            return f"fold {self.fold}: all {self.planned} epochs are done, the validation is not"
+        return f"fold {self.fold}: epoch {self.epoch}" + ("" if self.planned is None else f" of {self.planned}")
+
+
+@dataclass(frozen=True)
 class ModelResults:
     """The cross-validation of one model.
 
@@ -122,6 +145,7 @@ class ModelResults:
         tolerances_mm: Of the surface Dice.
         surface_definition: Of the distances; empty where there are none.
         without_surfaces: Why folds have no part in them.
+        progress: How far each of the unfinished folds is.
     """
 
     model: str
@@ -131,6 +155,7 @@ class ModelResults:
     tolerances_mm: tuple[float, ...] = ()
     surface_definition: str = ""
     without_surfaces: tuple[str, ...] = ()
+    progress: tuple[UnfinishedFold, ...] = ()
 
     def mean(self, label: str | None = None) -> float:
         """Return the mean over folds of a label's Dice, or of the mean Dice; NaN counts for nothing."""
@@ -162,8 +187,8 @@ def _lines(model: ModelResults) -> list[str]:
     lines = _table(model) if model.folds else ["no fold is validated yet"]
     if any(result.fold == "full" for result in model.folds):
         lines.append("(full: trained on the very cases it is measured on; not part of the mean)")
-    if model.unfinished:
-        lines.append(f"(not validated yet: folds {', '.join(model.unfinished)})")
+    if model.progress:
+        lines.append(f"(not validated yet: {'; '.join(map(str, model.progress))})")
     if model.surfaces:
         lines += ["surfaces, over the cases of all folds", *_surface_table(model)]
     lines += [f"(no surfaces of {why})" for why in model.without_surfaces]
@@ -215,6 +240,7 @@ def results_table(
 
     Raises:
         CheckpointError: A summary is damaged.
+        SetupError: None of the folds that were asked for is validated.
     """
     tables = []
     for model in models:
@@ -226,12 +252,34 @@ def results_table(
         wanted = list(folds) if folds is not None else there
         names = _label_names(model.folder / "dataset.json")
         done = tuple(_fold_result(model, fold, names) for fold in wanted if model.is_validated(fold))
-        unfinished = tuple(_fold_name(fold) for fold in wanted if not model.is_validated(fold))
-        result = ModelResults(model.name, done, unfinished)
+        progress = tuple(_progress(model, fold) for fold in wanted if not model.is_validated(fold))
+        result = ModelResults(model.name, done, tuple(fold.fold for fold in progress), progress=progress)
         if surfaces is not None:
             result = _with_surfaces(result, model, [fold for fold in wanted if model.is_validated(fold)], surfaces)
         tables.append(result)
+    if folds is not None and not any(table.folds for table in tables):
+        raise _nothing_validated(dataset, models, tables)
     return ResultsTable(dataset, tuple(tables))
+
+
+def _progress(model: TrainedModel, fold: Fold) -> UnfinishedFold:
+    curve = read_training_curve(model.folder / f"fold_{fold}")
+    if curve is None:
+        return UnfinishedFold(_fold_name(fold), None, None)
+    return UnfinishedFold(_fold_name(fold), curve.epochs[-1].epoch, curve.planned)
+
+
+def _nothing_validated(dataset: str, models: Sequence[TrainedModel], tables: Sequence[ModelResults]) -> SetupError:
+    """Return the error that says how far the folds are that were asked for, and what to do."""
+    far = "; ".join(f"{table.model}: {', '.join(map(str, table.progress))}" for table in tables)
+    fold = tables[0].unfinished[0]
+    begun = any(one.epoch is not None for one in tables[0].progress[:1])
+    command = f"`ctseg train {dataset[7:10]} {models[0].configuration} {fold}`"
+    return SetupError(
+        f"{dataset}: none of the folds that were asked for is validated ({far}): "
+        + (f"let {command} go on, which validates it in the end" if begun else f"{command} trains and validates it"),
+        settings=("folds",),
+    )
 
 
 def _with_surfaces(

@@ -16,7 +16,7 @@ from ctseg.nnunet.folds import Fold
 from ctseg.nnunet.plans import foreground_names
 from ctseg.nnunet.results_folder import read_json
 from ctseg.nnunet.training_curve import TrainingCurve, read_training_curve
-from ctseg.train.cross_validation import ModelResults, TrainedModel, results_table
+from ctseg.train.cross_validation import ModelResults, ResultsTable, TrainedModel
 from ctseg.train.description import FILE, read_declared
 from ctseg.train.epochs import duration
 from ctseg.train.paths import NnunetPaths
@@ -67,9 +67,8 @@ class ModelLook:
 
 def look_at_results(
     paths: NnunetPaths,
-    dataset: str,
+    table: ResultsTable,
     models: Sequence[TrainedModel],
-    folds: Sequence[Fold] | None = None,
     *,
     on_case: Callable[[int, int], object] | None = None,
 ) -> list[ModelLook]:
@@ -77,18 +76,17 @@ def look_at_results(
 
     Args:
         paths: With ``results``; ``raw`` has the images, ``preprocessed`` the references, where they are set.
-        dataset: ``DatasetXXX_Name``.
-        models: The models.
-        folds: Which folds; None takes those that are there.
+        table: What they achieved.
+        models: Those of the table, in its order.
         on_case: Told how many pictures of a model are done, of how many.
 
     Raises:
         CheckpointError: A summary or ``dataset.json`` is damaged.
         SetupError: Pillow is not installed.
     """
-    files = _files(paths, dataset)
+    files = _files(paths, table.dataset)
     looks = []
-    for model, results in zip(models, results_table(dataset, models, folds).models, strict=True):
+    for model, results in zip(models, table.models, strict=True):
         content = read_json(model.folder / "dataset.json") if (model.folder / "dataset.json").is_file() else None
         try:
             labels = labels_of_dataset(content or {}, source=str(model.folder / "dataset.json"))
@@ -123,6 +121,7 @@ def results_page(dataset: str, looks: Sequence[ModelLook]) -> str:
                 "results": look.results,
                 "folds": look.results.folds,
                 "labels": list(look.results.folds[0].dice) if look.results.folds else [],
+                "tolerances": [f"{tolerance:g}" for tolerance in look.results.tolerances_mm],
                 "columns": list(look.labels.values) if len(look.labels.values) <= _MOST_COLUMNS else [],
                 "colours": {name: css(colour) for name, colour in colours_of(look.labels.values).items()},
                 "courses": [_course(course) for course in look.courses],

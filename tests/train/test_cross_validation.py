@@ -51,9 +51,23 @@ def test_results_are_told_by_label_and_fold(validated: TinyNnunet, capsys: pytes
         "  tumor  0.5000       -  0.7500  1.0000  0.7500",
         "   mean  0.5000       -  0.7500  1.0000  0.7500",
         "  cases       1       1       1       1        ",
-        "  (not validated yet: folds 3)",
+        "  (not validated yet: fold 3: no epoch is done)",
         "  (no surfaces of folds 0, 1, 2, 4: the label maps of the validation are gone)",
     ]
+
+
+def test_a_fold_without_a_validation_is_refused_with_what_to_do(
+    validated: TinyNnunet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["results", "301", "-f", "3"]) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert (
+        f"none of the folds that were asked for is validated ({UNET}: fold 3: no epoch is done): "
+        "`ctseg train 301 3d_fullres 3` trains and validates it"
+    ) in told.err
+    assert main(["results", "301", "-f", "3", "0"]) == 0
+    assert "(not validated yet: fold 3: no epoch is done)" in capsys.readouterr().out
 
 
 def test_missing_folds_are_told_before_anything_is_compared(

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import math
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +24,9 @@ from ctseg.evaluate.compared_labels import ComparedLabels
 from ctseg.evaluate.evaluation import EVALUATION_NAME
 from ctseg.evaluate.folder import evaluate_folder
 from ctseg.nnunet.training_curve import read_training_curve
-from ctseg.train.cross_validation import trained_models
+from ctseg.train.cross_validation import results_table, trained_models
 from ctseg.train.paths import NnunetPaths
-from ctseg.train.results_page import look_at_results, results_page
+from ctseg.train.results_page import ModelLook, look_at_results, results_page
 from ctseg.train.validation_cases import plane_of_disagreement
 
 DATASET, MODEL = "Dataset306_Judged", "nnUNetTrainer__nnUNetPlans__3d_fullres"
@@ -72,8 +73,12 @@ class Judged:
         return self.root / "results" / DATASET / MODEL
 
     def page(self) -> str:
+        return results_page(DATASET, self.looks())
+
+    def looks(self, *, surfaces: bool = False) -> list[ModelLook]:
         models = trained_models(self.paths, DATASET)
-        return results_page(DATASET, look_at_results(self.paths, DATASET, models))
+        table = results_table(DATASET, models, None, self.paths if surfaces else None)
+        return look_at_results(self.paths, table, models)
 
 
 def logged(folder: Path, epochs: int) -> dict[str, list[Any]]:
@@ -124,7 +129,7 @@ def judged(tmp_path: Path) -> Judged:
 
 
 def looks(judged: Judged) -> Any:
-    (look,) = look_at_results(judged.paths, DATASET, trained_models(judged.paths, DATASET))
+    (look,) = judged.looks()
     return look
 
 
@@ -240,7 +245,16 @@ def test_the_command_writes_the_page_beside_the_models_or_elsewhere(
     for name in ("raw", "preprocessed", "results"):
         monkeypatch.setenv(f"nnUNet_{name}", str(judged.root / name))
     assert main(["results", "306", "--html"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == str(judged.model.parent / "results.html")
+    told = capsys.readouterr().out.splitlines()
+    assert told[-1] == str(judged.model.parent / "results.html")
+    assert "  (not validated yet: fold 1: epoch 1 of 4)" in told
+    page = (judged.model.parent / "results.html").read_text(encoding="utf-8")
+    assert "Surfaces, over the cases of all folds" in page
+    assert re.search(r">NSD [0-9.]+ mm, mean<", page)
+    assert "liver HD95, mm" in page, "of each case, without a command before"
+    assert main(["results", "306", "--html", "--no_surfaces"]) == 0
+    capsys.readouterr()
+    assert "Surfaces, over" not in (judged.model.parent / "results.html").read_text(encoding="utf-8")
     assert main(["results", "306", "--json", "--html", "-o", str(judged.root / "new")]) == 0
     assert json.loads(capsys.readouterr().out)["dataset"] == DATASET  # the page's name goes to standard error
     assert (judged.root / "new" / "results.html").is_file()
