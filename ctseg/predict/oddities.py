@@ -1,6 +1,7 @@
 """What a person is to know of a segmented case at a glance, in sentences: of its voxels, and of what was found."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from ctseg.arrays import LabelMap
 from ctseg.files.geometry import Geometry, closest_ras_by_itk
@@ -15,10 +16,24 @@ _SIDES = (("inferior", "superior"), ("posterior", "anterior"), ("left", "right")
 """Of the patient, along (z, y, x) of RAS+, first and last."""
 
 
+@dataclass(frozen=True)
+class Oddity:
+    """Something odd.
+
+    Attributes:
+        told: In a sentence, with all figures.
+        in_short: What a log has of it where many cases have it and few matter, such as labels that a scan cuts; empty:
+            it is a warning.
+    """
+
+    told: str
+    in_short: str = ""
+
+
 def oddities(
     volume: Volume, labels: LabelMap, volumes_ml: Mapping[str, float], contract: ScanContract
-) -> tuple[str, ...]:
-    """Return what is odd about a case; nothing is in most. It takes a small part of the time of reading the scan.
+) -> tuple[Oddity, ...]:
+    """Return what is odd about a case, what matters most first. It takes a small part of the time of reading the scan.
 
     Args:
         volume: The scan.
@@ -31,20 +46,14 @@ def oddities(
 
 def _oddities(
     volume: Volume, labels: LabelMap, volumes_ml: Mapping[str, float], contract: ScanContract
-) -> Iterator[str]:
+) -> Iterator[Oddity]:
     for channel, said in contract.ct_intensities.items():
         training = TrainingIntensities(said.mean, said.percentile_00_5, said.percentile_99_5)
         if why := why_no_hu(volume.voxels[channel], training):
-            yield f"channel {contract.channels[channel]}: {why}"
+            yield Oddity(f"channel {contract.channels[channel]}: {why}")
     if not any(volumes_ml.values()):
-        yield "the label map is empty: nothing was found"
+        yield Oddity("the label map is empty: nothing was found")
         return
-    circle_of = volume.voxels[min(contract.ct_intensities)] if contract.ct_intensities else None
-    cut = cut_labels(labels, contract.labels, volume.geometry.spacing_mm, voxels=circle_of)
-    if cut:
-        sides = _sides(volume.geometry)
-        told = [f"{name} ({', '.join(_where(label, sides))})" for name, label in cut.items()]
-        yield f"cut by the edge of the scan: {_listed(told)}"
     training_ml = {
         name: said.training_volumes_ml
         for name, said in contract.presentation.items()
@@ -56,7 +65,13 @@ def _oddities(
             f"{name} {_ml(found.volume_ml)} ml ({_ml(found.least_ml)} to {_ml(found.largest_ml)} ml)"
             for name, found in unusual.items()
         ]
-        yield f"volumes far outside those of the training set: {_listed(told)}"
+        yield Oddity(f"volumes far outside those of the training set: {_listed(told)}")
+    circle_of = volume.voxels[min(contract.ct_intensities)] if contract.ct_intensities else None
+    if cut := cut_labels(labels, contract.labels, volume.geometry.spacing_mm, voxels=circle_of):
+        sides = _sides(volume.geometry)
+        told = [f"{name} ({', '.join(_where(label, sides))})" for name, label in cut.items()]
+        short = f"the edge of the scan cuts {next(iter(cut)) if len(cut) == 1 else f'{len(cut)} labels'}"
+        yield Oddity(f"cut by the edge of the scan: {_listed(told)}", short)
 
 
 def _sides(geometry: Geometry) -> tuple[tuple[str, str], tuple[str, str], tuple[str, str]]:

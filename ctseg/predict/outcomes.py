@@ -191,6 +191,9 @@ class Outcome(Document):
         volumes_ml: Of each label by its name.
         agreement: How far the network's folds agree, 0 to 1, of each label that they found, by its name; empty where
             that was not asked for, or the network cannot say.
+        warnings: What people are to know, what matters most first.
+        segmentation_warnings: Those of them that whoever segmented it told: they go with the labels, where others are
+            told anew whenever files are written of the labels; None in what an older ctseg wrote.
         bytes_sent: Of tensors, repeated requests not counted.
         bytes_received: Likewise.
         server_seconds: Of the stages in the server, where that cut the windows; ``waited`` is for its turn.
@@ -210,6 +213,7 @@ class Outcome(Document):
     objects: tuple[WrittenObject, ...] = ()
     volumes_ml: Mapping[str, float] = {}
     warnings: tuple[str, ...] = ()
+    segmentation_warnings: tuple[str, ...] | None = None
     seconds: StageSeconds = StageSeconds()
     windows: int = 0
     bytes_sent: int = 0

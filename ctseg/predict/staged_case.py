@@ -23,7 +23,7 @@ from ctseg.predict.case_files import CaseFiles, name_problem, series_of
 from ctseg.predict.estimate import MemoryEstimate, with_writing
 from ctseg.predict.ledger import Staged
 from ctseg.predict.memory import MemoryBudget
-from ctseg.predict.oddities import oddities
+from ctseg.predict.oddities import Oddity, oddities
 from ctseg.predict.options import BatchOptions, OutputFormat
 from ctseg.predict.outcomes import FailedFormat, MadeBy, Outcome, RanOn
 from ctseg.predict.predictor import Runner
@@ -49,6 +49,8 @@ class LabelsAtHand:
     def segmentation(self, volume: Volume, reader: Reader, inputs: Sequence[KnownFile]) -> Segmentation | None:
         """Return the labels as if they had just been made; None: they are not those of the scan, or cannot be read.
 
+        What was told of the scan, the labels and the files is told anew by whoever looks at them anew.
+
         Args:
             volume: The scan.
             reader: By which it was read.
@@ -63,9 +65,10 @@ class LabelsAtHand:
                 return None
         except (InputError, OSError):
             return None
+        warnings = outcome.warnings if outcome.segmentation_warnings is None else outcome.segmentation_warnings
         logger.info("%s: its label map is there, the network is not asked again", outcome.case)
         return Segmentation(
-            labels, outcome.windows, outcome.bytes_sent, outcome.bytes_received, outcome.warnings,
+            labels, outcome.windows, outcome.bytes_sent, outcome.bytes_received, warnings,
             outcome.server_seconds, outcome.agreement,
         )  # fmt: skip
 
@@ -154,7 +157,11 @@ class CaseStager:
             del previous
             with clock.stage("write"):
                 volumes = volumes_ml(result.labels, contract.labels, volume.geometry.spacing_mm)
-                odd = _told(case, oddities(volume, result.labels, volumes, contract))
+                odd = oddities(volume, result.labels, volumes, contract)
+                serious, usual = _told_by(odd, is_usual=False), _told_by(odd, is_usual=True)
+                _told(case, serious)
+                for short in filter(None, (one.in_short for one in odd)):
+                    logger.info("%s: %s", printable(case.name), short)
                 written = self.case_files.write(case, result.labels, volume, volumes, self._scratch, formats)
                 written.failed[:0] = refused
                 if probabilities is not None:
@@ -164,7 +171,10 @@ class CaseStager:
             case=printable(case.name), status="ok", made_by=self._made_by, inputs=inputs,
             volumes_ml=volumes, seconds=clock.seconds, windows=result.windows, bytes_sent=result.bytes_sent,
             bytes_received=result.bytes_received,
-            warnings=tuple(dict.fromkeys((*warnings, *odd, *result.warnings, *_mixes(ran_on), *written.warnings))),
+            warnings=tuple(
+                dict.fromkeys((*warnings, *serious, *result.warnings, *_mixes(ran_on), *written.warnings, *usual))
+            ),
+            segmentation_warnings=result.warnings,
             ran_on=ran_on, server_seconds=result.server_seconds, agreement=result.agreement, **written.said,
         ), written.files)  # fmt: skip
 
@@ -237,6 +247,10 @@ def _told(case: Case, warnings: tuple[str, ...]) -> tuple[str, ...]:
     for warning in warnings:
         logger.warning("%s: %s", printable(case.name), warning)
     return warnings
+
+
+def _told_by(odd: Sequence[Oddity], *, is_usual: bool) -> tuple[str, ...]:
+    return tuple(one.told for one in odd if bool(one.in_short) == is_usual)
 
 
 def _probabilities_name(case: Case) -> str:

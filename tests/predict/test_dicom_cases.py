@@ -24,7 +24,7 @@ from ctseg.predict.case_files import tell_of_formats
 from ctseg.predict.contract import contract_of
 from ctseg.predict.folder import segment_cases
 from ctseg.predict.options import BatchOptions
-from ctseg.predict.outcomes import Outcome
+from ctseg.predict.outcomes import Outcome, OutcomeStore
 from ctseg.predict.report import Report
 from ctseg.presentation import Code, LabelPresentation
 from tests.support.dicom_series import CORONAL, OBLIQUE, SyntheticSeries, ct_series, enhanced_ct, write_series
@@ -406,6 +406,23 @@ def test_rows_are_shown_to_the_network_as_the_training_scans_had_them(tmp_path, 
     assert (case.status, again.seen, len(case.outputs)) == ("ok", [], 4)
     (case,) = run(tmp_path / "dicom", up.parent, again, output_formats=ALL, continue_prediction=True).cases
     assert (case.status, len(again.seen) > 0) == ("ok", True)
+
+
+@pytest.mark.parametrize("of_segmentation", [("a part found nothing",), None], ids=["known", "of an older ctseg"])
+def test_a_format_that_is_added_replaces_warnings_and_keeps_those_of_the_segmentation(one, tmp_path, of_segmentation):
+    def go_on(*formats: str) -> tuple[str, ...]:
+        (case,) = run(one, tmp_path / "out", continue_prediction=True, output_formats=formats).cases
+        assert case.status == "ok"
+        return case.warnings
+
+    before = go_on("nifti")
+    ((_, outcome),) = (store := OutcomeStore(tmp_path / "out")).all()
+    told = ("worded otherwise", "a part found nothing")
+    changed = {"warnings": told, "segmentation_warnings": of_segmentation}
+    store.write(outcome.case, outcome.model_copy(update=changed))
+    expected = (*before, *(told if of_segmentation is None else of_segmentation))
+    assert go_on("nifti", "dicom_seg") == expected
+    assert go_on("nifti", "dicom_seg", "dicom_sr") == expected, "and none of them twice"
 
 
 def test_an_object_that_a_person_corrected_stays_and_stops_no_other_format(one, tmp_path):

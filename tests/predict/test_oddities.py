@@ -1,5 +1,6 @@
 """Warnings of a case, from its files to its outcome."""
 
+import logging
 from pathlib import Path
 
 import nibabel as nib
@@ -80,6 +81,23 @@ def test_a_label_at_the_edge_is_told_with_the_side_of_the_patient(tmp_path, affi
     assert warnings_of(tmp_path, voxels, predictor, affine) == (
         f"cut by the edge of the scan: {label} ({side} 24 mm2)",
     )
+
+
+def test_a_label_that_the_scan_cuts_is_told_last_and_in_the_log_in_short_and_as_no_warning(tmp_path, caplog):
+    voxels = scan()
+    voxels[0, 5:9, 6] = 300
+    caplog.set_level(logging.INFO, "ctseg")
+    predictor = predictor_of(training_volumes_ml=(0.1, 0.2, 0.31))
+    label = predictor.spec.labels[1].name
+    told = warnings_of(tmp_path, voxels, predictor)
+    assert [text.partition(":")[0] for text in told] == [
+        "volumes far outside those of the training set", "cut by the edge of the scan",
+    ]  # fmt: skip
+    said = [
+        (record.levelname, record.getMessage()) for record in caplog.records if record.getMessage().startswith("a: ")
+    ]
+    assert said[:2] == [("WARNING", f"a: {told[0]}"), ("INFO", f"a: the edge of the scan cuts {label}")]
+    assert not [text for _, text in said[2:] if "cut" in text]
 
 
 def test_a_volume_far_outside_the_training_sets_is_told_with_its_range(tmp_path):
