@@ -192,6 +192,24 @@ def test_the_references_outline_can_be_seen_and_hidden(case_page):
     assert (np.ptp(without, axis=2) < 12).mean() > 0.99, "nothing but grey is left"
 
 
+def test_in_3d_labels_are_seen_without_the_references_outline(case_page):
+    case_page.page.fill("#opacity", "100")
+    case_page.page.check("#outline")
+    for view in ("render", "all"):
+        case_page.page.click(f"#views button[value={view}]")
+        picture = screen(case_page)
+        height, width = picture.shape[:2]
+        solid = picture if view == "render" else picture[height // 2 :, width // 2 :]
+        assert place_of(solid, 0) is not None, view
+        case_page.page.uncheck("#outline")
+        without = screen(case_page)
+        case_page.page.check("#outline")
+        alike = without if view == "render" else without[height // 2 :, width // 2 :]
+        assert np.abs(solid - alike).max() < 20, view
+    assert np.abs(picture - without).max() > 60, "but in the planes beside it"
+    case_page.page.click("#views button[value=axial]")
+
+
 @pytest.mark.full
 def test_a_single_page_holds_all_it_needs(visit, tmp_path):
     folder = RunFolder(tmp_path, labels=LABELS)

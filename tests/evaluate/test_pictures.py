@@ -46,6 +46,18 @@ def test_a_label_is_a_veil_and_a_reference_an_outline():
     assert picture[15, 40].max() < 40, "inside of an outline the scan is seen"
 
 
+def test_an_outline_has_a_dark_line_beside_it_on_bright_bone():
+    reference = np.zeros((80, 80), dtype=np.uint8)
+    reference[10:70, 10:70] = 2
+    picture = pixels(
+        thumbnail(np.full((80, 80), WHITE_HU), None, COLOURS, spacing_mm=(1, 1), outline=reference, size=80)
+    )
+    assert picture[9, 40].max() < 100
+    assert picture[40, 70].max() < 100
+    assert picture[5, 40].min() > 235, "further out the scan is seen"
+    assert picture[15, 40].min() > 235, "inside, too"
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_a_label_of_one_voxel_is_seen_in_a_picture_that_is_much_smaller(dtype):
     labels = np.zeros((512, 512), dtype=dtype)

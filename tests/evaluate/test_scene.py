@@ -107,6 +107,26 @@ def test_where_slices_are_far_apart_an_outline_is_drawn_within_them():
     assert lines[1, 1, 3] == lines[1, 3, 5] == 1
 
 
+def test_a_dark_line_lies_beside_an_outline_where_there_is_no_label():
+    labels = np.zeros((3, 7, 7), dtype=np.uint8)
+    labels[:, 2:5, 2:4] = 1
+    labels[:, 2:5, 4:6] = 2
+    spaced = Geometry(labels.shape, np.diag([0.8, 0.8, 5.0, 1.0]))
+    lines = outline_of(scene.SceneVolume(labels, spaced), beside=3).voxels
+    assert lines[1].tolist() == [
+        [0, 0, 0, 0, 0, 0, 0],
+        [0, 0, 3, 3, 3, 3, 0],
+        [0, 3, 1, 1, 2, 2, 3],
+        [0, 3, 1, 1, 2, 2, 3],
+        [0, 3, 1, 1, 2, 2, 3],
+        [0, 0, 3, 3, 3, 3, 0],
+        [0, 0, 0, 0, 0, 0, 0],
+    ]
+    assert (lines[0] == lines[1]).all()
+    assert renumbered(scene.SceneVolume(labels, spaced), list(range(1, 255))).voxels.dtype == np.uint8
+    assert renumbered(scene.SceneVolume(labels, spaced), list(range(1, 256))).voxels.dtype == np.uint16, "room for it"
+
+
 def test_values_become_places_in_a_list_in_the_smallest_type():
     labels = np.array([[[0, 9, 300]]], dtype=np.uint16)
     volume = scene.SceneVolume(labels, Geometry(labels.shape, np.eye(4)))

@@ -24,6 +24,8 @@ SOFT_TISSUE_HU = (-160.0, 240.0)
 _FILL = 0.45
 _SMALL = 4
 """Pixels of a label that get all of its colour, else nobody would see them."""
+_DARKER = 0.3
+"""What is left of the light beside an outline, so that it is seen on bright bone and on a veil of its own colour."""
 _QUALITY = 88
 
 
@@ -88,6 +90,7 @@ def thumbnail(
             )
     if outline is not None:
         shown = _resized_labels(outline, colours, (height, width))
+        picture[_beside(np.isin(shown, list(colours)))] *= _DARKER
         for value, colour in colours.items():
             picture[_edge(shown == value)] = outline_colour or lighter(colour)
     return _data_uri(picture.round().astype(np.uint8))
@@ -222,6 +225,12 @@ def _edge(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     padded = np.pad(mask, 1)
     inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     return mask & ~inside
+
+
+def _beside(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Return the pixels outside of a mask that touch it."""
+    padded = np.pad(mask, 1)
+    return (padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:]) & ~mask
 
 
 def _data_uri(picture: Bytes) -> str:

@@ -59,7 +59,7 @@ class Viewed:
     Attributes:
         scan: 8 bits a voxel.
         labels: Places of values, from 1.
-        outline: Of the reference, likewise; empty where there is none.
+        outline: Of the reference, likewise, and one place more for a dark line beside it; empty where there is none.
         windows: Buttons: name, least and most value.
         colours: Of each place.
         note: How the scan was made smaller.
@@ -297,7 +297,10 @@ def _shown(
         return case, None
     scan = scene_of_scan(voxels, geometry, range_of_values=CT_HU if is_ct else window)
     of_labels = scene_of_labels(labels, geometry)
-    outline = "" if reference is None else renumbered(outline_of(scene_of_labels(reference, geometry)), values).base64()
+    outline = ""
+    if reference is not None:
+        of_reference = renumbered(scene_of_labels(reference, geometry), values)
+        outline = outline_of(of_reference, beside=len(values) + 1).base64()
     buttons = (("Soft tissue", *SOFT_TISSUE_HU), ("Lung", -1024.0, 176.0), ("Bone", -450.0, 1016.0))
     return case, Viewed(
         scan=scan.base64(),

@@ -108,31 +108,39 @@ def scene_of_labels(labels: npt.NDArray[Any], geometry: Geometry) -> SceneVolume
     return SceneVolume(small, _small_geometry(there, factors))
 
 
-def outline_of(scene: SceneVolume) -> SceneVolume:
+def outline_of(scene: SceneVolume, *, beside: int = 0) -> SceneVolume:
     """Return the labels of a page where another value, or the end of the grid, lies beside them; 0 elsewhere.
 
     Beside means within the planes of the finest voxels: where slices are far apart, what ends between two of them
     would fill bands of the planes on which people look.
+
+    Args:
+        scene: Labels.
+        beside: A value for background next to them, a dark line by which a bright one is seen on anything.
     """
     labels = np.pad(scene.voxels, 1)
     middle = labels[1:-1, 1:-1, 1:-1]
-    is_inside = np.ones(middle.shape, dtype=bool)
+    is_inside, is_beside = np.ones(middle.shape, dtype=bool), np.zeros(middle.shape, dtype=bool)
     spacing_mm = scene.geometry.spacing_mm
     fine = [axis for axis in range(3) if spacing_mm[axis] <= _FINE * min(spacing_mm)]
     for axis in fine if len(fine) > 1 else range(3):
         for step in (-1, 1):
-            is_inside &= np.roll(labels, step, axis=axis)[1:-1, 1:-1, 1:-1] == middle
-    return SceneVolume(np.where(is_inside, 0, middle).astype(middle.dtype), scene.geometry)
+            neighbour = np.roll(labels, step, axis=axis)[1:-1, 1:-1, 1:-1]
+            is_inside &= neighbour == middle
+            is_beside |= (neighbour != 0) & (middle == 0)
+    outline = np.where(is_inside, 0, middle)
+    outline[is_beside] = beside
+    return SceneVolume(outline.astype(middle.dtype), scene.geometry)
 
 
 def renumbered(scene: SceneVolume, values: list[int]) -> SceneVolume:
-    """Return labels as places in a list of values, from 1, in the smallest type that holds them.
+    """Return labels as places in a list of values, from 1, in the smallest type that holds them and one more.
 
     Args:
         scene: Labels.
         values: In order; what is not among them becomes 0.
     """
-    table = np.zeros(int(scene.voxels.max()) + 1, dtype=np.uint8 if len(values) < 256 else np.uint16)
+    table = np.zeros(int(scene.voxels.max()) + 1, dtype=np.uint8 if len(values) < 255 else np.uint16)
     for place, value in enumerate(values, start=1):
         if value < len(table):
             table[value] = place
