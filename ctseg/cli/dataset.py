@@ -85,7 +85,7 @@ def _add_plan(commands: "argparse._SubParsersAction[Parser]") -> None:
         help="plan 3d_lowres and 3d_cascade_fullres also for images so small that the planner makes none",
     )
     parser.add_argument(
-        "--verify_dataset_integrity", action="store_true",
+        "--verify_dataset_integrity", dest="verify", action="store_true",
         help="look at the images' voxels first, too, and let nnU-Net's own check run (default: names, dataset.json, "
         "headers and label maps)",
     )  # fmt: skip
@@ -123,7 +123,7 @@ def _run_plan(args: argparse.Namespace) -> int:
         preprocess=not args.no_pp,
         clean=args.clean,
         check=args.check,
-        verify=args.verify_dataset_integrity,
+        verify=args.verify,
         group_by=args.group_by,
         overwrite=args.overwrite,
         lowres=args.lowres,

@@ -4,6 +4,7 @@ import io
 import os
 import select
 import sys
+import warnings
 from typing import Any
 
 from ctseg.serving.isolation import isolated_environment
@@ -18,6 +19,8 @@ def prepare() -> None:
     _open_closed_streams()
     sys.stdout = _lasting(1)
     sys.stderr = _lasting(2)
+    # torchvision's, which nnU-Net loads and no command reads pictures with
+    warnings.filterwarnings("ignore", message="Failed to load image Python extension")
     isolated = isolated_environment()
     for name in set(os.environ) - set(isolated):
         del os.environ[name]

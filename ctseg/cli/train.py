@@ -122,7 +122,7 @@ def _run_train(args: argparse.Namespace) -> int:
             seed=args.seed,
         )
     except ValueError as error:
-        raise SetupError(str(error)) from error
+        raise SetupError(str(error), settings=tuple(str(error).split()[:1])) from error
     paths = require_paths({"nnUNet_preprocessed", "nnUNet_results"}, given_folders(args))
     name = dataset_name(paths, args.dataset)
     prepare_nnunet()

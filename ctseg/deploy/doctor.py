@@ -92,7 +92,8 @@ def _installation() -> Iterator[Finding]:
     for variable in VARIABLES:
         value = os.environ.get(variable)
         if value and not Path(value).is_dir():
-            yield Finding(variable, "problem", f"{value} is not a folder", "create it, or set the variable to another")
+            found = f"{value} is a file, expected a folder" if Path(value).exists() else f"{value}: no such folder"
+            yield Finding(variable, "problem", found, "create it, or set the variable to another")
         elif value:
             yield Finding(variable, "ok", value)
 

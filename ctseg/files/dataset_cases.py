@@ -111,6 +111,9 @@ def find_labelled_cases(folders: ScanFolders, *, channels: int) -> DatasetCases:
         labels = {case: path for case, path in labels.items() if path not in taken}
     if labels and not images:
         return DatasetCases((), tuple(dict.fromkeys([*problems, *doubled, _no_images(folders, labels, channels)])))
+    if images and not labels and folders.label_suffix:
+        problems.append(_no_label_maps(folders, images))
+        return DatasetCases((), tuple(dict.fromkeys([*problems, *doubled])))
     paired = pair_by_name(images, labels, channels=channels, folders=(folders.images, folders.labels))
     # what is doubled in a common folder is seen twice
     return DatasetCases(paired.cases, tuple(dict.fromkeys([*problems, *doubled, *paired.problems])))
@@ -204,6 +207,12 @@ def _no_images(folders: ScanFolders, labels: Iterable[str], channels: int) -> Da
         names = f"the names of images of {channels} channels end in _0000 to _{channels - 1:04d} or as stated"
         text += f": {names}, found {_told(file.name for file in scans)}"
     return DatasetProblem(None, "no_images", text)
+
+
+def _no_label_maps(folders: ScanFolders, images: Iterable[str]) -> DatasetProblem:
+    found = _told(file.name for file in list_folder(folders.labels).scans) or "no scans"
+    text = f"no label maps in {folders.labels} for the images in {folders.images} ({_told(images)})"
+    return DatasetProblem(None, "no_label_maps", f"{text}: no names end in {folders.label_suffix}, found {found}")
 
 
 def pair_by_name(

@@ -247,7 +247,8 @@ def list_models(repository: Path) -> list[str]:
         SetupError: No such folder, or nothing in it.
     """
     if not repository.is_dir():
-        raise SetupError(f"model repository {repository} is not a folder: write an entry with `ctseg build`")
+        why = "is a file, expected a folder" if repository.exists() else "no such folder"
+        raise SetupError(f"model repository {repository}: {why}: write an entry with `ctseg build`")
     names = sorted(path.parent.name for path in repository.glob(f"*/{CONFIG_NAME}") if path.parent.name[0] != ".")
     if not names:
         raise SetupError(f"model repository {repository} holds no model: write an entry with `ctseg build`")

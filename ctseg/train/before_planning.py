@@ -39,7 +39,7 @@ def require_sound(raw: Path, planning: "Planning") -> None:
         return
     report = verify_dataset(raw, nnunet_check=planning.verify, images=planning.verify)
     if report.problems:
-        raise InputError(f"{raw.name}: {len(report.problems)} problems in the data set:\n{report}", settings=("check",))
+        raise InputError(f"nothing was planned, mend the data set first:\n{report}", settings=("check",))
     for note in report.notes:
         if note != too_few(report.cases):
             _log.warning("%s: %s", raw.name, note)

@@ -102,15 +102,26 @@ def find_best(paths: NnunetPaths, dataset: str, comparison: Comparison, *, outpu
 def _numbers_of_validated_folds(comparison: Comparison) -> list[int]:
     """Return the folds, once every model has them."""
     numbers = [fold for fold in comparison.folds if fold != "all"]
+    known = {*CROSS_VALIDATION_FOLDS, *(fold for model in comparison.models for fold in model.validated_folds())}
+    if foreign := [fold for fold in numbers if fold not in known]:
+        there = "; ".join(
+            f"of {model.name} {_listed(model.validated_folds()) or 'none'}" for model in comparison.models
+        )
+        raise SetupError(
+            f"no model has a fold {_listed(foreign)}, and nnU-Net's are 0 to 4: trained and validated are {there}",
+            settings=("folds",),
+        )
     if len(numbers) != len(comparison.folds):
         raise SetupError("a training on every case (full) has no cases left to be compared on: name folds 0 to 4")
     problems, settings = [], []
     for model in comparison.models:
         if missing := [fold for fold in numbers if not model.is_validated(fold)]:
-            done = [fold for fold in CROSS_VALIDATION_FOLDS if model.is_validated(fold)]
+            done = model.validated_folds()
+            which = f"fold {missing[0]} is" if len(missing) == 1 else f"folds {_listed(missing)} are"
+            there = _listed(done) or "none"
             problems.append(
-                f"{model.name}: folds {_listed(missing)} are not trained and validated "
-                f"(done: {_listed(done) or 'none'}): train them, leave the model out, or compare fewer folds"
+                f"{model.name}: {which} not trained and validated (done: {there}): train "
+                f"{'it' if len(missing) == 1 else 'them'}, leave the model out, or compare other folds"
             )
             settings += ["trainers", "plans", "configurations", "folds"]
         elif comparison.with_ensembles and (

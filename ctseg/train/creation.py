@@ -23,6 +23,7 @@ from ctseg.files.formats import READ_ENDINGS, ChannelFiles
 from ctseg.files.grid import ChannelVolume
 from ctseg.files.joined_channels import split_channels
 from ctseg.files.labelled_series import find_labelled_series, find_test_series
+from ctseg.files.listing import list_folder
 from ctseg.files.volume import write_on_grid
 from ctseg.stages import stage
 from ctseg.train.dataset import image_path, label_dtype, label_path, write_json
@@ -31,12 +32,14 @@ from ctseg.train.dicom_labels import RegionRules, labels_of
 from ctseg.train.groups import SPLITS_FILE, group_cases, grouped_splits, write_splits
 from ctseg.train.label_maps import LabelMapRules, placed_labels
 from ctseg.train.paths import case_name_problems, new_dataset_folder
+from ctseg.train.problem_lines import counted, problem_lines
 from ctseg.train.scans import geometry_problems, image_problems, label_problems, read_or_tell
 
 _SETTINGS = {
     "missing_label": ("roi",),
     "overlap": ("precedence",),
     "no_images": ("image_suffix",),
+    "no_label_maps": ("label_suffix",),
     "names": ("image_suffix", "label_suffix"),
     "unexpected_label": ("label", "remap"),
     "grid": ("resample_labels",),
@@ -103,9 +106,9 @@ def create_dataset(
                     problems += unreadable or _add_test_case(part, test.name, files, write=not problems)
                 progress.advance()
         if problems:
-            listed = "\n".join(f"  {problem.message}" for problem in problems)
+            listed = "\n".join(f"  {line}" for line in problem_lines(problems))
             settings = [setting for problem in problems for setting in _SETTINGS.get(problem.kind, ())]
-            text = f"{target.name}: {len(problems)} problems, nothing was written:\n{listed}"
+            text = f"{target.name}: {counted(len(problems), 'problem')}, nothing was written:\n{listed}"
             raise InputError(text, settings=tuple(dict.fromkeys(settings)))
         write_json(part / FILE, {**description.to_json(len(plan.cases)), **_record(description, label_maps, group_by)})
         if splits is not None:
@@ -127,6 +130,10 @@ def _record(description: DatasetDescription, label_maps: LabelMapRules, group_by
     return {"ctseg": record} if record else {}
 
 
+_NAMES_TOLD = 3
+"""Files that a message lists."""
+
+
 @dataclass(frozen=True)
 class _Plan:
     """What a data set will be made of.
@@ -143,9 +150,12 @@ class _Plan:
 
 
 def _plan(folders: ScanFolders, description: DatasetDescription) -> _Plan:
-    for folder in (folders.images, folders.labels, folders.test_images):
+    for setting, folder in (
+        ("images", folders.images), ("labels", folders.labels), ("test_images", folders.test_images),
+    ):  # fmt: skip
         if folder is not None and not folder.is_dir():
-            raise SetupError(f"{folder} is not a folder")
+            why = "is a file, expected a folder" if folder.exists() else "no such folder"
+            raise SetupError(f"{folder}: {why}", settings=(setting,))
     channels, suffixes = len(description.channel_names), folders.image_suffixes
     if suffixes is not None and len(suffixes) != channels:
         raise SetupError(f"{channels} channels need as many image suffixes, found {list(suffixes)}")
@@ -155,15 +165,23 @@ def _plan(folders: ScanFolders, description: DatasetDescription) -> _Plan:
         raise InputError(f"a DICOM series is one channel, and the data set has {channels}: convert the images")
     cases, problems = (*found.cases, *series.cases), (*found.problems, *series.problems)
     if not cases and not problems:
-        ends = f" after {list(suffixes or [])} and {folders.label_suffix!r}" if suffixes or folders.label_suffix else ""
-        raise InputError(
-            f"no scans in {folders.images} and {folders.labels}: expected files ending in {', '.join(READ_ENDINGS)}"
-            f"{ends}, or DICOM series with segmentations or structure sets that refer to them"
-        )
+        raise _no_scans(folders)
     return _Plan(
         tuple(case for case in cases if (case.label or case.objects) and None not in case.channels),
         tuple(case for case in (*tests.cases, *test_series.cases) if None not in case.channels),
         (*_name_problems([case.name for case in cases]), *problems, *tests.problems, *test_series.problems),
+    )
+
+
+def _no_scans(folders: ScanFolders) -> InputError:
+    ends = [*(folders.image_suffixes or ()), *([folders.label_suffix] if folders.label_suffix else [])]
+    after = f" after {', '.join(ends)}" if ends else ""
+    names = [file.name for folder in (folders.images, folders.labels) for file in list_folder(folder).scans]
+    found = f"{', '.join(names[:_NAMES_TOLD])}{' and more' if names[_NAMES_TOLD:] else ''}" or "none"
+    return InputError(
+        f"no scans in {folders.images} and {folders.labels}: expected files ending in {', '.join(READ_ENDINGS)}{after}"
+        f", or DICOM series with segmentations or structure sets that refer to them, found {found}",
+        settings=("image_suffix", "label_suffix") if ends else (),
     )
 
 

@@ -15,6 +15,7 @@ from ctseg.files.identity import printable
 from ctseg.nnunet.folds import Fold
 from ctseg.nnunet.training_curve import read_training_curve
 from ctseg.train.fold_evaluation import SurfaceResult, evaluated_validation, surface_results
+from ctseg.train.names import meant
 from ctseg.train.paths import NnunetPaths
 
 _VALIDATE_AGAIN = "let `ctseg train` validate the fold again"
@@ -37,6 +38,11 @@ class TrainedModel:
     def validation(self, fold: Fold) -> Path:
         """Return the folder in which the validation of a fold lies."""
         return self.folder / f"fold_{fold}" / "validation"
+
+    def validated_folds(self) -> list[int]:
+        """Return the folds whose validation came to its end, but the one of every case."""
+        names = [folder.name[5:] for folder in self.folder.glob("fold_*")]
+        return sorted(int(name) for name in names if name.isdecimal() and self.is_validated(int(name)))
 
     def is_validated(self, fold: Fold) -> bool:
         """Whether the validation of a fold came to its end."""
@@ -83,10 +89,11 @@ def trained_models(
         ("plans", "plans", plans, {model.plans for model in asked}),
         ("configuration", "configurations", configurations, {model.configuration for model in asked}),
     ):
+        trained = {str(getattr(model, what)) for model in found}
         if missing := sorted(set(words or ()) - has):
             raise SetupError(
                 f"{dataset}: nothing trained for {what} {' '.join(missing)}; "
-                f"trained are: {', '.join(model.name for model in found) or 'none'}",
+                f"trained are: {', '.join(model.name for model in found) or 'none'}{meant(missing[0], trained)}",
                 settings=(setting,),
             )
     if not asked:

@@ -1,6 +1,7 @@
 """What ``dataset.json`` says of a data set; other orders and words are understood, and told; no torch, no nnunetv2."""
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,12 @@ FILE = "dataset.json"
 FILE_ENDING = ".nii.gz"
 _SHOWN = 12
 """Entries that a message writes out."""
+_LONGEST = 60
+"""Characters of something unknown that a message writes out."""
+_SETTINGS = {"labels_not_consecutive": ("remap",), "regions": ("regions_class_order",)}
+"""What mends a kind of problem."""
+_LIKE_CT = re.compile(r"(?<![a-z])ct+(?![a-z])|tomogra")
+"""In the name of a channel that holds CT."""
 _Tell = Callable[[str, str], None]
 """Takes the kind of a problem and what is wrong in the file."""
 
@@ -38,8 +45,8 @@ class DatasetDescription:
         if understood is not None and not problems:
             problems += declared_label_problems(understood, self.regions_class_order)
         if problems:
-            gaps = any(problem.kind == "labels_not_consecutive" for problem in problems)
-            raise InputError("; ".join(problem.message for problem in problems), settings=("remap",) if gaps else ())
+            settings = [setting for problem in problems for setting in _SETTINGS.get(problem.kind, ())]
+            raise InputError(without_file(problems), settings=tuple(dict.fromkeys(settings)))
         if not self.channel_names:
             raise InputError("a data set needs at least one channel")
 
@@ -143,10 +150,29 @@ def read_declared(file: Path) -> tuple[Declared | None, list[DatasetProblem]]:
     ), problems
 
 
+def misnamed_channels(names: Sequence[str]) -> list[str]:
+    """Return a note for each channel that is called nearly as CT is, and so is not normalised as CT.
+
+    Source:
+        nnU-Net's ``get_normalization_scheme``: names in whatever case, and each unknown one is normalised by itself.
+    """
+    return [
+        f"channel {i} is called {name!r}, so each image is normalised by its own mean and deviation; as CT only what "
+        'is called "CT"'
+        for i, name in enumerate(names)
+        if name.casefold() != "ct" and _LIKE_CT.search(name.casefold())
+    ]
+
+
 def understood_labels(labels: object) -> tuple[LabelValues | None, list[DatasetProblem]]:
     """Return values by name from labels in any order, None where there are none, and what should be written."""
     problems: list[DatasetProblem] = []
     return _labels(labels, _telling(problems)), problems
+
+
+def without_file(problems: Iterable[DatasetProblem]) -> str:
+    """Return what is wrong with labels and channels that stand in no ``dataset.json``, or in one that is named."""
+    return "; ".join(problem.message.removeprefix(f"{FILE}: ") for problem in problems)
 
 
 def _telling(problems: list[DatasetProblem]) -> _Tell:
@@ -167,7 +193,7 @@ def _channel_names(content: Mapping[str, Any], tell: _Tell) -> tuple[str, ...] |
     if isinstance(names, list):
         names = {str(i): name for i, name in enumerate(names)}
     if not isinstance(names, Mapping) or set(names) != {str(i) for i in range(len(names))} or not names:
-        tell("dataset_json", f'channel_names are {names!r}: write their names by number, {{"0": "CT"}}')
+        tell("dataset_json", f'channel_names are {_shown(names)}: write their names by number, {{"0": "CT"}}')
         return None
     return tuple(str(names[str(i)]) for i in range(len(names)))
 
@@ -191,7 +217,7 @@ def _labels(labels: object, tell: _Tell) -> LabelValues | None:
         tell("labels", f'labels are a list: write "labels": {_json(turned)}')
         return turned
     if not isinstance(labels, Mapping) or not labels:
-        tell("labels", f'labels are {labels!r}: expected values by name, {{"background": 0, "tumor": 1}}')
+        tell("labels", f'labels are {_shown(labels)}: expected values by name, {{"background": 0, "tumor": 1}}')
         return None
     if all(str(key).isdecimal() for key in labels) and all(
         isinstance(name, str) and not name.isdecimal() for name in labels.values()
@@ -206,7 +232,7 @@ def _labels(labels: object, tell: _Tell) -> LabelValues | None:
     found = {str(name): _value(value) for name, value in labels.items()}
     wrong = [name for name, value in found.items() if value is None]
     if wrong:
-        shown = ", ".join(f"{name}: {labels[name]!r}" for name in wrong[:_SHOWN])
+        shown = ", ".join(f"{name}: {_shown(labels[name])}" for name in wrong[:_SHOWN])
         tell("labels", f'labels need whole numbers, or lists of these, found {shown}: write {{"background": 0, …}}')
         return None
     known = {name: value for name, value in found.items() if value is not None}
@@ -256,12 +282,20 @@ def declared_label_problems(labels: LabelValues, regions_class_order: Sequence[i
     if ignore is not None and ignore != max(values):
         tell("labels", f"label 'ignore' must be the highest value, found {ignore!r} of {number_ranges(values)}")
     regions = [value for name, value in labels.items() if name not in ("background", "ignore")]
+    if not regions and not problems:
+        tell("labels", 'there is nothing but background: a label is missing, such as "tumor": 1')
     if any(not isinstance(value, int) and len(value) > 1 for value in regions):
-        if regions_class_order is None or len(regions_class_order) != len(regions):
+        order = regions_class_order or ()
+        if len(order) != len(regions):
+            found = ", ".join(map(str, order)) or "none"
             tell(
-                "labels",
-                f"{len(regions)} regions need as many values in regions_class_order, found {regions_class_order}",
+                "regions",
+                f"labels of several values are regions, and regions_class_order has to say for each of the "
+                f"{len(regions)} regions which value it writes, found {found}: one of its own values, the whole "
+                "before its parts",
             )
+        elif foreign := set(order) - {v for value in regions for v in values_of_label(value)}:
+            tell("regions", f"regions_class_order has {number_ranges(foreign)}, which no region has as a value")
     else:
         plain = [value if isinstance(value, int) else value[0] for value in labels.values()]
         if len(set(plain)) != len(plain):
@@ -280,6 +314,12 @@ def number_ranges(numbers: Iterable[int]) -> str:
             spans.append([number])
     words = [", ".join(map(str, span)) if span[-1] - span[0] < 2 else f"{span[0]} to {span[-1]}" for span in spans]
     return ", ".join(words[:_SHOWN]) + (f" and {len(words) - _SHOWN} more" if len(words) > _SHOWN else "")
+
+
+def _shown(thing: object) -> str:
+    """Return something as Python writes it; what is long is cut short."""
+    text = repr(thing)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
 def _json(entries: Mapping[Any, Any]) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 
 from ctseg.errors import InputError, OutputError, SetupError, TrainingError
 from ctseg.files.atomic import write_text
+from ctseg.train.problem_lines import counted
 
 FOLDS = 5
 """Of nnU-Net's cross-validation."""
@@ -26,7 +27,8 @@ Splits = list[dict[str, list[str]]]
 def too_few(cases: int) -> str:
     """Return what so few cases mean, and what can be done."""
     return (
-        f"{cases} cases are fewer than the five folds of nnU-Net's cross-validation need: add cases, train on all of "
+        f"{counted(cases, 'case')} {'is' if cases == 1 else 'are'} fewer than the five folds of nnU-Net's "
+        "cross-validation need: add cases, train on all of "
         f"them (the fold `full`), or write folds of your own into {SPLITS_FILE}"
     )
 
@@ -65,15 +67,23 @@ def _from_names(cases: Sequence[str], rule: str) -> dict[str, str]:
 def _from_table(file: Path, column: str) -> dict[str, str]:
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError as error:
+        raise SetupError(f"{file}: no such file of groups", settings=("group_by",)) from error
     except (OSError, UnicodeDecodeError) as error:
         raise SetupError(f"{file}: cannot be read as text: {error}", settings=("group_by",)) from error
     rows = [row for row in csv.reader(lines, delimiter=_separator(lines)) if any(row)]
     at = 1
     if column:
         if not rows or column not in rows[0]:
-            raise SetupError(f"{file}: no column {column!r}, found {rows[:1]}", settings=("group_by",))
+            there = ", ".join(rows[0]) if rows else "nothing"
+            raise SetupError(f"{file}: no column {column!r}, found {there}", settings=("group_by",))
         at = rows[0].index(column)
-    return {row[0].strip(): row[at].strip() for row in rows if len(row) > at}
+    groups: dict[str, str] = {}
+    for row in rows:
+        if len(row) > at and groups.setdefault(case := row[0].strip(), row[at].strip()) != row[at].strip():
+            text = f"{file}: {case} is in two groups, {groups[case]} and {row[at].strip()}: leave one of them out"
+            raise InputError(text, settings=("group_by",))
+    return groups
 
 
 def _separator(lines: Sequence[str]) -> str:
@@ -96,9 +106,10 @@ def grouped_splits(groups: Mapping[str, str]) -> Splits:
     for case in sorted(groups):
         members.setdefault(groups[case], []).append(case)
     if len(members) < FOLDS:
-        names = ", ".join(f"{group} ({len(cases)} cases)" for group, cases in sorted(members.items()))
+        names = ", ".join(f"{group} ({counted(len(cases), 'case')})" for group, cases in sorted(members.items()))
         raise InputError(
-            f"{len(members)} groups are fewer than the five folds of nnU-Net's cross-validation, found {names}: add "
+            f"{counted(len(members), 'group')} {'is' if len(members) == 1 else 'are'} fewer than the five folds of "
+            f"nnU-Net's cross-validation, found {names}: add "
             f"cases of others, or write folds of your own into {SPLITS_FILE}",
             settings=("group_by",),
         )

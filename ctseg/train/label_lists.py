@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ctseg.errors import InputError, SetupError
-from ctseg.train.description import read_declared, understood_labels
+from ctseg.train.description import read_declared, understood_labels, without_file
 from ctseg.train.dicom_labels import LabelValues
 
 _ITK_SNAP = re.compile(r'\s*(\d+)\s.*"([^"]+)"\s*')
@@ -75,11 +75,11 @@ def _from_json(file: Path) -> LabelList:
     if isinstance(content, Mapping) and "labels" in content:
         declared, problems = read_declared(file)
         if declared is None or declared.labels is None:
-            raise InputError(f"{file}: {'; '.join(problem.message for problem in problems)}")
+            raise InputError(f"{file}: {without_file(problems)}")
         return LabelList(declared.labels, declared.regions_class_order, declared.channel_names)
     labels, problems = understood_labels(content)
     if labels is None:
-        raise InputError(f"{file}: {'; '.join(problem.message for problem in problems)}")
+        raise InputError(f"{file}: {without_file(problems)}")
     return LabelList({"background": 0, **{name: value for name, value in labels.items() if value != 0}})
 
 

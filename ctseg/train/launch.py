@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from ctseg.nnunet.trainers import trainer_folders
 from ctseg.train.checkpoints import BEST, FINAL, TrainingState, replacing, settle, training_state
 from ctseg.train.extended_trainer import extended, seed_everything, unwrapped
 from ctseg.train.groups import FOLDS, SPLITS_FILE, too_few
-from ctseg.train.names import SWIN_TRAINER
+from ctseg.train.names import SWIN_TRAINER, meant
 from ctseg.train.options import Training, TrainingOptions
 from ctseg.train.paths import NnunetPaths
 from ctseg.train.placement import Placement
@@ -80,10 +81,20 @@ def find_trainer(name: str) -> type[Any]:
     except RuntimeError as error:
         raise SetupError(
             f"trainer {name!r} is unknown: it is neither nnU-Net's nor in nnUNet_extTrainer "
-            f"({os.pathsep.join(trainer_folders())}); ctseg brings {SWIN_TRAINER}",
+            f"({os.pathsep.join(trainer_folders())}); ctseg brings {SWIN_TRAINER}{meant(name, _trainer_names())}",
             settings=("trainer",),
         ) from error
     return found
+
+
+def _trainer_names() -> list[str]:
+    """Return the names of trainer classes, as the files of nnU-Net and ``nnUNet_extTrainer`` have them; none runs."""
+    import nnunetv2
+
+    folders = [Path(nnunetv2.__path__[0]) / "training" / "nnUNetTrainer", *map(Path, trainer_folders())]
+    classes = re.compile(r"^class (\w*Trainer\w*)\(", re.MULTILINE)
+    names = (classes.findall(file.read_text(errors="replace")) for folder in folders for file in folder.rglob("*.py"))
+    return sorted({SWIN_TRAINER, *(name for found in names for name in found)})
 
 
 def train(training: Training, paths: NnunetPaths, placement: Placement) -> None:
@@ -123,15 +134,16 @@ def _plans_and_dataset(training: Training, paths: NnunetPaths) -> tuple[dict[str
     if not plans_file.is_file():
         found = sorted(file.stem for file in folder.glob("*Plans*.json"))
         raise SetupError(
-            f"{training.dataset}: no plans {training.plans!r} in {folder} (found: {', '.join(found) or 'none'}): "
-            "`ctseg plan` makes them"
+            f"{training.dataset}: no plans {training.plans!r} in {folder} (found: {', '.join(found) or 'none'})"
+            f"{meant(training.plans, found)}: `ctseg plan` makes them",
+            settings=("plans",),
         )
     plans: dict[str, Any] = json.loads(plans_file.read_text())
     dataset: dict[str, Any] = json.loads((folder / "dataset.json").read_text())
     if training.configuration not in plans["configurations"]:
         raise SetupError(
             f"{training.dataset}: plans {training.plans} have no configuration {training.configuration!r}, "
-            f"found {', '.join(plans['configurations'])}"
+            f"found {', '.join(plans['configurations'])}{meant(training.configuration, plans['configurations'])}"
         )
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 

@@ -1,16 +1,15 @@
 """What nnU-Net prints goes into a log file, and its bars are stages that ctseg shows."""
 
 import contextlib
-import logging
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ctseg.errors import CtsegError, OutputError
+from ctseg.errors import CtsegError, OutputError, TrainingError
 from ctseg.stages import Stage, open_stage
-
-_log = logging.getLogger(__name__)
+from ctseg.train.checkpoints import NO_SPACE
 
 
 @contextlib.contextmanager
@@ -21,7 +20,8 @@ def output_into(file: Path) -> Iterator[None]:
         file: Written anew.
 
     Raises:
-        OutputError: It cannot be written.
+        OutputError: It cannot be written, or the disk is full.
+        TrainingError: nnU-Net raised what nobody foresaw; the traceback stands in the file.
     """
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -34,9 +34,16 @@ def output_into(file: Path) -> Iterator[None]:
                 yield
         except CtsegError:
             raise
-        except Exception:
-            _log.error("what nnU-Net said before the error stands in %s", file)
-            raise
+        except Exception as error:
+            traceback.print_exc(file=log)
+            what = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
+            if isinstance(error, OSError) and error.errno in NO_SPACE:
+                raise OutputError(f"{error.filename or file.parent}: no space left ({what}): make room") from error
+            raise TrainingError(
+                f"nnU-Net stopped with {what}: what it said, and where it stopped, stands in {file}; where that tells "
+                "nothing, let the voxels of the images be checked, too",
+                settings=("verify",),
+            ) from error
 
 
 @contextlib.contextmanager

@@ -85,7 +85,7 @@ def _problem_of(path: Path) -> str | None:
     if not path.exists():
         return f"{path} does not exist: create it, or name another folder"
     if not path.is_dir():
-        return f"{path} is not a folder"
+        return f"{path} is a file, expected a folder"
     try:
         # permission bits alone say little on network drives, on Windows, and to root
         with tempfile.TemporaryFile(dir=path):

@@ -1,7 +1,6 @@
 """Planning and preprocessing of a data set, by nnU-Net's planners and ctseg's."""
 
 import contextlib
-import difflib
 import json
 import logging
 import os
@@ -19,7 +18,7 @@ from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from ctseg.errors import SetupError
 from ctseg.train.before_planning import require_sound, settle_folds
 from ctseg.train.in_use import InUse, changes_of_data_set, changes_of_plans, find_in_use, require_nothing_changed
-from ctseg.train.names import DEFAULT_PLANNER, SWIN_PLANNER
+from ctseg.train.names import DEFAULT_PLANNER, SWIN_PLANNER, meant
 from ctseg.train.nnunet_output import bars_as_stages, output_into
 from ctseg.train.paths import NnunetPaths, dataset_id
 from ctseg.train.swin_planner import ESTIMATE_KEY, nnUNetPlannerSwinUNETR
@@ -166,10 +165,9 @@ def find_planner(name: str) -> type[ExperimentPlanner]:
     folder = Path(nnunetv2.__path__[0]) / "experiment_planning"
     found = recursive_find_python_class(str(folder), name, current_module="nnunetv2.experiment_planning")
     if found is None:
-        close = difflib.get_close_matches(name, _PLANNERS, 1, 0.5)
         raise SetupError(
             f"planner {name!r} is unknown: ctseg brings {SWIN_PLANNER}; nnU-Net has "
-            f"{', '.join(_PLANNERS[1:])} and more{f'; did you mean {close[0]}?' if close else ''}",
+            f"{', '.join(_PLANNERS[1:])} and more{meant(name, _PLANNERS)}",
             settings=("planners",),
         )
     return found  # type: ignore[no-any-return]
@@ -205,10 +203,8 @@ def _require_configurations(files: Sequence[Path], planning: Planning) -> None:
                     "%s: the plans have none, as the scans are small; planning for low resolution adds it", name
                 )
             continue
-        close = difflib.get_close_matches(name, there, 1, 0.5)
-        meant = f"; did you mean {close[0]}?" if close else ""
         raise SetupError(
-            f"configuration {name!r} is unknown: the plans have {', '.join(sorted(there))}{meant}",
+            f"configuration {name!r} is unknown: the plans have {', '.join(sorted(there))}{meant(name, there)}",
             settings=("configurations",),
         )
 

@@ -132,14 +132,15 @@ def label_problems(
     allowed = set(declared)
     surplus = [(value, n) for value, n in label_counts(labels).items() if value not in allowed]
     if surplus:
-        known = sorted(allowed) if len(allowed) <= _LABELS_TOLD else f"{len(allowed)} from 0 to {max(allowed)}"
+        many = len(allowed) > _LABELS_TOLD
+        known = f"{len(allowed)} from 0 to {max(allowed)}" if many else ", ".join(map(str, sorted(allowed)))
         shown = ", ".join(f"{value:g} ({n} voxels)" for value, n in surplus[:10])
         more = f" and {len(surplus) - 10} more" if len(surplus) > 10 else ""
         problems.append(
             DatasetProblem(
                 case,
                 "unexpected_label",
-                f"case {case}: labels {shown}{more} are not in dataset.json, which has {known}",
+                f"case {case}: labels {shown}{more} are none of the data set's, which are {known}",
             )
         )
     return problems

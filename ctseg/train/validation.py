@@ -1,11 +1,14 @@
 """The final validation of a fold: nnU-Net's, with lines that say how far it has come, mirrored or not."""
 
 import contextlib
+import io
 import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as NnunetTrainerModule
 
 from ctseg.train.epochs import duration
 
@@ -45,7 +48,7 @@ class CaseCounter:
 
 @contextlib.contextmanager
 def validation_as_asked(trainer: Any, counter: CaseCounter, *, mirrored: bool) -> Iterator[None]:
-    """Let a trainer's validation count its cases, and mirror them only where this is asked for.
+    """Let a trainer's validation count its cases, say nothing of devices, and mirror only where this is asked for.
 
     Args:
         trainer: nnU-Net's; it is as before afterwards.
@@ -60,12 +63,21 @@ def validation_as_asked(trainer: Any, counter: CaseCounter, *, mirrored: bool) -
             counter.begin(identifier, len(self.identifiers))
             return super().load_case(identifier)
 
-    trainer.dataset_class = Counted
+    predictor: Any = NnunetTrainerModule.nnUNetPredictor
+
+    class Quiet(predictor):  # type: ignore[misc]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            # without a GPU it prints that everything is not done on one
+            with contextlib.redirect_stdout(io.StringIO()):
+                super().__init__(*args, **kwargs)
+
+    trainer.dataset_class, NnunetTrainerModule.nnUNetPredictor = Counted, Quiet
     if not mirrored:
         trainer.inference_allowed_mirroring_axes = None
     try:
         yield
     finally:
+        NnunetTrainerModule.nnUNetPredictor = predictor
         trainer.dataset_class, trainer.inference_allowed_mirroring_axes = dataset_class, axes
 
 

@@ -14,8 +14,9 @@ from ctseg.files.dataset_cases import DatasetCases, DatasetProblem, LabelledCase
 from ctseg.files.grid import ChannelVolume
 from ctseg.files.nnunet_names import find_dataset_cases
 from ctseg.stages import stage
-from ctseg.train.description import FILE, Declared, read_declared, values_of
+from ctseg.train.description import FILE, Declared, misnamed_channels, read_declared, values_of
 from ctseg.train.groups import FOLDS, too_few
+from ctseg.train.problem_lines import counted, problem_lines
 from ctseg.train.scans import (
     geometry_problems,
     image_problems,
@@ -27,7 +28,7 @@ from ctseg.train.scans import (
 from ctseg.train.worker_pools import pools_that_end
 
 _NAMES_TOLD = 10
-"""Cases that a note lists."""
+"""Cases, or labels, that a note lists."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,10 @@ class VerifyReport:
     notes: tuple[str, ...]
 
     def __str__(self) -> str:
-        lines = [f"  [{problem.kind}] {problem.message}" for problem in self.problems]
-        lines += [f"  note: {note}" for note in self.notes]
-        state = f"{len(self.problems)} problems" if self.problems else "no problems"
-        return "\n".join([f"{self.dataset}: {self.cases} cases, {state}", *lines])
+        lines = problem_lines(self.problems, kinds=True)
+        lines += [f"note: {note}" for note in self.notes]
+        state = counted(len(self.problems), "problem") if self.problems else "no problems"
+        return "\n  ".join([f"{self.dataset}: {counted(self.cases, 'case')}, {state}", *lines])
 
     def to_json(self) -> str:
         """Return the report for programs."""
@@ -83,8 +84,14 @@ def verify_dataset(
     threads = workers or min(4, usable_cpus())
     checked = _checked(found.cases, declared, threads, images=images)
     problems += [problem for case in checked for problem in case.problems]
-    problems += _unused(declared, checked)
     notes = _notes(count, checked)
+    notes += misnamed_channels(declared.channel_names or ())
+    unused = _unused(declared, checked)
+    if unused and not any(case.values - {0} for case in checked if case.values is not None):
+        text = f"no label map holds anything but background, and the data set has the labels {_listed(unused)}"
+        problems.append(DatasetProblem(None, "unused_label", text))
+    elif unused:
+        notes.append(f"no label map has {_listed(unused)}: a model learns nothing of what is never there")
     if nnunet_check and not problems:
         note, own = _nnunet_check(folder, threads)
         notes.append(note)
@@ -134,30 +141,28 @@ def _checked(cases: Sequence[LabelledCase], declared: Declared, threads: int, *,
     return checked
 
 
-def _unused(declared: Declared, checked: Sequence[_CheckedCase]) -> list[DatasetProblem]:
-    """Return the labels that no label map has; nothing where label maps are missing or cannot be read."""
+def _unused(declared: Declared, checked: Sequence[_CheckedCase]) -> list[str]:
+    """Return the labels that no label map has; none where label maps are missing or cannot be read."""
     if declared.labels is None or not checked or any(case.values is None for case in checked):
         return []
-    seen = {value for case in checked for value in case.values or ()}
-    unused = sorted(values_of(declared.labels) - seen - {0})
-    if not unused:
-        return []
-    names = ", ".join(name for name, value in declared.labels.items() if values_of({name: value}) & set(unused))
-    return [DatasetProblem(None, "unused_label", f"{FILE}: labels {unused} ({names}) are in no label map")]
+    unused = values_of(declared.labels) - {value for case in checked for value in case.values or ()} - {0}
+    return [f"{name} ({value})" for name, value in declared.labels.items() if values_of({name: value}) & unused]
 
 
 def _notes(count: int, checked: Sequence[_CheckedCase]) -> list[str]:
     notes = []
     if empty := [case.name for case in checked if case.values is not None and not case.values - {0}]:
-        shown = ", ".join(empty[:_NAMES_TOLD]) + (
-            f" and {len(empty) - _NAMES_TOLD} more" if empty[_NAMES_TOLD:] else ""
-        )
-        notes.append(
-            f"{len(empty)} label maps hold nothing but background: {shown}; right where nothing is to be found"
-        )
+        maps = "1 label map holds" if len(empty) == 1 else f"{len(empty)} label maps hold"
+        notes.append(f"{maps} nothing but background: {_listed(empty)}; right where nothing is to be found")
     if 0 < count < FOLDS:
         notes.append(too_few(count))
     return notes
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return some names, in words."""
+    more = f" and {len(names) - _NAMES_TOLD} more" if len(names) > _NAMES_TOLD else ""
+    return f"{', '.join(names[:_NAMES_TOLD])}{more}"
 
 
 def _check_case(case: LabelledCase, declared: set[int] | None, *, images: bool) -> _CheckedCase:

@@ -114,3 +114,10 @@ def test_python_m_takes_back_the_current_folder_before_anything_is_imported(tmp_
     )
     assert done.returncode == 2
     assert not what_ran(record)
+
+
+def test_what_torchvision_warns_of_pictures_is_not_shown() -> None:
+    warn = "import warnings\nwarnings.warn('Failed to load image Python extension: no libjpeg')\nwarnings.warn('other')"
+    done = subprocess.run([sys.executable, "-c", SAY + warn], capture_output=True, text=True, check=True)
+    assert "other" in done.stderr
+    assert "Failed to load" not in done.stderr

@@ -58,7 +58,7 @@ def test_an_entry_that_ctseg_did_not_write_is_refused(root: Path) -> None:
 
 
 def test_an_empty_or_missing_repository_is_a_setup_error(tmp_path: Path) -> None:
-    with pytest.raises(SetupError, match="is not a folder"):
+    with pytest.raises(SetupError, match="none: no such folder: write an entry"):
         list_entries(tmp_path / "none")
     with pytest.raises(SetupError, match="holds no model"):
         list_entries(tmp_path)

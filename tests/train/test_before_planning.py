@@ -1,12 +1,13 @@
 """What `ctseg plan` looks at before nnU-Net begins, and which folds it puts in place."""
 
+import errno
 import json
 import logging
 from pathlib import Path
 
 import pytest
 
-from ctseg.errors import InputError, SetupError, TrainingError
+from ctseg.errors import InputError, OutputError, SetupError, TrainingError
 from ctseg.stages import Stage, watched
 from ctseg.train.before_planning import require_sound, settle_folds
 from ctseg.train.groups import grouped_splits
@@ -69,7 +70,7 @@ def test_folds_that_keep_groups_together_are_put_where_nnunet_takes_them_from(tm
     written = json.loads((preprocessed / "splits_final.json").read_text())
     assert written == grouped_splits({f"case{i}": str(i) for i in range(6)})
     settle_folds(raw, preprocessed, Planning(group_by=rule), ["model"])  # the same again
-    with pytest.raises(InputError, match="1 groups are fewer than the five folds"):
+    with pytest.raises(InputError, match="1 group is fewer than the five folds"):
         settle_folds(raw, preprocessed, Planning(group_by="case"), ())
 
 
@@ -110,19 +111,26 @@ def test_what_nnunet_prints_is_in_a_log_file_beside_the_plans(planned: PlannedNn
     assert "Using <class" in said
 
 
-def test_output_goes_into_a_file_and_an_error_names_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], told: pytest.LogCaptureFixture
-) -> None:
-    def speaking() -> None:
-        with output_into(tmp_path / "new" / "log.txt"):
-            print("{'a dict': 1}")
-            raise RuntimeError
+def test_output_goes_into_a_file_and_an_error_names_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = tmp_path / "new" / "log.txt"
 
-    with pytest.raises(RuntimeError):
-        speaking()
-    assert (tmp_path / "new" / "log.txt").read_text() == "{'a dict': 1}\n"
+    def speaking(error: Exception) -> None:
+        with output_into(log):
+            print("{'a dict': 1}")
+            raise error
+
+    with pytest.raises(TrainingError) as caught:
+        speaking(IndexError("list index\nout of range"))
+    assert str(caught.value).startswith("nnU-Net stopped with IndexError: list index out of range: what it said, and")
+    assert f"stands in {log}" in str(caught.value)
+    assert caught.value.settings == ("verify",)
+    assert log.read_text().startswith("{'a dict': 1}\nTraceback")
+    assert "raise error" in log.read_text()
+    with pytest.raises(OutputError, match=r"big\.npy: no space left \(OSError: .*: make room"):
+        speaking(OSError(errno.ENOSPC, "No space left on device", "big.npy"))
+    with pytest.raises(InputError, match=r"^ours$"):
+        speaking(InputError("ours"))
     assert capsys.readouterr().out == ""
-    assert f"stands in {tmp_path / 'new' / 'log.txt'}" in told.text
 
 
 def test_bars_of_nnunet_are_stages_with_a_count() -> None:

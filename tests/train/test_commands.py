@@ -235,8 +235,14 @@ def test_nnunets_own_train_command_finds_the_trainer_on_foreign_plans(tiny: Tiny
         (["train", "301", "3d_fullres", "0", "-f", "1"], "give the folds once"),
         (["train", "301", "3d_fullres", "-tr", "nnUNetTrainer", "0", "--lr", "1", "--c"], "fold 0: no checkpoint"),
         (["train", "301", "3d_fullres", "0", "--c", "--val"], "--c cannot go with --val"),
-        (["train", "301", "3d_fullres", "0", "--epochs", "0"], "epochs must be positive"),
+        (["train", "301", "3d_fullres", "0", "--epochs", "0"], "epochs must be positive, found 0 (see --epochs)"),
         (["train", "301", "3d_lowres", "0"], "have no configuration '3d_lowres'"),
+        (["train", "301", "3d_fulres", "0"], "did you mean 3d_fullres?"),
+        (["train", "301", "3d_fullres", "0", "-p", "nnUNetPlan"], "did you mean nnUNetPlans?"),
+        (
+            ["train", "301", "3d_fullres", "0", "-tr", "nnUNetTrainer_250epoch"],
+            "mean nnUNetTrainer_250epochs? (see -tr)",
+        ),
         (["train", "301", "3d_fullres", "0", "-p", "myPlans"], "no plans 'myPlans'"),
         (["train", "999", "3d_fullres", "0"], "data set 999: no such data set"),
         (["train", "301", "3d_fullres", "0", "--distributed=ddp"], "torchrun --nproc_per_node=2"),
@@ -266,4 +272,4 @@ def test_missing_folders_are_one_error(
     assert f"nnUNet_results (trained models): {tmp_path / 'gone'} does not exist" in said
     (tmp_path / "file").write_text("")
     assert main(["dataset", "verify", "-d", "1", "--nnUNet_raw", str(tmp_path / "file")]) == 2
-    assert "is not a folder" in capsys.readouterr().err
+    assert "is a file, expected a folder" in capsys.readouterr().err

@@ -75,9 +75,22 @@ def test_missing_folds_are_told_before_anything_is_compared(
 ) -> None:
     assert main(["find-best", "301"]) == 2
     said = capsys.readouterr().err
-    assert f"{UNET}: folds 3 are not trained and validated (done: 0, 1, 2, 4)" in said
+    assert f"{UNET}: fold 3 is not trained and validated (done: 0, 1, 2, 4)" in said
     assert "see -tr, -p, -c, -f" in said
     assert not (validated.results / "best.json").exists()
+
+
+@pytest.mark.parametrize("folds", [["9"], ["0", "9"]])
+def test_a_fold_that_there_is_not_is_told_with_those_that_are(
+    validated: TinyNnunet, capsys: pytest.CaptureFixture[str], folds: list[str]
+) -> None:
+    assert main(["find-best", "301", "-f", *folds]) == 2
+    said = capsys.readouterr().err
+    assert "no model has a fold 9, and nnU-Net's are 0 to 4: trained and validated are" in said
+    assert f"of {UNET} 0, 1, 2, 4" in said
+    assert said.rstrip().endswith("(see -f)")
+    assert main(["find-best", "301", "-c", "3d_fulres"]) == 2
+    assert "did you mean 3d_fullres?" in capsys.readouterr().err
 
 
 def test_a_damaged_summary_is_named(validated: TinyNnunet, capsys: pytest.CaptureFixture[str]) -> None:

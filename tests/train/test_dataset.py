@@ -106,7 +106,7 @@ def test_all_problems_of_a_handed_over_case_are_told_at_once(dataset: Path) -> N
         "channel 1 has shape (5, 6, 6), the labels (5, 6, 7)",
         "channel 0 has 1 voxels that are NaN",
         "labels are stored as float32: write integers",
-        "labels 4 (1 voxels) are not in dataset.json, which has [0, 1]",
+        "labels 4 (1 voxels) are none of the data set's, which are 0, 1",
     ):
         assert part in message
     assert len(list((dataset / "imagesTr").iterdir())) == 6
@@ -232,6 +232,35 @@ def test_create_writes_nothing_when_something_is_wrong(tmp_path: Path) -> None:
     assert not any((tmp_path / "raw").iterdir())
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--label_suffix", "_gtv"], "no names end in _gtv, found a.nii.gz\n (see --label_suffix)"),
+        (["--label_suffix", "_gtv", "--image_suffix", "_ct"],
+         "ending in .nii.gz, .nii, .nrrd, .mha, .nhdr, .mhd, .gipl after _ct, _gtv, or DICOM series with segmentations "
+         "or structure sets that refer to them, found a.nii.gz, a.nii.gz (see --image_suffix, --label_suffix)"),
+        (["--images", "gone"], "gone: no such folder (see --images)"),
+        (["--test_images", __file__], "is a file, expected a folder (see --test_images)"),
+        (["--label", "whole=1,2"], "of the 2 regions which value it writes, found none: one of its own values, the "
+         "whole before its parts (see --regions_class_order)"),
+    ],
+)  # fmt: skip
+def test_create_tells_which_flag_is_wrong_and_what_was_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    voxels, labels = a_case()
+    for name, array in (("images", voxels), ("labels", labels)):
+        (tmp_path / name).mkdir()
+        sitk.WriteImage(sitk.GetImageFromArray(array), str(tmp_path / name / "a.nii.gz"))
+    (tmp_path / "raw").mkdir()
+    places = {"--nnUNet_raw": "raw", "--images": "images", "--labels": "labels"}
+    given = [word for flag, name in places.items() for word in (flag, str(tmp_path / name))]
+    command = ["dataset", "create", "-d", "9", "--name", "Toy", "--label", "tumor=1", *given, *words]
+    assert main(command) == 2
+    assert message.replace("\n", "") in capsys.readouterr().err.replace("\n", "")
+    assert not any((tmp_path / "raw").iterdir())
+
+
 def test_test_images_are_told_with_the_rest(tmp_path: Path) -> None:
     for name in ("images", "labels", "tests"):
         (tmp_path / name).mkdir()
@@ -278,7 +307,14 @@ def test_a_taken_id_is_refused(dataset: Path) -> None:
         ({"tumor": 1}, None, "'background' must be 0"),
         ({"background": 0, "tumor": 2}, None, r"consecutive from 0, found 0, 2: 1 missing"),
         ({"background": 0, "ignore": 1, "tumor": 2}, None, "'ignore' must be the highest"),
-        ({"background": 0, "whole": [1, 2], "core": 2}, None, "2 regions need as many values"),
+        ({"background": 0}, None, "there is nothing but background"),
+        ({"background": 0, "whole": [1, 2], "core": 2}, (1, 3), "regions_class_order has 3, which no region has"),
+        ({"background": 0, "whole": [1, 2], "ignore": 3}, (3,), "regions_class_order has 3, which no region has"),
+        (
+            {"background": 0, "whole": [1, 2], "core": 2},
+            None,
+            "for each of the 2 regions which value it writes, found none",
+        ),
     ],
 )
 def test_labels_that_nnunet_refuses_are_refused(labels: dict[str, Any], order: Any, message: str) -> None:
@@ -327,7 +363,7 @@ def test_six_faults_give_six_named_problems_in_one_run(dataset: Path, capsys: py
         ("case4", "missing_label_file"),
         ("case5", "nan"),
     }
-    assert found["case0", "unexpected_label"].startswith("case case0: labels 5 (1 voxels) are not in dataset.json")
+    assert found["case0", "unexpected_label"].startswith("case case0: labels 5 (1 voxels) are none of the data set's")
     assert found["case1", "origin"].endswith("5 mm apart")
     assert "image has shape (5, 6, 7) (z, y, x), the labels (4, 6, 7)" in found["case2", "shape"]
     assert "2.5 mm apart" in found["case2", "origin"]
@@ -344,11 +380,11 @@ def test_what_dataset_json_says_is_checked_against_the_files(dataset: Path) -> N
     (dataset / "labelsTr" / "extra.nii.gz").write_bytes((dataset / "labelsTr" / "case0.nii.gz").read_bytes())
     report = verify_dataset(dataset)
     assert {problem.kind for problem in report.problems} == {
-        "num_training", "labels_not_consecutive", "unused_label", "surplus_channel", "unreadable", "surplus_label_file",
+        "num_training", "labels_not_consecutive", "surplus_channel", "unreadable", "surplus_label_file",
     }  # fmt: skip
     text = str(report)
     assert "numTraining is 20, found 6 training cases" in text
-    assert "labels [2, 4] (node, bone) are in no label map" in text
+    assert "note: no label map has node (2), bone (4): a model learns nothing of what is never there" in text
 
 
 def test_missing_channels_and_files_of_other_names_are_told(dataset: Path) -> None:

@@ -104,10 +104,36 @@ def test_label_maps_of_nothing_but_background_are_told_by_name(tmp_path: Path) -
     )
 
 
-def test_a_label_that_no_case_has_is_a_problem(tmp_path: Path) -> None:
+def test_a_label_that_no_case_has_is_noted_and_no_label_at_all_is_a_problem(tmp_path: Path) -> None:
     dataset = raw_dataset(tmp_path, content={**SOUND, "labels": {"background": 0, "tumor": 1, "node": 2}})
-    ((problem),) = verify_dataset(dataset, nnunet_check=False).problems
-    assert problem.message == "dataset.json: labels [2] (node) are in no label map"
+    report = verify_dataset(dataset, nnunet_check=False)
+    assert report.problems == ()
+    assert report.notes == ("no label map has node (2): a model learns nothing of what is never there",)
+    for file in (dataset / "labelsTr").iterdir():
+        write(file, labels(0))
+    (problem,) = verify_dataset(dataset, nnunet_check=False).problems
+    assert problem.message == (
+        "no label map holds anything but background, and the data set has the labels tumor (1), node (2)"
+    )
+
+
+@pytest.mark.parametrize(("name", "noted"), [("CTT", True), ("CT_venous", True), ("ct", False), ("T1", False)])
+def test_a_channel_called_nearly_as_ct_is_noted(tmp_path: Path, name: str, noted: bool) -> None:
+    from nnunetv2.preprocessing.normalization.default_normalization_schemes import CTNormalization
+    from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import get_normalization_scheme
+
+    notes = verify_dataset(raw_dataset(tmp_path, content={**SOUND, "channel_names": {"0": name}})).notes
+    assert (
+        any(f"channel 0 is called {name!r}, so each image is normalised by its own mean" in n for n in notes) is noted
+    )
+    assert (get_normalization_scheme(name) is CTNormalization) is (name == "ct")
+
+
+def test_what_is_long_and_unknown_is_cut_short(tmp_path: Path) -> None:
+    dataset = raw_dataset(tmp_path, content={**SOUND, "labels": {"all": {str(i): f"rib_{i}" for i in range(99)}}})
+    (message,) = {p.message for p in verify_dataset(dataset, nnunet_check=False).problems}
+    assert message.startswith("dataset.json: labels need whole numbers, or lists of these, found all: {'0': 'rib_0', ")
+    assert len(message) < 200
 
 
 def test_numbers_are_told_in_ranges() -> None:

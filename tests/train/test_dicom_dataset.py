@@ -183,7 +183,7 @@ def test_a_structure_set_that_is_cut_off_is_no_case_without_labels(kept, tree, t
     write_structure_set(tmp_path / "images" / "rt", LABELS, result_of(series, segments=SEGMENTS))
     whole = (tmp_path / "images" / "rt").read_bytes()
     (tmp_path / "images" / "rt").write_bytes(whole[:kept])
-    with pytest.raises(InputError, match=r"1 problems.*\n.*(cut off|cannot be read)"):
+    with pytest.raises(InputError, match=r"1 problem,.*\n.*(cut off|cannot be read)"):
         create_dataset(tmp_path / "raw", 1, "Toy", REGIONS, ScanFolders(tmp_path / "images", tmp_path / "images"), GTV)
 
 

@@ -35,7 +35,7 @@ def test_a_training_tells_little_and_its_validation_is_as_asked(tiny: TinyNnunet
     (fold / "checkpoint_final.pth").unlink()
     done = tiny.run(*TRAIN, "--val", "-val_best", "--disable_tta", nnUNet_extTrainer=OUTSIDE)
     summary = json.loads((fold / "validation" / "summary.json").read_text())
-    *_, case, last = done.stdout.splitlines()
+    case, last = done.stdout.splitlines()  # and nothing of nnU-Net's own
     assert case == "validation of fold 0: case 1 of 1, tiny0"
     assert last == (
         f"validation of fold 0: mean Dice {summary['foreground_mean']['Dice']:.4f} of 1 case  "

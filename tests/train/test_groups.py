@@ -54,7 +54,7 @@ def test_a_table_gives_groups_by_its_second_or_a_named_column(tmp_path: Path) ->
     [
         ("[", SetupError, "is no regular expression"),
         (r"\d", InputError, "no group for anna_0, anna_1, anna_2, anna_3, bert_0 and 10 more"),
-        ("gone.csv", SetupError, "gone.csv: cannot be read"),
+        ("gone.csv", SetupError, "gone.csv: no such file of groups"),
     ],
 )
 def test_rules_that_cannot_be_used_are_told(rule: str, error: type[Exception], message: str) -> None:
@@ -62,9 +62,15 @@ def test_rules_that_cannot_be_used_are_told(rule: str, error: type[Exception], m
         group_cases(CASES, rule)
 
 
+def test_a_table_with_a_case_in_two_groups_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("case,patient\na,1\nb,2\na,2\n")
+    with pytest.raises(InputError, match=r"p\.csv: a is in two groups, 1 and 2"):
+        group_cases(["a", "b"], str(tmp_path / "p.csv"))
+
+
 def test_fewer_groups_than_folds_are_told_with_their_sizes() -> None:
     with pytest.raises(
-        InputError, match=r"2 groups are fewer than the five folds .* found a \(2 cases\), b \(1 cases\)"
+        InputError, match=r"2 groups are fewer than the five folds .* found a \(2 cases\), b \(1 case\)"
     ):
         grouped_splits({"a1": "a", "a2": "a", "b1": "b"})
 
