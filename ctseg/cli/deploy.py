@@ -93,6 +93,11 @@ def _add_export(commands: "argparse._SubParsersAction[Parser]") -> None:
     parser.set_defaults(run=_run_export)
 
 
+def checkpoint_file(name: str) -> str:
+    """Return the name of a checkpoint's file, for which ``final`` and ``best`` are short."""
+    return {"final": "checkpoint_final.pth", "best": "checkpoint_best.pth"}.get(name, name)
+
+
 def _run_export(args: argparse.Namespace) -> int:
     from ctseg.deploy.extra import require_extra
 
@@ -105,7 +110,7 @@ def _run_export(args: argparse.Namespace) -> int:
 
 def _export(args: argparse.Namespace, tell: Callable[[str], None]) -> str:
     """Export, and return what was done, for people."""
-    from ctseg.deploy.deployment import export_trained
+    from ctseg.deploy.deployment import export_trained, require_there
     from ctseg.deploy.export import ExportOptions
     from ctseg.deploy.recipe_bundle import RECIPE_PARITY_NAME, RecipeBundle
     from ctseg.deploy.trained_recipe import load_trained_recipe
@@ -113,12 +118,12 @@ def _export(args: argparse.Namespace, tell: Callable[[str], None]) -> str:
     from ctseg.nnunet.folds import parse_folds
 
     chosen = _chosen(args)
+    require_there(args.cases)
     codes = {} if args.codes is None else read_codes(args.codes)
-    checkpoint = {"final": "checkpoint_final.pth", "best": "checkpoint_best.pth"}.get(args.checkpoint, args.checkpoint)
     trained = load_trained_recipe(
         chosen.members,
         folds=parse_folds(args.folds) if args.folds else chosen.folds,
-        checkpoint=checkpoint,
+        checkpoint=checkpoint_file(args.checkpoint),
         postprocessing=chosen.postprocessing,
         trust=args.trust_checkpoint,
     )

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from ctseg.cli.deploy import checkpoint_file
 from ctseg.cli.parser import Parser
 from ctseg.cli.stages import shown_stages
 
@@ -32,6 +33,9 @@ def add_commands(commands: "argparse._SubParsersAction[Parser]") -> None:
     parser.add_argument(
         "-f", "--folds", nargs="+", metavar="FOLD", help="numbers, `all` (the five folds) or `full`; default: all there"
     )
+    parser.add_argument(
+        "-chk", "--checkpoint", default="checkpoint_final.pth", help="default: %(default)s; also `final`, `best`"
+    )
     parser.add_argument("--precision", choices=["fp32", "fp16", "bf16"], default="fp32", help="default: %(default)s")
     parser.add_argument(
         "--backend", choices=["auto", "python", "tensorrt"], default="auto",
@@ -57,6 +61,7 @@ def _run_deploy(args: argparse.Namespace) -> int:
         configurations=tuple(args.configuration),
         choice=Choice(trainer=args.trainer, plans=args.plans),
         folds=tuple(parse_folds(args.folds)) if args.folds else None,
+        checkpoint=checkpoint_file(args.checkpoint),
         precision=args.precision,
         backend=args.backend,
         trust=args.trust_checkpoint,

@@ -17,7 +17,7 @@ from ctseg.deploy.recipe_bundle import RecipeBundle
 from ctseg.deploy.recipe_export import TrainedRecipe, export_recipe
 from ctseg.deploy.tensorrt_plan import TensorRt
 from ctseg.deploy.trained_recipe import load_trained_recipe
-from ctseg.errors import SetupError
+from ctseg.errors import InputError, SetupError
 from ctseg.files.folders import require_writable
 from ctseg.files.owned_folder import owned_folder
 from ctseg.files.signals import signals_later
@@ -41,6 +41,7 @@ class DeployOptions:
         configurations: Which, where there are several; see :func:`ctseg.nnunet.choosing.choose`.
         choice: Trainer and plans, where there are several.
         folds: Which; None takes those that are there.
+        checkpoint: Name of the checkpoint file in the folders of the folds.
         precision: What the server computes in.
         backend: Triton's; ``auto`` takes TensorRT where this machine has a GPU and TensorRT, else the python backend.
         trust: Load whatever the files ask for.
@@ -50,6 +51,7 @@ class DeployOptions:
     configurations: tuple[str, ...] = ()
     choice: Choice = ANY_MODEL
     folds: tuple[Fold, ...] | None = None
+    checkpoint: str = "checkpoint_final.pth"
     precision: Precision = "fp32"
     backend: Literal["auto", "python", "tensorrt"] = "auto"
     trust: bool = False
@@ -98,12 +100,16 @@ def deploy(
         OutputError: The repository cannot be written.
     """
     require_writable(repository)
+    require_there(scans)
     chosen = choose(source, options.configurations, options.choice)
     if chosen.why:
         report(chosen.why)
     backend = _backend(options.backend, report)
     trained = load_trained_recipe(
-        [(source, choice) for choice in chosen.choices], folds=options.folds, trust=options.trust
+        [(source, choice) for choice in chosen.choices],
+        folds=options.folds,
+        checkpoint=options.checkpoint,
+        trust=options.trust,
     )
     # the entry is proven live by a server of this machine, which runs the python backend alone
     live = backend == "python" and _has_server(report)
@@ -120,10 +126,21 @@ def deploy(
                 recipe, version = build_recipe(bundle.folder, repository, build, report=report)
             proven = "member by member" + (", and all together on a live server" if live else "")
             return Deployed(recipe.name, version, backend, proven)
-        with _all_or_nothing(repository, [bundle.spec.name]):
+        with _all_or_nothing(repository):  # the entry is
             entry = build_entry(bundle.folder, repository, build, report=report)
     proven = f"{entry.newest.spec.parity.summary}{', and on a live server' if live else ''}"
     return Deployed(entry.newest.spec.name, entry.newest.version, backend, proven)
+
+
+def require_there(scans: Sequence[Path]) -> None:
+    """Refuse scans that are not there before minutes are spent on the model.
+
+    Raises:
+        InputError: One is missing.
+    """
+    for scan in scans:
+        if not scan.exists():
+            raise InputError(f"{scan}: expected a scan or a folder of scans: no such file or folder")
 
 
 def export_trained(
@@ -174,12 +191,12 @@ def _has_server(report: Callable[[str], None]) -> bool:
 
 
 @contextlib.contextmanager
-def _all_or_nothing(repository: Path, models: Sequence[str]) -> Iterator[None]:
+def _all_or_nothing(repository: Path, models: Sequence[str] = ()) -> Iterator[None]:
     """Remove what the block has put into a repository if it does not end well: first members of a recipe, the folder.
 
     Args:
         repository: Triton's model repository.
-        models: What the block writes; entries that were there before stay.
+        models: What the block writes one after the other; entries that were there before stay.
     """
     was_there = repository.is_dir()
     names = [name for model in models for name in (model, scan_entry(model)) if not (repository / name).exists()]

@@ -40,7 +40,7 @@ def load_trained_recipe(
     loaded: dict[Path, LoadedModel] = {}
     stages = []
     with ExitStack() as stack:
-        roots = {path: stack.enter_context(unpacked(path)) for path, _ in members}
+        roots = {path: stack.enter_context(unpacked(path)) for path in {path for path, _ in members}}
         folders = [stack.enter_context(opened_results(roots[path], choice, told_as=path)) for path, choice in members]
         if len(members) > 1 and not postprocessing:
             postprocessing = ensemble_postprocessing(folders)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ctseg.errors import CheckpointError
-from ctseg.nnunet.results_folder import ANY_MODEL, Choice, read_json, trained_models, unpacked
+from ctseg.nnunet.results_folder import ANY_MODEL, Choice, read_json, require_one_dataset, trained_models, unpacked
 
 BEST = "best"
 """In place of a configuration's name: what nnU-Net's own comparison chose, else the highest validation Dice."""
@@ -43,6 +43,7 @@ def choose(path: Path, configurations: Sequence[str] = (), wanted: Choice = ANY_
         folders = [folder for folder in trained_models(root) if wanted.fits(folder)]
         if len(folders) < 2:
             return Chosen((wanted,))
+        require_one_dataset(folders, root, path)
         dice = {folder: _validation_dice(folder) for folder in folders}
         folders.sort(key=lambda folder: (-(dice[folder] or 0.0), folder.name))
         if not configurations:

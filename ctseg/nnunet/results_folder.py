@@ -5,24 +5,18 @@ Only plans, data set, post-processing and checkpoints are looked at, and of a zi
 
 import contextlib
 import json
-import shutil
-import stat
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-from ctseg.errors import CheckpointError
+from ctseg.errors import CheckpointError, CtsegError
 from ctseg.files.owned_folder import owned_folder
 from ctseg.model_spec import KeepLargest
 from ctseg.nnunet.folds import Fold
 from ctseg.nnunet.postprocessing import read_postprocessing
+from ctseg.nnunet.zipped_models import MAX_JSON_BYTES, unpack
 
-MAX_ZIP_BYTES = 64 << 30
-"""Most bytes that a zipped model may unpack to."""
-MAX_JSON_BYTES = 64 << 20
-_DOCUMENTS = ("plans.json", "dataset.json", "postprocessing.json", "summary.json", "inference_information.json")
 _DEPTHS = tuple("/".join("*" * depth) for depth in range(1, 6))
 """Folders above that of a trained model: the data set's, and what a zip was made of."""
 
@@ -73,21 +67,34 @@ def opened_results(path: Path, choice: Choice = ANY_MODEL, *, told_as: Path | No
 def unpacked(path: Path, *, documents_only: bool = False) -> Iterator[Path]:
     """Yield a folder as it is, or what a zip of trained models holds; that goes away afterwards.
 
+    Errors of the block that name the folder name the zip instead.
+
     Args:
         path: The folder, or the zip.
         documents_only: Unpack no checkpoint; the folders that have one are there.
 
     Raises:
-        CheckpointError: There is neither, or the zip is broken or tries to leave its folder.
+        CheckpointError: There is neither, or see :func:`ctseg.nnunet.zipped_models.unpack`.
+        OutputError: There is no room to unpack the zip.
     """
     if path.is_dir():
         yield path
         return
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such folder or zip file")
+        address = "; an address: download it first" if path.parts[:1] in (("https:",), ("http:",)) else ""
+        raise CheckpointError(f"{path}: no such folder or zip file{address}")
+    if path.suffix == ".pth":
+        raise CheckpointError(
+            f"{path}: a checkpoint alone does not say what network it is for: give the results folder that it lies in, "
+            "or nnU-Net's zip"
+        )
     with owned_folder("ctseg-model-") as temporary:
-        _unpack(path, temporary, documents_only=documents_only)
-        yield temporary
+        unpack(path, temporary, documents_only=documents_only)
+        try:
+            yield temporary
+        except CtsegError as error:
+            error.args = (str(error).replace(str(temporary), str(path)),)
+            raise
 
 
 def ensemble_postprocessing(folders: Sequence[Path]) -> tuple[KeepLargest, ...]:
@@ -166,48 +173,45 @@ def trained_models(root: Path) -> list[Path]:
     return [folder for folder in found if any(folder.glob("fold_*"))]
 
 
+def require_one_dataset(folders: Sequence[Path], root: Path, path: Path) -> None:
+    """Refuse to choose among trained models of several data sets.
+
+    Args:
+        folders: Of trained models.
+        root: What they lie in.
+        path: What the message calls that.
+
+    Raises:
+        CheckpointError: They lie in several folders.
+    """
+    datasets = sorted({str(folder.parent.relative_to(root)) for folder in folders})
+    if len(datasets) > 1:
+        raise CheckpointError(
+            f"{path}: trained models of several data sets: {', '.join(datasets)}: give the folder of one of them"
+            f"{'' if path.is_dir() else ', for which the zip has to be unpacked'}"
+        )
+
+
 def _model_folder(root: Path, path: Path, choice: Choice) -> Path:
     """Return the one folder with ``plans.json`` at or below ``root`` that fits."""
     if (root / "plans.json").is_file():
         return root
     found = trained_models(root)
+    if not found:
+        without = sorted({file.parent.name for depth in _DEPTHS for file in root.glob(f"{depth}/plans.json")})
+        raise CheckpointError(
+            f"{path}: no trained model that fits: expected a folder trainer__plans__configuration with plans.json, "
+            "dataset.json and fold_*/checkpoint_final.pth, found "
+            f"{'plans.json without a fold in ' + ', '.join(without) if without else 'no plans.json'}"
+        )
     fitting = [folder for folder in found if choice.fits(folder)]
+    require_one_dataset(fitting, root, path)
     if len(fitting) == 1:
         return fitting[0]
-    names = ", ".join(folder.name for folder in found) or "none"
+    names = ", ".join(folder.name for folder in found)
     if not fitting:
         raise CheckpointError(f"{path}: no trained model that fits (trainer__plans__configuration); found: {names}")
     raise CheckpointError(
         f"{path}: {len(fitting)} trained models fit, choose a configuration, a trainer or plans; found: {names}",
         settings=("configuration", "trainer", "plans"),
     )
-
-
-def _unpack(path: Path, target: Path, *, documents_only: bool) -> None:
-    """Unpack plans, dataset, results and checkpoints; refuse names that leave the folder, links, and zip bombs."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            total = 0
-            for member in archive.infolist():
-                name = PurePosixPath(member.filename)
-                is_link = stat.S_ISLNK(member.external_attr >> 16)
-                if name.is_absolute() or ".." in name.parts or "\\" in member.filename or is_link:
-                    raise CheckpointError(
-                        f"{path}: member {member.filename!r} leaves the archive's folder: not unpacked"
-                    )
-                is_json = name.name in _DOCUMENTS
-                if member.is_dir() or not (is_json or (name.name.startswith("checkpoint_") and name.suffix == ".pth")):
-                    continue
-                total += member.file_size
-                if total > MAX_ZIP_BYTES or (is_json and member.file_size > MAX_JSON_BYTES):
-                    raise CheckpointError(
-                        f"{path}: member {member.filename!r} makes the archive unpack to too many bytes"
-                    )
-                output = target.joinpath(*name.parts)
-                output.parent.mkdir(parents=True, exist_ok=True)
-                if documents_only and not is_json:
-                    continue
-                with archive.open(member) as source, output.open("wb") as sink:
-                    shutil.copyfileobj(source, sink, 1 << 20)
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, EOFError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: not a zip file that nnU-Net wrote: {error}") from error

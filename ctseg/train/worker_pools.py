@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from ctseg.errors import TrainingError
+
 BOUND_S = 10.0
 """How long the end of a pool waits for one thing that ought to come at once."""
 
@@ -29,7 +31,7 @@ class KilledPool(_PythonsPool):  # type: ignore[misc]  # typeshed does not know 
     """A :class:`multiprocessing.pool.Pool` whose workers are killed at its end, and die with their parent.
 
     Where a worker is killed in mid-work, by the kernel that is short of memory, what waits for its result raises a
-    ``RuntimeError`` instead of waiting for ever.
+    :class:`ctseg.errors.TrainingError` instead of waiting for ever.
     """
 
     def __init__(
@@ -107,8 +109,10 @@ def _fail_with_a_worker(cache: Any, workers: list[Any], handler: Any) -> None:
         for job in list(cache.values()):
             job._success, job._value = (
                 False,
-                RuntimeError(
-                    "a worker process was ended while it worked: memory may have run out, of which fewer need less"
+                TrainingError(
+                    "a worker process was ended while it worked, which the kernel does where memory runs out: fewer "
+                    "worker processes need less (nnUNet_def_n_proc)",
+                    settings=("processes",),
                 ),
             )
             job._event.set()

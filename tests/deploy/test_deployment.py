@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from ctseg.cli.main import main
-from ctseg.errors import CheckpointError
+from ctseg.deploy.bundle import Bundle
+from ctseg.deploy.deployment import DeployOptions, deploy
+from ctseg.errors import CheckpointError, ParityError
 from ctseg.nnunet.choosing import choose
 from ctseg.nnunet.results_folder import Choice
 from ctseg.serving.entries import read_entry
@@ -71,6 +73,18 @@ def test_the_zip_of_nnunets_own_exporter_is_deployed_and_proven(
     assert not [path for path in temporary.iterdir() if "ctseg" in path.name]
 
 
+def test_a_scan_that_is_missing_is_told_before_the_model_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "model.zip").write_bytes(b"no zip")
+    model, scan, output = (str(tmp_path / name) for name in ("model.zip", "scan.nii.gz", "output"))
+    for words in (["deploy", model, "--repository", output], ["export", "-i", model, "-o", output]):
+        assert main([*words, "--cases", scan]) == 2
+        assert capsys.readouterr().err == (
+            f"InputError: {tmp_path / 'scan.nii.gz'}: expected a scan or a folder of scans: no such file or folder\n"
+        )
+
+
 def test_a_scan_that_cannot_be_used_leaves_no_repository(trained_unet: Path, tmp_path: Path) -> None:
     (tmp_path / "scan_0000.nii.gz").write_bytes(b"no scan")
     words = ["deploy", str(trained_unet), "--cases", str(tmp_path / "scan_0000.nii.gz")]
@@ -113,12 +127,40 @@ def test_a_best_that_nothing_tells_is_not_guessed(trained_unet: Path, tmp_path: 
         choose(root, ["best"])
 
 
-@pytest.mark.parametrize("member", ["../plans.json", "/plans.json"])
-def test_a_zip_that_leaves_its_folder_is_refused_before_anything_is_made(tmp_path: Path, member: str) -> None:
+def test_a_zip_that_is_refused_leaves_nothing(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "model.zip", "w") as zipped:
-        zipped.writestr(member, "{}")
+        zipped.writestr("../plans.json", "{}")
     assert main(["deploy", str(tmp_path / "model.zip"), "--repository", str(tmp_path / "models")]) == 2
     assert {path.name for path in tmp_path.iterdir()} == {"model.zip"}
+
+
+def test_errors_name_the_zip_and_not_where_it_was_unpacked(
+    trained_unet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    archive, folder = tmp_path / "model.zip", f"{DATASET}/{trained_unet.name}"
+    with zipfile.ZipFile(archive, "w") as zipped:
+        for name in ("plans.json", "dataset.json"):
+            zipped.write(trained_unet / name, f"{folder}/{name}")
+        zipped.write(trained_unet / "fold_0" / "checkpoint_final.pth", f"{folder}/fold_0/checkpoint_best.pth")
+    assert main(["deploy", str(archive), "--repository", str(tmp_path / "models")]) == 2
+    assert capsys.readouterr().err == (
+        f"CheckpointError: {archive}/{folder}: no fold has checkpoint_final.pth; found checkpoint_best.pth: finish the "
+        "training, or choose another checkpoint (see --checkpoint)\n"
+    )
+
+
+def test_trained_models_of_several_data_sets_are_not_compared(
+    trained_unet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for dataset in (DATASET, "Dataset998_Other"):
+        shutil.copytree(trained_unet, tmp_path / "results" / dataset / trained_unet.name)
+    words = ["deploy", str(tmp_path / "results"), "--repository", str(tmp_path / "models")]
+    for chosen in ([], ["-c", "best"], ["-c", "3d_fullres"]):
+        assert main([*words, *chosen]) == 2
+        assert capsys.readouterr().err == (
+            f"CheckpointError: {tmp_path / 'results'}: trained models of several data sets: Dataset998_Other, "
+            f"{DATASET}: give the folder of one of them\n"
+        )
 
 
 def test_a_failure_leaves_what_was_in_the_repository(trained_unet: Path, tmp_path: Path) -> None:
@@ -127,3 +169,17 @@ def test_a_failure_leaves_what_was_in_the_repository(trained_unet: Path, tmp_pat
     words = ["deploy", str(trained_unet), "--cases", str(tmp_path / "scan_0000.nii.gz"), "--backend", "python"]
     assert main([*words, "--repository", str(tmp_path / "models")]) == 2
     assert {path.name for path in (tmp_path / "models").iterdir()} == {"other"}
+
+
+def test_what_another_deployment_has_put_there_meanwhile_stays_where_this_one_fails(
+    trained_unet: Path, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(*_: object, **__: object) -> None:
+        (tmp_path / "models" / bundle.spec.name).mkdir(parents=True)
+        raise ParityError("this one fails")
+
+    monkeypatch.setattr("ctseg.deploy.deployment.export_trained", lambda *_, **__: bundle)
+    monkeypatch.setattr("ctseg.deploy.deployment.build_entry", build)
+    with pytest.raises(ParityError):
+        deploy(trained_unet, tmp_path / "models", DeployOptions(backend="python"))
+    assert [path.name for path in (tmp_path / "models").iterdir()] == [bundle.spec.name]

@@ -13,6 +13,7 @@ import pytest
 
 from ctseg.files.atomic import appearing
 from ctseg.files.owned_folder import LEFT_S, owned_folder
+from ctseg.files.owners import is_left_behind, owner_tag
 
 FILLING = """
 import signal, sys, time
@@ -69,6 +70,23 @@ def test_what_a_killed_writer_left_goes_with_the_next_of_the_same_folder(tmp_pat
     with appearing(target):
         assert hidden not in names_in(tmp_path)
     assert names_in(tmp_path) == {"bundle", "bundle.x"}
+
+
+def test_nobody_else_may_look_into_a_folder_while_it_is_owned(tmp_path: Path) -> None:
+    with owned_folder("graph-", tmp_path) as folder:
+        assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_process_that_ended_is_told_from_another_one_that_has_its_number(tmp_path: Path) -> None:
+    own = owner_tag()
+    assert not is_left_behind(f"graph-{own}")
+    assert is_left_behind(f"graph-{own.rpartition('-')[0]}-1")
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        name = f"graph-{owner_tag(process.pid)}"
+        assert not is_left_behind(name)
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert is_left_behind(name)  # a zombie
 
 
 def test_a_living_writer_keeps_its_folder(tmp_path: Path) -> None:

@@ -3,9 +3,13 @@
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
+
+from ctseg.files.signals import signals_as_exit, signals_later
 
 ENDED_IN_AN_IMPORT = """
 import signal, sys, time
@@ -55,6 +59,23 @@ with owned_folder("graph-", Path(sys.argv[1])) as folder:
     (folder / "file").write_bytes(b"1")
     os.kill(os.getpid(), signal.SIGTERM)
 """
+
+
+@pytest.mark.parametrize("block", [signals_as_exit, signals_later])
+def test_signals_mean_afterwards_what_they_meant_before(block: Callable[[], AbstractContextManager[None]]) -> None:
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    try:
+        for number, handler in zip(numbers, (signal.default_int_handler, signal.SIG_DFL, signal.SIG_IGN), strict=True):
+            signal.signal(number, handler)
+        with block():
+            assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # nohup
+        found = [signal.getsignal(number) for number in numbers]
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+    assert found == [signal.default_int_handler, signal.SIG_DFL, signal.SIG_IGN]
 
 
 def run(code: str, folder: Path, number: signal.Signals) -> tuple[int, str]:

@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 
+from ctseg.errors import TrainingError
 from ctseg.train.stopping import StopRequest, TrainingStopped
 from ctseg.train.worker_pools import pools_that_end
 from ctseg.train.worker_processes import end_workers_with_this_process, no_workers_left
@@ -59,7 +60,7 @@ def lose_a_worker() -> None:
         os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
         try:
             result.get()
-        except RuntimeError as error:
+        except TrainingError as error:
             print(error, flush=True)
 
 

@@ -68,7 +68,9 @@ def test_workers_end_with_a_parent_that_is_killed() -> None:
 def test_a_worker_that_is_killed_at_work_is_an_error_and_no_endless_wait() -> None:
     code, said, _ = end(started("lose"))
     assert (code, said) == (
-        0, "a worker process was ended while it worked: memory may have run out, of which fewer need less\n"
+        0,
+        "a worker process was ended while it worked, which the kernel does where memory runs out: fewer worker "
+        "processes need less (nnUNet_def_n_proc)\n",
     )  # fmt: skip
 
 
