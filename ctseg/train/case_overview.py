@@ -191,6 +191,8 @@ def _labels(values: NDArray[Any], label: ChannelVolume, content: DatasetContent)
     x, y, z = _codes(label.geometry)
     at_faces: dict[str, set[int]] = {}
     for axis, code in enumerate((z, y, x)):
+        if values.shape[axis] == 1:  # a picture of one slice: all of it would be cut off
+            continue
         at_faces[_FACES[_OPPOSITE[code]]] = set(np.unique(values.take(0, axis=axis)).tolist())
         at_faces[_FACES[code]] = set(np.unique(values.take(-1, axis=axis)).tolist())
     voxel_ml = float(np.prod(label.spacing_mm)) / 1000

@@ -99,7 +99,7 @@ def look_at_results(
         names = foreground_names(content or {})
         courses = [
             FoldCourse(fold, read_training_curve(model.folder / f"fold_{'all' if fold == 'full' else fold}"), names)
-            for fold in sorted({*(one.fold for one in results.folds), *results.unfinished})
+            for fold in sorted({*(one.fold for one in results.folds), *results.unfinished}, key=_place_of)
         ]
         there = tuple(course for course in courses if course.curve is not None)
         looks.append(ModelLook(results, labels, there, tuple(pictured)))
@@ -157,6 +157,11 @@ def _files(paths: NnunetPaths, dataset: str) -> ValidationFiles:
         references,
         (declared.channel_names or ("CT",))[0],
     )
+
+
+def _place_of(fold: str) -> tuple[bool, int]:
+    """Return where a fold stands among others: by its number, ``full`` last."""
+    return (True, 0) if fold == "full" else (False, int(fold))
 
 
 def _course(course: FoldCourse) -> "dict[str, str | list[Markup]]":

@@ -1,6 +1,7 @@
 """The pages of a run: a row for every case, and why one has no viewer."""
 
 import base64
+import html
 import io
 import os
 import re
@@ -23,6 +24,7 @@ from ctseg.evaluate.folder import evaluate_folder
 from ctseg.evaluate.pages import run
 from ctseg.evaluate.pages.rendering import number
 from ctseg.evaluate.pages.run import page_names, write_run_pages
+from ctseg.files.identity import printable
 from tests.support.run_pages import OBLIQUE, RunFolder, phantom
 
 REGIONS = {"whole": (1, 2, 3), "core": (2, 3)}
@@ -269,6 +271,34 @@ def test_pages_have_names_that_every_system_takes():
     for file in files:
         assert re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,110}\.html", file), file
         assert file.partition(".")[0].casefold() != "con"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "<script>\x0b",
+        "%2f..%2fetc",
+        "x" * 235,
+        "\u202egnp.exe",
+        "a#b?c&d\"e'f",
+        "%41",
+        "javascript:1",
+        "tab\there",
+        "\udcff",
+    ],
+)
+def test_a_case_of_any_name_has_its_row_its_pictures_and_a_page_that_its_link_finds(tmp_path, name):
+    folder = RunFolder(tmp_path)
+    folder.add(name, *phantom((6, 8, 10)))
+    assert write_run_pages(folder.output, folder.report, cases=folder.cases).without == ()
+    page = index_of(folder)
+    (link,) = re.findall(r'<td class="case"[^>]*><a href="([^"]*)">', page)
+    assert re.fullmatch(r"cases/[A-Za-z0-9_][A-Za-z0-9_.-]*\.html", link), "no character of a link means anything"
+    case = (folder.output / "report" / link).read_text(encoding="utf-8")
+    for text in (page, case):
+        assert html.escape(printable(name)).replace("&quot;", "&#34;").replace("&#x27;", "&#39;") in text
+        assert not any(character in text for character in ("<script>\x0b", "\u202e", "\x0b"))
+    assert page.count("data:image/jpeg") == 3
 
 
 def test_an_unknown_case_is_refused_with_those_that_are_there(folder):

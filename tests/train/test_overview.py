@@ -71,6 +71,23 @@ def test_a_case_is_measured_exactly(looked_at: LookedAt) -> None:
     assert sum(case.channels["CT"].whole_histogram.counts) == voxels.size
 
 
+def test_a_label_in_a_picture_of_one_slice_is_cut_off_at_its_edges_alone(tmp_path: Path) -> None:
+    dataset = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "in": 1, "cut": 2}, "file_ending": ".nii.gz"}
+    for folder in ("imagesTr", "labelsTr"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "dataset.json").write_text(json.dumps({**dataset, "numTraining": 1}))
+    labels = np.zeros((1, 30, 40), np.uint8)
+    labels[0, 10:14, 10:14] = 1
+    labels[0, 20:24, 38:] = 2
+    for path, values in (
+        ("imagesTr/a_0000.nii.gz", labels.astype(np.int16) * 50 - 100),
+        ("labelsTr/a.nii.gz", labels),
+    ):
+        nibabel.save(nibabel.Nifti1Image(values.T, np.eye(4)), tmp_path / path)
+    (case,) = look_at_dataset(tmp_path, workers=1).overview.cases
+    assert {name: label.at_border_of for name, label in case.labels.items()} == {"in": (), "cut": ("right",)}
+
+
 def test_percentiles_of_floats_are_within_a_bin_of_exact_ones() -> None:
     voxels = np.random.default_rng(3).gamma(2.0, 40.0, (5, 30, 40)).astype(np.float32)
     voxels[0, 0, :2] = (np.nan, np.inf)

@@ -194,6 +194,14 @@ def test_a_fold_is_told_after_its_first_epoch_validated_or_not(judged: Judged) -
     assert page.count('<svg viewBox="0 0 420 180"') == 2 * 4
 
 
+def test_folds_stand_in_the_order_of_their_numbers(judged: Judged) -> None:
+    for fold in ("all", "10", "2"):
+        folder = judged.model / f"fold_{fold}"
+        folder.mkdir()
+        torch.save({"logging": logged(folder, 1)}, folder / "checkpoint_latest.pth")
+    assert [course.fold for course in looks(judged).courses] == ["0", "1", "2", "10", "full"]
+
+
 def test_what_is_gone_is_told_and_the_row_stays(judged: Judged) -> None:
     (judged.root / "raw" / DATASET / "imagesTr" / "good_0000.nii.gz").unlink()
     (judged.model / "fold_0" / "validation" / "worst.nii.gz").unlink()

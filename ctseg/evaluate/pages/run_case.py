@@ -17,7 +17,7 @@ from ctseg.evaluate.pages.pictures import SOFT_TISSUE_HU, Planes, largest_sectio
 from ctseg.evaluate.pages.scene import CT_HU, outline_of, renumbered, scene_of_labels, scene_of_scan, values_in
 from ctseg.files.cases import Case
 from ctseg.files.formats import format_of
-from ctseg.files.identity import ScanPart
+from ctseg.files.identity import ScanPart, printable
 from ctseg.files.volume import Volume, read_label_map, read_volume, read_volume_header
 from ctseg.predict.ledger import is_scan_of
 from ctseg.predict.model_notes import ModelNote
@@ -170,7 +170,9 @@ def label_file_of(source: CaseSource) -> Path | None:
         path = source.folder / file.name
         entry = format_of(path)
         if entry is not None and entry.write_labels is not None:
-            return path
+            # an outcome has names as people read them: with a line break in it, a file is called otherwise
+            others = (other for other in source.folder.iterdir() if printable(other.name) == file.name)
+            return path if path.exists() else next(others, path)
     return None
 
 
@@ -207,8 +209,8 @@ def shown_case(source: CaseSource, *, with_viewer: bool = True) -> tuple[RunCase
         path, notes = _label_file(source), []
         if not _is_as_written(source, path):
             notes.append(
-                f"{path.name} was changed since ctseg wrote it: pictures and viewer show it as it is now, the volumes "
-                "are those of what ctseg wrote"
+                f"{printable(path.name)} was changed since ctseg wrote it: pictures and viewer show it as it is now, "
+                "the volumes are those of what ctseg wrote"
             )
         note = source.note or _UNKNOWN
         volume = _scan(source, note)
@@ -236,12 +238,12 @@ def _label_file(source: CaseSource) -> Path:
     if path is None:
         raise InputError("there is no label map in a format that pages read: segment with one, such as NIfTI, as well")
     if not path.exists():
-        raise InputError(f"{path.name} has gone")
+        raise InputError(f"{printable(path.name)} has gone")
     return path
 
 
 def _is_as_written(source: CaseSource, path: Path) -> bool:
-    return any(file.is_still(ScanPart((path,))) for file in source.outcome.outputs if file.name == path.name)
+    return any(file.is_still(ScanPart((path,))) for file in source.outcome.outputs if file.name == printable(path.name))
 
 
 def _scan(source: CaseSource, note: ModelNote) -> Volume:
