@@ -17,6 +17,7 @@ from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 from ctseg.cli.main import main as ctseg
 from ctseg.numerics.decide import REGION_THRESHOLD
 from ctseg.predict.report import Report
+from ctseg.serving.entries import WITHOUT_VOTES_NAME
 from ctseg.serving.process import ServerOptions
 from ctseg.serving.server import embedded_server
 from tests.support.nnunet_plans import make_dataset, make_plans
@@ -26,8 +27,12 @@ pytestmark = pytest.mark.live
 
 FOLDS = (0, 1)
 MODELS = {
-    "labels": (make_dataset({"background": 0, "a": 1, "b": 2}), "client"),
-    "regions": (make_dataset({"background": 0, "whole": [1, 2], "core": [2]}, regions_class_order=[1, 2]), "graph"),
+    "labels": (make_dataset({"background": 0, "a": 1, "b": 2}), "client", "onnxruntime"),
+    "regions": (
+        make_dataset({"background": 0, "whole": [1, 2], "core": [2]}, regions_class_order=[1, 2]),
+        "graph",
+        "openvino",
+    ),
 }
 
 
@@ -35,13 +40,24 @@ MODELS = {
 def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, ct_piece: Path):
     """A trained folder, and a server with its entry."""
     name = request.param
-    dataset, mirroring = MODELS[name]
+    dataset, mirroring, runtime = MODELS[name]
     root = tmp_path_factory.mktemp("served")
     make_trained_folder(root / name, make_plans(spacing=(4.0, 3.0, 3.0)), dataset, folds=FOLDS, mirror_axes=(0, 2))
     words = ["export", "-i", root / name, "-o", root / f"{name}_bundle", "--name", name, "--cases", ct_piece]
     assert ctseg([str(word) for word in [*words, "--tta", mirroring]]) == 0
-    words = ["build", root / f"{name}_bundle", "--repository", root / "repository", "--backend", "python"]
+    words = [
+        "build",
+        root / f"{name}_bundle",
+        "--repository",
+        root / "repository",
+        "--backend",
+        "python",
+        "--runtime",
+        runtime,
+    ]
     assert ctseg([str(word) for word in words]) == 0
+    without_votes = root / "repository" / name / "1" / WITHOUT_VOTES_NAME
+    assert without_votes.is_file() == (runtime == "onnxruntime")
     with embedded_server(root / "repository", options=ServerOptions(is_private=False)) as server:
         yield root, server.url, name
 

@@ -13,13 +13,14 @@ from typing import Any, Literal
 from ctseg.deploy.bundle import Bundle
 from ctseg.deploy.exact_norms import write_with_exact_norms
 from ctseg.deploy.live_proof import prove_live
-from ctseg.deploy.onnx_file import data_files, sha256_of_network
+from ctseg.deploy.onnx_file import data_files
 from ctseg.deploy.parity import FAST_FP32, Limits, require
 from ctseg.deploy.parity_data import ParityData
 from ctseg.deploy.parity_report import Check, ParityReport, Variant, summary
 from ctseg.deploy.runtimes import Measure
 from ctseg.deploy.tensorrt_plan import Compiler, PlanOptions
 from ctseg.documents import canonical
+from ctseg.files.digests import sha256_of_files
 from ctseg.files.owned_folder import owned_folder
 from ctseg.model_spec import ModelSpec, Precision
 from ctseg.serving.entries import Backend, Entry, next_version, read_entry
@@ -175,7 +176,7 @@ class Built:
         precision_hint: OpenVINO's inference precision.
         threads: CPU threads of an instance of the python backend.
         compute_capability: Of the GPU that a plan is for.
-        data_files: Files with weights that the model file needs beside it.
+        data_files: Files beside the model file: weights that it needs, and the network without votes.
     """
 
     model_file: Path
@@ -292,8 +293,13 @@ def _draft(job: Job, built: Built, checks: tuple[Check, ...]) -> EntryDraft:
 
 
 def _build_info(job: Job, built: Built) -> dict[str, Any]:
-    served = {} if job.options.backend == "tensorrt" else {"file_sha256": sha256_of_network(built.model_file)}
+    served = {} if job.options.backend == "tensorrt" else {"file_sha256": _sha256_of(built)}
     return {**built.info, **served, **job.identity, "created": now(), "ctseg": version("ctseg")}
+
+
+def _sha256_of(built: Built) -> str:
+    """Return the SHA-256 of what is served: the model file, and the files beside it in order of their names."""
+    return sha256_of_files((built.model_file, *sorted(built.data_files, key=lambda file: file.name)))
 
 
 def _reports(job: Job, checks: tuple[Check, ...], suffix: str = "") -> dict[str, str]:

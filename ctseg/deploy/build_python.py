@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ctseg.deploy.build_job import Built, Job, finish, up_to_date
@@ -17,6 +18,7 @@ from ctseg.deploy.runtimes import (
     openvino_network,
     require_cuda_build,
 )
+from ctseg.deploy.without_votes import gives_same_logits, write_without_votes
 from ctseg.errors import ParityError, SetupError, SpecError, missing_package
 from ctseg.files.folders import require_writable
 from ctseg.files.owned_folder import owned_folder
@@ -54,6 +56,7 @@ def build_python(job: Job) -> Entry:
     options = job.options
     runtimes = _runtimes_for(job)
     tools: dict[str, Any] = {
+        **({"votes": "when asked"} if job.spec.votes else {}),
         "runtimes": sorted(describe_runtime(name) for name in runtimes),
         "machine": machine(),
         "gpu": CudaDriver().gpu().name if options.device == "gpu" else None,
@@ -66,6 +69,7 @@ def build_python(job: Job) -> Entry:
         candidates = _tried(job, runtimes)
         best = _chosen(candidates)
         _require(job, best)
+        without = _without_votes(job, temporary) if best.runtime == "onnxruntime" else ()
         info = {
             **tools,
             "network": best.check.network,
@@ -81,9 +85,26 @@ def build_python(job: Job) -> Entry:
                 runtime=best.runtime,
                 precision_hint=best.precision_hint,
                 threads=options.threads,
-                data_files=job.data_files,
+                data_files=(*job.data_files, *without),
             ),
         )
+
+
+def _without_votes(job: Job, folder: Path) -> tuple[Path, ...]:
+    """Write the network without votes, if it has any and ONNX Runtime gives the same logits without them."""
+    if job.spec.votes is None:
+        return ()
+    threads, device = job.options.threads, job.options.device
+    with stage("the network without votes is compared"):
+        file = write_without_votes(job.model_file, folder, job.data_files)
+        networks = [
+            onnxruntime_network(path, threads=threads, device=device, voting=spec)
+            for path, spec in ((job.model_file, job.spec), (file, None))
+        ]
+        if gives_same_logits(networks[0], networks[1], job.spec, job.parity_data[0]):
+            return (file,)
+    job.report("  without votes ONNX Runtime rounds otherwise: votes are counted whether they are asked for or not")
+    return ()
 
 
 def _tried(job: Job, runtimes: Sequence[str]) -> list[Candidate]:

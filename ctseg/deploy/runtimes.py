@@ -99,12 +99,10 @@ def onnxruntime_network(
     dtype = {"tensor(float)": np.float32, "tensor(float16)": np.float16}[feed.type]
     votes = voting.votes if voting is not None else None
     wanted = [session.get_outputs()[0].name, *([votes.name] if votes else [])]
-    run_options = onnxruntime.RunOptions()
-    run_options.only_execute_path_to_fetches = True
 
     def run(patches: Patches) -> Logits:
         try:
-            logits, *counts = session.run(wanted, {feed.name: patches.astype(dtype, copy=False)}, run_options)
+            logits, *counts = session.run(wanted, {feed.name: patches.astype(dtype, copy=False)})
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise ParityError(f"ONNX Runtime failed on patches of shape {patches.shape}: {error}") from error
         if voting is not None and counts:

@@ -33,6 +33,8 @@ BUILD_NAME = "build.json"
 DATA_FILES_KEY = "data_files"
 """In ``build.json``: the files beside the model file that keep weights of it, and their sizes in bytes."""
 MODEL_NAMES: Mapping[str, str] = {"python": "model.onnx", "onnxruntime": "model.onnx", "tensorrt": "model.plan"}
+WITHOUT_VOTES_NAME = "model.without_votes.onnx"
+"""What the python backend's ONNX Runtime runs until somebody asks for votes, where ``model.onnx`` has some."""
 _MODEL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,127}")
 TENSORRT_PLATFORM = "tensorrt_plan"
 """How Triton calls the TensorRT backend in a configuration."""

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -12,12 +13,14 @@ from onnx import helper
 
 from ctseg.deploy.bundle import Bundle
 from ctseg.deploy.export import ExportOptions, export_model
+from ctseg.deploy.onnx_file import data_files
 from ctseg.deploy.onnx_graph import onnx_graph_of
 from ctseg.deploy.parity import check_network
 from ctseg.deploy.parity_data import PreparedCase
 from ctseg.deploy.runtimes import onnxruntime_network, openvino_network
 from ctseg.deploy.tensorrt_plan import PlanOptions, build_plan, load_tensorrt
 from ctseg.deploy.trained_model import LoadedModel, load_trained_model
+from ctseg.deploy.without_votes import gives_same_logits, write_without_votes
 from ctseg.model_spec import Votes
 from ctseg.numerics.decide import REGION_THRESHOLD
 from ctseg.numerics.votes import voted_heads
@@ -136,6 +139,25 @@ def test_votes_are_uint8_in_fp16_too_and_their_graph_keeps_its_weights_outside(b
         for name in ("model.onnx", "model.fp16.onnx")
     )
     assert (np.rint(full * 3) != np.rint(half * 3)).mean() < 0.01
+
+
+def test_graph_without_votes_has_no_node_of_theirs_and_the_same_logits_from_the_same_weights(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    source = bundle.folder / "model.onnx"
+    file = write_without_votes(source, tmp_path, data_files(source))
+    whole, alone = (onnx.load(path, load_external_data=False).graph for path in (source, file))
+    assert [item.name for item in alone.output] == ["output"]
+    taken = {name for node in alone.node for name in node.input} | {"output"}
+    assert all(taken & set(node.output) for node in alone.node), "a node is left that nobody needs"
+    assert [node.output for node in whole.node if taken & set(node.output)] == [node.output for node in alone.node]
+    assert len(alone.node) < len(whole.node) - 5
+    assert {item.name for item in alone.initializer} == {item.name for item in whole.initializer} & taken
+    assert file.stat().st_size < source.stat().st_size, "the weights are those beside it"
+    networks = onnxruntime_network(source, voting=bundle.spec), onnxruntime_network(file)
+    (data, *_) = bundle.parity_data()
+    assert gives_same_logits(*networks, bundle.spec, data)
+    assert not gives_same_logits(networks[0], lambda patches: networks[1](patches) + 1e-6, bundle.spec, data)
 
 
 def _swap(graph: onnx.ModelProto) -> None:

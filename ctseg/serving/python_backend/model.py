@@ -1,5 +1,8 @@
 """Triton python-backend model: runs the ``model.onnx`` beside it with ONNX Runtime or OpenVINO.
 
+ONNX Runtime computes all that a graph has, whatever is asked for: where a ``model.without_votes.onnx`` is there, it
+runs until somebody asks for votes.
+
 This file is copied into a model repository entry and runs in Triton's stub process, so it imports
 nothing of ctseg. The entry's ``parameters`` say how to run:
 
@@ -30,6 +33,8 @@ Network = Callable[[Array, "dict[str, Array]"], None]
 _REQUEST_OUTPUT = "ctseg_request"
 """Where the id of the request stands in its answer, if the configuration has such an output."""
 
+_WITHOUT_VOTES = "model.without_votes.onnx"
+
 _NUMPY_TYPES: dict[str, np.dtype[Any]] = {
     "TYPE_FP32": np.dtype(np.float32),
     "TYPE_FP16": np.dtype(np.float16),
@@ -53,24 +58,35 @@ def _onnxruntime_network(path: Path, threads: int, gpu: int | None) -> Network:
     providers: list[Any] = ["CPUExecutionProvider"]
     if gpu is not None:  # TF32 rounds factors to 10 bits: not what was proven
         providers.insert(0, ("CUDAExecutionProvider", {"device_id": str(gpu), "use_tf32": "0"}))
-    session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+    whole, alone = path, path.with_name(_WITHOUT_VOTES)
+    loaded: dict[Path, Any] = {}
+
+    def session_of(path: Path) -> Any:
+        """Load a graph in place of the other one: the weights are never there twice."""
+        if path not in loaded:
+            loaded.clear()
+            session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+            session.disable_fallback()  # what fails is told, never run by another provider than was proven
+            loaded[path] = session
+        return loaded[path]
+
+    session = session_of(alone if alone.is_file() else whole)
     if gpu is not None and "CUDAExecutionProvider" not in session.get_providers():
         raise pb_utils.TritonModelException(
             f"this entry was built for a GPU, and ONNX Runtime {onnxruntime.__version__} cannot use GPU {gpu} (it has "
             f"{onnxruntime.get_available_providers()}): install onnxruntime-gpu for this CUDA, with cuDNN 9, in the "
             "Python of the server, or build the entry for the CPU"
         )
-    session.disable_fallback()  # what fails is told, never run by another provider than was proven
     (name,) = [tensor.name for tensor in session.get_inputs()]
-    run_options = onnxruntime.RunOptions()
-    run_options.only_execute_path_to_fetches = True  # votes that nobody wants are not counted
+    del session
 
     def run(patches: Array, wanted: "dict[str, Array]") -> None:
+        session = session_of(whole if len(wanted) > 1 else next(iter(loaded), whole))
         binding = session.io_binding()  # spares a copy of the logits
         binding.bind_cpu_input(name, patches)
         for output, array in wanted.items():
             binding.bind_output(output, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-        session.run_with_iobinding(binding, run_options)
+        session.run_with_iobinding(binding)
 
     return run
 
