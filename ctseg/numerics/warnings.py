@@ -90,16 +90,17 @@ class TrainingIntensities:
         return self.high - self.low >= _NARROWEST_HU / 5 and self.mean < _COMPACT_BONE_HU
 
 
-def why_no_hu(voxels: npt.NDArray[Any], training: TrainingIntensities) -> str:
+def why_no_hu(voxels: npt.NDArray[Any], training: TrainingIntensities | None = None) -> str:
     """Return why the voxels of a channel can hardly be HU, in words; empty: they can.
 
     A scan that is cropped to the inside of a body, or has no air or no bone, is none of these.
 
     Args:
         voxels: (z, y, x), finite.
-        training: Of the training set, for the same channel.
+        training: Of the training set, for the same channel; None: nothing is known of one, and no window is looked for
+            that was applied.
     """
-    if not training.are_hu:
+    if training is not None and not training.are_hu:
         return ""
     step = max(1, int(np.ceil((voxels.size / SAMPLED_VOXELS) ** (1 / 3))))
     sample = voxels[::step, ::step, ::step]
@@ -113,7 +114,8 @@ def why_no_hu(voxels: npt.NDArray[Any], training: TrainingIntensities) -> str:
         return f"{told}: a picture of 8 bits, no HU"
     if lowest >= 0:
         return f"{told}, none below 0, where HU have fat and air: {_SHIFTED}"
-    return _why_shifted(sample, told) or _why_cut_off(sample, training)
+    shifted = _why_shifted(sample, told)
+    return shifted if shifted or training is None else _why_cut_off(sample, training)
 
 
 def _why_shifted(sample: npt.NDArray[Any], told: str) -> str:

@@ -16,6 +16,7 @@ from ctseg.files.dataset_cases import LabelledCase
 from ctseg.files.formats import read_channel
 from ctseg.files.geometry import Geometry
 from ctseg.files.grid import ChannelVolume
+from ctseg.numerics.warnings import why_no_hu
 from ctseg.train.intensities import CT_RANGE_HU, Spread, spread_of
 from ctseg.train.overview_document import CaseOverview, ChannelOverview, LabelOverview
 from ctseg.train.scans import READER, image_problems, label_problems
@@ -180,6 +181,7 @@ def _channel(
         foreground=foreground_said[0],
         whole_histogram=whole_said[1],
         foreground_histogram=foreground_said[1],
+        no_hu=why_no_hu(voxels) if is_ct and np.isfinite(voxels).all() else "",
     )
 
 

@@ -51,12 +51,14 @@ class ChannelOverview(Document):
         foreground: Of those that have a label; None where none has.
         whole_histogram: Of all its voxels.
         foreground_histogram: Of those that have a label.
+        no_hu: Why the values of a CT can hardly be HU; empty: they can.
     """
 
     whole: Percentiles
     foreground: Percentiles | None
     whole_histogram: Histogram
     foreground_histogram: Histogram | None
+    no_hu: str = ""
 
 
 class LabelOverview(Document):

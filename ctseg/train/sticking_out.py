@@ -1,13 +1,14 @@
 """What sticks out in a data set: cases unlike the others, by robust measures, and what is odd by itself."""
 
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from ctseg.train.case_overview import DatasetContent, is_ct
-from ctseg.train.overview_document import CaseOverview, Finding, Percentiles
+from ctseg.train.overview_document import CaseOverview, Finding
 
 KINDS = (
     "problem", "no_hu", "doubled", "empty", "missing_label", "intensity", "volume", "spacing", "size", "orientation",
@@ -83,35 +84,19 @@ def outliers(
 def _no_hu(cases: Sequence[CaseOverview], content: DatasetContent) -> list[Finding]:
     found = []
     for name in filter(is_ct, content.channel_names):
-        odd = {case.case: why for case in cases if name in case.channels and (why := no_hu(case.channels[name].whole))}
-        if len(odd) > len(cases) / 2 and len(odd) > 1:
-            why, count = Counter(odd.values()).most_common(1)[0]
-            found.append(Finding(kind="no_hu", case=None, message=f"{count} of {len(cases)} cases: {name}: {why}"))
-            odd = {case: other for case, other in odd.items() if other != why}
+        odd = {case.case: why for case in cases if name in case.channels and (why := case.channels[name].no_hu)}
+        kinds = Counter(map(_without_numbers, odd.values()))
+        if len(odd) > len(cases) / 2 and (most := kinds.most_common(1)[0])[1] > 1:
+            alike = [case for case, why in odd.items() if _without_numbers(why) == most[0]]
+            told = f"{len(alike)} of {len(cases)} cases, such as {alike[0]}: {name}: {odd[alike[0]]}"
+            found.append(Finding(kind="no_hu", case=None, message=told))
+            odd = {case: why for case, why in odd.items() if case not in alike}
         found += [Finding(kind="no_hu", case=case, message=f"{name}: {why}") for case, why in odd.items()]
     return found
 
 
-def no_hu(spread: Percentiles) -> str | None:
-    """Return why intensities are hardly Hounsfield units; None where they may be.
-
-    Air is -1000 HU and fat -100; what a scanner writes has at least one of them in more than 0.5 % of its voxels.
-
-    Args:
-        spread: Of a whole scan.
-    """
-    shown = f"from {spread.minimum:g} to {spread.maximum:g}"
-    if spread.minimum == spread.maximum:
-        return f"every voxel is {spread.minimum:g}"
-    if spread.maximum <= 1 and spread.minimum >= -1:
-        return f"values {shown} are no HU: scaled to about 1"
-    if spread.minimum >= 0:
-        return f"values {shown} are hardly HU: none is below 0, where air is -1000 (rescale intercept, or a window?)"
-    if spread.percentile_00_5 > -50:
-        return f"values {shown} are hardly HU: 99.5 % of them are above {spread.percentile_00_5:g}, where fat is -100"
-    if spread.percentile_99_5 < -200:
-        return f"values {shown} are hardly HU: 99.5 % of them are below {spread.percentile_99_5:g}: is there a patient?"
-    return None
+def _without_numbers(text: str) -> str:
+    return re.sub(r"[-+.\w]*\d[-+.\w]*", "#", text)
 
 
 def _doubled(cases: Sequence[CaseOverview]) -> list[Finding]:
@@ -166,10 +151,9 @@ def _intensities(cases: Sequence[CaseOverview], content: DatasetContent) -> list
     found = []
     for name in content.channel_names:
         unit = " HU" if is_ct(name) else ""
-        whole = {case.case: case.channels[name].whole for case in cases if name in case.channels}
-        with_labels = {case.case: case.channels[name].foreground for case in cases if name in case.channels}
-        spreads = {case: spread for case, spread in with_labels.items() if spread is not None}
-        ranges = [spread.percentile_99_5 - spread.percentile_00_5 for spread in whole.values()]
+        channels = {case.case: case.channels[name] for case in cases if name in case.channels}
+        spreads = {case: channel.foreground for case, channel in channels.items() if channel.foreground is not None}
+        ranges = [channel.whole.percentile_99_5 - channel.whole.percentile_00_5 for channel in channels.values()]
         smallest = SMALLEST_HU if is_ct(name) else 0.1 * float(np.median(ranges or [1.0])) or 1.0
         usual, far = [], {}
         for what in ("percentile_00_5", "median", "percentile_99_5"):
@@ -186,7 +170,7 @@ def _intensities(cases: Sequence[CaseOverview], content: DatasetContent) -> list
                 + ", ".join(usual),
             )
             for case in far
-            if not (is_ct(name) and no_hu(whole[case]))
+            if not channels[case].no_hu
         ]
     return found
 

@@ -14,11 +14,12 @@ import SimpleITK as sitk
 
 from ctseg.cli.main import main
 from ctseg.errors import InputError
+from ctseg.numerics.warnings import why_no_hu
 from ctseg.train.intensities import merged, spread_of
 from ctseg.train.overview import LookedAt, look_at_dataset, overview_csv, write_overview
-from ctseg.train.overview_document import DatasetOverview, Histogram, Percentiles
+from ctseg.train.overview_document import DatasetOverview, Histogram
 from ctseg.train.overview_page import overview_page
-from ctseg.train.sticking_out import KINDS, no_hu, outliers
+from ctseg.train.sticking_out import KINDS, outliers
 from tests.support.planted_dataset import (
     CYST_VOXELS,
     LIVER_VOXELS,
@@ -183,24 +184,29 @@ def test_nearly_equal_volumes_do_not_stick_out() -> None:
     assert outliers(values, smallest=math.log(1.15), scale=math.log)[1] == {"far": 164.0}
 
 
-@pytest.mark.parametrize(
-    ("numbers", "said"),
-    [
-        ((-1024, -1000, -90, 900, 1800), None),
-        ((-110, -100, 30, 300, 900), None),  # a crop without air
-        ((0, 0, 900, 2000, 3000), "none is below 0"),
-        ((0, 0, 0.4, 0.9, 1), "scaled to about 1"),
-        ((-20, -10, 100, 200, 255), "above -10"),
-        ((-1024, -1024, -1000, -400, 100), "is there a patient?"),
-        ((7, 7, 7, 7, 7), "every voxel is 7"),
-    ],
-)
-def test_what_is_hardly_hu(numbers: tuple[float, ...], said: str | None) -> None:
-    low, p00_5, median, p99_5, high = numbers
-    why = no_hu(
-        Percentiles(minimum=low, percentile_00_5=p00_5, median=median, percentile_99_5=p99_5, maximum=high, mean=0)
-    )
-    assert why is None if said is None else said in str(why)
+def test_values_that_are_hardly_hu_are_told_as_before_a_scan_is_segmented(tmp_path: Path) -> None:
+    for part in ("imagesTr", "labelsTr"):
+        (tmp_path / part).mkdir()
+    usual, labels = USUAL[3].arrays()
+    affine = USUAL[3].affine()
+    values = {
+        "usual": usual,
+        "shifted": usual + 1024 - min(0, int(usual.min()) + 1024),
+        "eight_bits": np.linspace(0, 255, usual.size).reshape(usual.shape).astype(np.uint8),
+        "one_value": np.full_like(usual, 7),
+        **{f"shifted{more}": usual + 1024 + more - min(0, int(usual.min()) + 1024) for more in (1, 2)},
+        "not_finite": np.where(labels > 0, np.nan, usual.astype(np.float32) + 5000),
+    }
+    for name, voxels in values.items():
+        write_case(tmp_path, name, (voxels, labels), affine)
+    write_json(tmp_path, {"background": 0, "liver": 1, "cyst": 2}, cases=len(values))
+    overview = look_at_dataset(tmp_path, workers=1).overview
+    told = {one.case: one.message for one in overview.findings if one.kind == "no_hu"}
+    expected = {name: f"CT: {why_no_hu(values[name])}" for name in ("eight_bits", "one_value")}
+    assert told == {**expected, None: f"3 of 7 cases, such as shifted: CT: {why_no_hu(values['shifted'])}"}
+    assert "none below 0" in told[None]
+    assert "a picture of 8 bits" in told["eight_bits"]
+    assert "values from 7 to 7" in told["one_value"]
 
 
 # data sets of other kinds
