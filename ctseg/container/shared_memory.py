@@ -36,7 +36,7 @@ def shared_memory_for_scans(networks: Sequence[Entry]) -> int:
     Args:
         networks: The models that it calls.
     """
-    window = max(bytes_of_window(entry.newest.spec, entry.backend) for entry in networks)
+    window = max(bytes_of_window(entry.newest.spec, entry.backend, votes=True) for entry in networks)
     return int(window / SHARE_OF_CALLS) + _PYTHON_BACKEND_OWN_BYTES
 
 

@@ -16,6 +16,7 @@ from ctseg.files.volume import read_volume
 from ctseg.model_spec import ModelSpec
 from ctseg.numerics.volumes import volumes_ml
 from ctseg.presentation import LabelPresentation
+from ctseg.stages import stage
 
 _MOST_AT_ONCE = 4
 """Label maps in memory."""
@@ -71,8 +72,15 @@ def training_volumes_ml(labels: TrainingLabels, spec: ModelSpec) -> Mapping[str,
             _log.warning("%s is left out of the training set's volumes: %s", file.name, error)
             return None
 
-    with ThreadPoolExecutor(min(_MOST_AT_ONCE, usable_cpus())) as pool:
-        of_cases = [found for found in pool.map(volumes, labels.files) if found is not None]
+    of_cases = []
+    with (
+        stage("volumes of the training set's labels", len(labels.files), unit="label maps") as progress,
+        ThreadPoolExecutor(min(_MOST_AT_ONCE, usable_cpus())) as pool,
+    ):
+        for found in pool.map(volumes, labels.files):
+            progress.advance()
+            if found is not None:
+                of_cases.append(found)
     if not of_cases:
         return {}
     return {name: _summary([found[name] for found in of_cases]) for name in spec.named_values}

@@ -58,6 +58,9 @@ _NO_VOTE = 255
 def batch_limit(spec: ModelSpec, max_message_bytes: int) -> int:
     """Return how many patches are worth sending at once, whatever the server takes.
 
+    An answer with votes is longer, and who asks for them is not known here: where a message is what limits them, so
+    many are sent as come back with votes, but one at least.
+
     Raises:
         SetupError: One patch or its answer is too long for a message.
     """
@@ -68,7 +71,8 @@ def batch_limit(spec: ModelSpec, max_message_bytes: int) -> int:
             f"{spec.name}: one patch {spec.patch_size} with {spec.num_heads} heads takes {largest} bytes, at most "
             f"{max_message_bytes} go into a message: export with FP16 answers, or allow longer ones"
         )
-    return min(limit, max(1, _WORTHWHILE_BATCH_BYTES // largest))
+    with_votes = (max_message_bytes - _MESSAGE_OVERHEAD_BYTES) // (spec.logits_bytes + spec.votes_bytes)
+    return min(limit, max(1, with_votes), max(1, _WORTHWHILE_BATCH_BYTES // largest))
 
 
 class Traffic:

@@ -12,6 +12,7 @@ from ctseg.deploy.trained_model import LoadedModel, load_trained_model
 from ctseg.deploy.training_volumes import training_labels_of, training_volumes_ml, with_training_volumes
 from ctseg.nnunet.plans import spec_from_plans
 from ctseg.presentation import LabelPresentation
+from ctseg.stages import Stage, watched
 from tests.support.nnunet_plans import make_dataset, make_plans
 
 VOXEL_ML = 3.0 * 2.0 * 5.0 / 1000
@@ -93,6 +94,36 @@ def test_a_label_map_that_cannot_be_read_is_left_out_and_told(tmp_path, model, m
     assert (
         "c.nii.gz is left out of the training set's volumes: expected labels, found values from -3 to -3" in caplog.text
     )
+
+
+def test_reading_the_label_maps_is_a_stage_that_counts_them_those_that_are_left_out_too(tmp_path, model, monkeypatch):
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path))
+    folder = tmp_path / model.dataset_name / "labelsTr"
+    for name in "ab":
+        write_labels(folder, name, 10)
+    (folder / "c.nii.gz").write_bytes(b"no gzip")
+    seen: list[tuple[str, int, int | None, str]] = []
+
+    class Watcher:
+        def began(self, stage: Stage) -> None:
+            seen.append((stage.what, stage.done, stage.total, stage.unit))
+
+        def advanced(self, stage: Stage) -> None:
+            seen.append(("done", stage.done, stage.total, stage.unit))
+
+        def ended(self, stage: Stage) -> None:
+            seen.append(("ended", stage.done, stage.total, stage.unit))
+
+    spec = spec_from_plans(make_plans(), make_dataset(), "3d_fullres", name="m", mirror_axes=())
+    labels = training_labels_of(model)
+    assert labels is not None
+    with watched(Watcher()):
+        training_volumes_ml(labels, spec)
+    assert seen == [
+        ("volumes of the training set's labels", 0, 3, "label maps"),
+        *(("done", count, 3, "label maps") for count in (1, 2, 3)),
+        ("ended", 3, 3, "label maps"),
+    ]
 
 
 def test_what_a_person_says_of_volumes_goes_first():

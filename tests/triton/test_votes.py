@@ -7,6 +7,7 @@ from tritonclient.grpc import InferenceServerClient, InferInput, InferRequestedO
 from ctseg.serving.process import RunningServer
 from ctseg.triton.options import ClientOptions
 from ctseg.triton.predictor import TritonPredictor
+from ctseg.triton.transport import batch_limit
 from tests.support.fake_triton import FakeClient, fake_connection
 from tests.support.live_triton import connected
 from tests.support.predictor_contract import check_predictor
@@ -27,6 +28,16 @@ def message_of(**changes: object) -> list[bytes]:
 
 def test_a_request_without_votes_has_the_bytes_of_one_for_a_network_that_has_none() -> None:
     assert message_of(votes={"folds": 3}) == message_of()
+
+
+def test_batches_come_back_with_votes_in_one_message_and_one_window_without_them_always_goes() -> None:
+    spec, voting = toy_spec(), toy_spec(votes={"folds": 3})
+    longest = 4096 + 4 * spec.logits_bytes
+    assert batch_limit(spec, longest) == 4
+    assert batch_limit(voting, longest) == 3, "a quarter more with each"
+    assert batch_limit(voting, longest + 4 * voting.votes_bytes) == 4
+    assert batch_limit(voting, 4096 + spec.logits_bytes) == 1
+    assert batch_limit(voting, 2 << 30) == batch_limit(spec, 2 << 30), "no message limits them, and off costs nothing"
 
 
 def answer_of(server: RunningServer, model: str, names: list[str]) -> tuple[list[tuple[str, str]], list[bytes]]:

@@ -57,18 +57,18 @@ class InProcessPredictor:
         self._version = version
         self._memory = memory
         self._is_alone = is_alone
-        window = bytes_of_window(spec, network_backend)
+        window, voting = (bytes_of_window(spec, network_backend, votes=votes) for votes in (False, True))
         if window > memory.most_bytes:
             raise SetupError(
                 f"{spec.name}: a window takes {window / (1 << 20):,.0f} MB of shared memory, and calls may take "
                 f"{memory.most_bytes / (1 << 20):,.0f} MB of {SHARED_MEMORY}: start the server with more of it (docker "
                 "run --shm-size, an emptyDir of medium Memory), or find out who has filled it"
             )
-        self._window_bytes = window
+        self._window_bytes, self._voting_window_bytes = window, voting
         largest = max(spec.patch_bytes, spec.logits_bytes)
-        fits = max(1, memory.most_bytes // window)
+        fits = max(1, memory.most_bytes // voting)
         self._batch = min(spec.max_batch_size, max(1, _WORTHWHILE_BATCH_BYTES // largest), fits)
-        memory.expect(window * self._batch)
+        memory.expect(voting * self._batch)
         self._in_flight = max(1, min(_MOST_IN_FLIGHT, max(2, instances + 1), fits // self._batch))
 
     @property
@@ -94,7 +94,7 @@ class InProcessPredictor:
     def predict(self, patches: Patches, *, votes: bool = False) -> Logits:
         """See :meth:`ctseg.predict.predictor.PatchPredictor.predict`."""
         what = f"{self._spec.name} version {self._version}"
-        size = self._window_bytes * len(patches)
+        size = (self._voting_window_bytes if votes else self._window_bytes) * len(patches)
         self._memory.take(size, what)
         kept = False
         try:

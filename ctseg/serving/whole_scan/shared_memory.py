@@ -115,14 +115,16 @@ class SharedMemoryUse:
             self._held -= size
 
 
-def bytes_of_window(spec: ModelSpec, backend: str) -> int:
-    """Return what a call with one window takes of shared memory, there and back, with votes where there are any.
+def bytes_of_window(spec: ModelSpec, backend: str, *, votes: bool) -> int:
+    """Return what a call with one window takes of shared memory, there and back.
 
     Args:
         spec: Of the network.
         backend: Triton's name of its backend: a python backend has a part of its own, which the tensors pass, too.
+        votes: Whether votes are asked for; they take nothing where the network has none.
     """
-    return (2 if backend == "python" else 1) * (spec.patch_bytes + spec.logits_bytes + spec.votes_bytes)
+    answered = spec.logits_bytes + (spec.votes_bytes if votes else 0)
+    return (2 if backend == "python" else 1) * (spec.patch_bytes + answered)
 
 
 def _megabytes(size: int) -> str:

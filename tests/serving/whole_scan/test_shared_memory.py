@@ -12,7 +12,7 @@ import pytest
 from ctseg.errors import InferenceFailedError, ServerUnavailableError, SetupError
 from ctseg.serving.whole_scan.in_process import InProcessPredictor
 from ctseg.serving.whole_scan.shared_memory import SharedMemoryUse, bytes_of_window
-from tests.support.toy_models import PATCH, toy_spec
+from tests.support.toy_models import PATCH, toy_patches, toy_spec
 
 MB = 1 << 20
 
@@ -57,8 +57,39 @@ def test_kept_answers_leave_room_for_the_largest_call_of_any_network() -> None:
 def test_tensors_of_a_python_backend_lie_there_twice() -> None:
     spec = toy_spec()
     window = PATCH[0] * PATCH[1] * PATCH[2] * (2 + 3) * 4
-    assert bytes_of_window(spec, "tensorrt") == window
-    assert bytes_of_window(spec, "python") == 2 * window
+    for votes in (False, True):
+        assert bytes_of_window(spec, "tensorrt", votes=votes) == window
+        assert bytes_of_window(spec, "python", votes=votes) == 2 * window
+
+
+def test_votes_take_a_byte_for_each_voxel_and_head_where_they_are_asked_for() -> None:
+    spec = toy_spec(votes={"folds": 3})
+    voxels = PATCH[0] * PATCH[1] * PATCH[2]
+    assert bytes_of_window(spec, "tensorrt", votes=False) == voxels * (2 + 3) * 4
+    assert bytes_of_window(spec, "tensorrt", votes=True) == voxels * ((2 + 3) * 4 + 3)
+    assert bytes_of_window(spec, "python", votes=True) == 2 * voxels * ((2 + 3) * 4 + 3)
+
+
+def test_call_without_votes_goes_where_one_with_votes_finds_no_room() -> None:
+    spec = toy_spec(votes={"folds": 3})
+    taken: list[int] = []
+
+    class Memory(SharedMemoryUse):
+        def take(self, size: int, what: str) -> None:
+            taken.append(size)
+            raise InferenceFailedError(what)
+
+    window = bytes_of_window(spec, "python", votes=False)
+    for most in (window, 8 * window):
+        predictor = InProcessPredictor(
+            None, spec, 1, instances=1, network_backend="python", memory=Memory(most, free=lambda: 8 * window),
+            is_alone=lambda: True,
+        )  # fmt: skip
+        for votes in (False, True):
+            with pytest.raises(InferenceFailedError):
+                predictor.predict(toy_patches(1), votes=votes)
+    assert taken == [window, bytes_of_window(spec, "python", votes=True)] * 2
+    assert predictor.max_batch_size == min(spec.max_batch_size, 8 * window // taken[1])
 
 
 def test_an_entry_that_opens_while_others_fill_the_memory_says_so_and_may_be_tried_again() -> None:
