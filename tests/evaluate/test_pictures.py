@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ctseg.evaluate.pages.colours import colours_of_values
 from ctseg.evaluate.pages.pictures import largest_section, radiological_turn, three_planes, thumbnail
 from ctseg.files.geometry import Geometry, Reorientation
 
@@ -106,3 +107,25 @@ def test_an_oblique_grid_is_turned_by_its_nearest_axes():
 def _at(voxels: np.ndarray) -> tuple[int, int, int]:
     z, y, x = (int(place) for place in np.argwhere(voxels == WHITE_HU).mean(axis=0).round())
     return z, y, x
+
+
+def test_a_picture_is_half_grey_in_the_middle_of_its_window():
+    for hu, grey in ((-160, 0), (40, 127), (140, 191), (240, 255)):
+        picture = pixels(thumbnail(np.full((20, 20), float(hu)), None, {}, spacing_mm=(1, 1), size=20))
+        assert np.abs(picture - grey).max() <= 2
+
+
+def test_planes_go_through_the_very_voxel_also_along_axes_that_are_turned_round():
+    voxels = np.full((5, 6, 7), BLACK_HU)
+    voxels[1, 2, 4] = WHITE_HU
+    for signs in ((1, 1, 1), (-1, -1, 1), (1, -1, -1)):
+        geometry = Geometry(voxels.shape, np.diag([*map(float, signs), 1.0]))
+        planes = three_planes(voxels, None, {}, geometry, at=(1, 2, 4), size=70)
+        for picture in (planes.axial, planes.coronal, planes.sagittal):
+            assert pixels(picture).max() > 200, signs
+
+
+def test_a_value_of_several_regions_has_the_colour_of_the_smallest():
+    regions = {"core": (2,), "whole": (1, 2, 3), "inner": (2, 3)}
+    colours = {"core": (1, 0, 0), "whole": (2, 0, 0), "inner": (3, 0, 0)}
+    assert colours_of_values(regions, colours) == {1: (2, 0, 0), 2: (1, 0, 0), 3: (3, 0, 0)}

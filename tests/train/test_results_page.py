@@ -194,6 +194,12 @@ def test_a_fold_is_told_after_its_first_epoch_validated_or_not(judged: Judged) -
     assert page.count('<svg viewBox="0 0 420 180"') == 2 * 4
 
 
+def test_a_fold_that_is_trained_and_not_validated_says_so(judged: Judged) -> None:
+    folder = judged.model / "fold_1"
+    torch.save({"logging": logged(folder, 4), "ctseg_training": {"epochs": 4}}, folder / "checkpoint_latest.pth")
+    assert "fold 1: all 4 epochs are done, the validation is not" in judged.page()
+
+
 def test_folds_stand_in_the_order_of_their_numbers(judged: Judged) -> None:
     for fold in ("all", "10", "2"):
         folder = judged.model / f"fold_{fold}"
