@@ -56,10 +56,20 @@ def exported(
 
 
 @pytest.fixture(scope="module")
-def bundle(exported: Callable[..., tuple[LoadedModel, Bundle]]) -> Bundle:
-    """Of labels, FP32 and FP16, with the weights beside the graph."""
-    _, found = exported(LABELS, precisions=("fp32", "fp16"), one_file_bytes=2048, accept_unproven=True)
-    return found
+def labels(exported: Callable[..., tuple[LoadedModel, Bundle]]) -> tuple[LoadedModel, Bundle]:
+    """A model of labels, and its bundle, FP32 and FP16, with the weights beside the graph."""
+    return exported(LABELS, precisions=("fp32", "fp16"), mirroring="client", one_file_bytes=2048, accept_unproven=True)
+
+
+@pytest.fixture(scope="module")
+def bundle(labels: tuple[LoadedModel, Bundle]) -> Bundle:
+    return labels[1]
+
+
+@pytest.fixture(scope="module")
+def regions(exported: Callable[..., tuple[LoadedModel, Bundle]]) -> tuple[LoadedModel, Bundle]:
+    """A model of regions, mirrored in the graph."""
+    return exported(REGIONS, mirroring="graph")
 
 
 def votes_of(model: LoadedModel, patches: np.ndarray, flips: list[tuple[int, ...]], *, regions: bool) -> np.ndarray:
@@ -77,22 +87,17 @@ def votes_of(model: LoadedModel, patches: np.ndarray, flips: list[tuple[int, ...
 
 
 @pytest.mark.parametrize(
-    ("dataset", "mirroring", "flips"),
+    ("made", "flips"),
     [
-        (LABELS, "client", [()]),
-        pytest.param(
-            REGIONS, "graph", [(), (2,), (3,), (4,), (2, 3), (2, 4), (3, 4), (2, 3, 4)], marks=pytest.mark.full
-        ),
+        ("labels", [()]),
+        pytest.param("regions", [(), (2,), (3,), (4,), (2, 3), (2, 4), (3, 4), (2, 3, 4)], marks=pytest.mark.full),
     ],
     ids=["labels", "regions, mirrored in the graph"],
 )
 def test_graph_counts_the_votes_of_pytorchs_folds(
-    exported: Callable[..., tuple[LoadedModel, Bundle]],
-    dataset: dict[str, object],
-    mirroring: str,
-    flips: list[tuple[int, ...]],
+    request: pytest.FixtureRequest, made: str, flips: list[tuple[int, ...]]
 ) -> None:
-    model, found = exported(dataset, mirroring=mirroring)
+    model, found = request.getfixturevalue(made)
     assert found.spec.votes == Votes(folds=3)
     assert found.spec.parity.state == "proven"
     graph = onnx.load(found.folder / "model.onnx")
@@ -113,10 +118,8 @@ def test_graph_counts_the_votes_of_pytorchs_folds(
     assert (np.rint(openvino[:, found.spec.num_heads :] * 3) != expected).mean() < 1e-3
 
 
-def test_one_fold_and_a_model_that_shall_not_say_have_no_votes(
-    trained: Callable[[dict[str, object]], LoadedModel],
-) -> None:
-    model = trained(LABELS)
+def test_one_fold_and_a_model_that_shall_not_say_have_no_votes(labels: tuple[LoadedModel, Bundle]) -> None:
+    model, _ = labels
     said = {"name": "voting", "mirroring": "none", "max_batch_size": 1}
     voting, silent = (model.spec(**said, votes=votes) for votes in (True, False))  # type: ignore[arg-type]
     assert voting.votes == Votes(folds=3)
@@ -124,7 +127,12 @@ def test_one_fold_and_a_model_that_shall_not_say_have_no_votes(
     assert silent.votes is None
     assert "votes" not in silent.to_json()
     assert silent.digest != voting.digest
-    graph = onnx_graph_of(model, silent)
+
+
+@pytest.mark.full
+def test_graph_of_a_model_that_shall_not_say_has_no_votes(labels: tuple[LoadedModel, Bundle]) -> None:
+    model, _ = labels
+    graph = onnx_graph_of(model, model.spec(name="voting", mirroring="none", max_batch_size=1, votes=False))
     assert [item.name for item in graph.graph.output] == ["output"]
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ctseg.arrays import Spacing
-from ctseg.evaluate.surfaces import SurfaceScores, element_areas, surface_scores
+from ctseg.evaluate.surfaces import SurfaceScores, _percentile, element_areas, surface_scores
 
 ISOTROPIC: Spacing = (1.0, 1.0, 1.0)
 CLINICAL: Spacing = (5.0, 0.7, 1.25)
@@ -22,6 +22,12 @@ def ball(spacing_mm: Spacing, radius_mm: float, *, shape: tuple[int, int, int]) 
     grid = np.stack(np.meshgrid(*(np.arange(n) - n // 2 for n in shape), indexing="ij"), axis=-1) * spacing_mm
     mask: np.ndarray = np.linalg.norm(grid, axis=-1) <= radius_mm
     return mask
+
+
+def test_percentile_is_the_least_distance_that_so_many_percent_of_the_area_do_not_exceed() -> None:
+    assert _percentile(np.arange(20.0)[::-1], np.ones(20)) == 18.0  # 19 of 20 elements are 95 %
+    assert _percentile(np.array([5.0, 1.0, 3.0]), np.array([4.0, 95.0, 1.0])) == 1.0
+    assert _percentile(np.array([5.0, 1.0, 3.0]), np.array([4.0, 94.0, 2.0])) == 3.0
 
 
 def test_area_of_a_large_plane_edge_and_corner_are_those_of_a_cut_box() -> None:

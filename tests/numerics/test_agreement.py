@@ -44,6 +44,12 @@ def test_a_label_that_only_some_folds_see_has_none_and_one_that_nobody_sees_is_l
     assert scores_of(logits, counts, LABELS) == {"liver": 0.0}
 
 
+def test_a_label_that_the_mean_alone_gives_has_an_agreement_of_nothing() -> None:
+    logits = np.array([[1], [2], [1]], np.float32).reshape(3, 1, 1, 1)
+    counts = np.array([[2], [0], [2]], np.uint8).reshape(3, 1, 1, 1)
+    assert scores_of(logits, counts, LABELS) == {"liver": 0.0, "tumour": 0.0}
+
+
 def test_folds_of_one_mind_agree_wholly() -> None:
     logits = np.random.default_rng(0).standard_normal((3, 2, 3, 5)).astype(np.float32)
     counts = np.where(logits == logits.max(axis=0), 4, 0).astype(np.uint8)

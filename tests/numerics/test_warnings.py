@@ -31,7 +31,16 @@ def padded() -> np.ndarray:
     return hu
 
 
-@pytest.mark.parametrize("hu", [body_in_air(), body_in_air(lung_share=0.9), soft_tissue(), padded()])
+def almost_all_padding() -> np.ndarray:
+    """A body of 3 % of the voxels: everything else is one number, lower than air."""
+    hu = np.full((24, 40, 32), -2000, np.int16)
+    hu[:, 17:23, 13:19] = body_in_air()[:, 20:26, 10:16]
+    return hu
+
+
+@pytest.mark.parametrize(
+    "hu", [body_in_air(), body_in_air(lung_share=0.9), soft_tissue(), padded(), almost_all_padding()]
+)
 def test_hu_are_hu_with_lungs_without_air_and_with_padding(hu):
     assert why_no_hu(hu, TRAINING) == ""
     assert why_no_hu(hu.astype(np.float32), TRAINING) == ""
@@ -45,6 +54,10 @@ def test_hu_are_hu_with_lungs_without_air_and_with_padding(hu):
         (
             ((body_in_air() + 1024) / 8).clip(0, 255).astype(np.uint8),
             "values from 0 to 255: a picture of 8 bits, no HU",
+        ),
+        (
+            ((body_in_air() + 1024) / 8).clip(0, 256).astype(np.uint16),
+            f"values from 0 to 256, none below 0, where HU have fat and air: {SHIFTED}",
         ),
         (body_in_air() + 1024, f"none below 0, where HU have fat and air: {SHIFTED}"),
         ((body_in_air() + 1024).astype(np.uint16), f"none below 0, where HU have fat and air: {SHIFTED}"),
