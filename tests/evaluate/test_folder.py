@@ -364,3 +364,16 @@ def test_tolerance_that_is_named_twice_counts_once_and_close_ones_have_names_of_
     header, row, *_ = (line.split(",") for line in table_of(evaluation).splitlines())
     assert header[6:9] == ["nsd_1mm", "nsd_2.5mm", "nsd_1.0000001mm"]
     assert len(row) == len(header)
+
+
+def test_ignore_label_in_a_label_map_is_no_label_and_is_not_told_as_unnamed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    reference = np.zeros((3, 4, 5), np.uint8)
+    reference[0], reference[2, 0] = 1, 4
+    write(tmp_path / "references" / "a.nii.gz", reference)
+    write(tmp_path / "labels" / "a.nii.gz", np.where(reference == 1, 4, reference).astype(np.uint8))
+    (case,) = evaluate_folder(tmp_path / "labels", tmp_path / "references", labels_of_values([1], 4)).cases
+    scores = case.labels["1"]
+    assert (scores.tp, scores.fp, scores.fn, scores.tn) == (0, 0, 20, 35)
+    assert not caplog.records
