@@ -66,6 +66,8 @@ def make_context(scratch: Path) -> None:
     context = scratch / "context"
     shutil.rmtree(context, ignore_errors=True)
     context.mkdir()
+    rules = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    sent = {".dockerignore", *(rule[1:] for rule in rules if rule.startswith("!"))}
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -74,8 +76,7 @@ def make_context(scratch: Path) -> None:
     )
     for name in listed.stdout.decode().split("\0"):
         top = name.partition("/")[0]
-        wanted = top in ("ctseg", "docker", "requirements", "pyproject.toml", "README.md", "LICENSE", "NOTICE")
-        if name and (ROOT / name).is_file() and (wanted or top.startswith("Dockerfile") or top == ".dockerignore"):
+        if name and (ROOT / name).is_file() and (top in sent or top.startswith("Dockerfile")):
             target = context / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, target)

@@ -48,6 +48,14 @@ def train_and_export(machine: Machine, data: Path) -> None:
     claim(
         "two processes under torchrun leave one checkpoint", finals == ["fold_0", "fold_1"], f"{finals} {log[-2000:]}"
     )
+    step("pages of the data set and of its training")
+    for words, folder, page in (
+        (("dataset", "overview", "-d", "101"), "nnUNet_preprocessed", "overview.html"),
+        (("results", "101", "--html"), "nnUNet_results", "results.html"),
+    ):
+        said = machine.podman("run", "--rm", *in_training, "localhost/ci/train", *words)
+        text = (data / folder / "Dataset101_Pieces" / page).read_text(encoding="utf-8")
+        claim(f"ctseg {words[0]} shows pictures in {page}", "data:image/" in text, said)
     step("nnUNetv2_predict, nnU-Net's own command")
     machine.podman(
         "run", "--rm", *in_training, "-v", f"{data / 'nnunet_scans'}:/scans:ro", "-v", f"{data / 'nnunet'}:/labels",
