@@ -15,6 +15,8 @@ FILE = "dataset.json"
 FILE_ENDING = ".nii.gz"
 _SHOWN = 12
 """Entries that a message writes out."""
+_LARGEST = 65535
+"""Value that a label map of a data set can hold."""
 _LONGEST = 60
 """Characters of something unknown that a message writes out."""
 _SETTINGS = {"labels_not_consecutive": ("remap",), "regions": ("regions_class_order",)}
@@ -115,7 +117,7 @@ def read_declared(file: Path) -> tuple[Declared | None, list[DatasetProblem]]:
     """
     problems: list[DatasetProblem] = []
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=_once)
     except OSError as error:
         return None, [DatasetProblem(None, "dataset_json", f"{file}: cannot be read ({error.strerror})")]
     except ValueError as error:
@@ -148,6 +150,16 @@ def read_declared(file: Path) -> tuple[Declared | None, list[DatasetProblem]]:
         number if type(number) is int else None,
         _cases(content.get("dataset"), tell),
     ), problems
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON, which would silently lose all but the last of two values of one name."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"{name!r} stands there twice, as {_shown(found[name])} and as {_shown(value)}")
+        found[name] = value
+    return found
 
 
 def misnamed_channels(names: Sequence[str]) -> list[str]:
@@ -253,7 +265,7 @@ def _is_quoted(value: object) -> bool:
 def _value(value: object) -> int | Sequence[int] | None:
     """Return one value or several; None: it is none."""
     if isinstance(value, list | tuple):
-        values = [_value(one) for one in value]
+        values = [None if isinstance(one, list | tuple) else _value(one) for one in value]
         return [one for one in values if isinstance(one, int)] if values and None not in values else None
     if isinstance(value, str) and value.isdecimal():
         return int(value)
@@ -272,11 +284,15 @@ def declared_label_problems(labels: LabelValues, regions_class_order: Sequence[i
     values = sorted(values_of(labels))
     if labels.get("background") != 0:
         other = next((name for name, value in labels.items() if value == 0), None)
-        found = repr(labels.get("background")) if other is None else f"0 for {other!r}: rename it"
+        found = f"0 for {other!r}: rename it"
+        if other is None:
+            found = f"{labels['background']!r}" if "background" in labels else 'none: write "background": 0'
         tell("labels", f"label 'background' must be 0, found {found}")
+    if odd := [name for name in labels if not name.isprintable() or not name.strip()]:
+        tell("labels", f"names of labels need letters that can be printed, found {', '.join(map(repr, odd[:_SHOWN]))}")
     if values != list(range(len(values))):
-        missing = sorted(set(range(max(values, default=0))) - set(values))
-        why = f"{number_ranges(missing)} missing" if missing else "negative values are not allowed"
+        missing = set(range(min(max(values), _LARGEST))) - set(values)
+        why = f"{number_ranges(missing)} missing" if values[0] >= 0 else "negative values are not allowed"
         tell("labels_not_consecutive", f"labels must be consecutive from 0, found {number_ranges(values)}: {why}")
     ignore = labels.get("ignore")
     if ignore is not None and ignore != max(values):

@@ -94,9 +94,8 @@ def placed_labels(
     if not _in_one_place(label.geometry, image.geometry):
         voxels, problems = _resampled(voxels, label.geometry, image.geometry, case=case)
     if rules.values and not problems:
-        table = np.zeros(max(rules.values) + 1, np.uint16)
-        table[list(rules.values)] = list(rules.values.values())
-        voxels = table[voxels]
+        former = np.array(sorted(rules.values))  # values may be huge, so that no table has a place for each
+        voxels = np.array([rules.values[value] for value in former.tolist()], np.uint16)[former.searchsorted(voxels)]
     return (None, problems) if problems else (voxels, [])
 
 

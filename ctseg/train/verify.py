@@ -14,7 +14,7 @@ from ctseg.files.dataset_cases import DatasetCases, DatasetProblem, LabelledCase
 from ctseg.files.grid import ChannelVolume
 from ctseg.files.nnunet_names import find_dataset_cases
 from ctseg.stages import stage
-from ctseg.train.description import FILE, Declared, misnamed_channels, read_declared, values_of
+from ctseg.train.description import FILE, Declared, misnamed_channels, number_ranges, read_declared, values_of
 from ctseg.train.groups import FOLDS, too_few
 from ctseg.train.problem_lines import counted, problem_lines
 from ctseg.train.scans import (
@@ -146,7 +146,11 @@ def _unused(declared: Declared, checked: Sequence[_CheckedCase]) -> list[str]:
     if declared.labels is None or not checked or any(case.values is None for case in checked):
         return []
     unused = values_of(declared.labels) - {value for case in checked for value in case.values or ()} - {0}
-    return [f"{name} ({value})" for name, value in declared.labels.items() if values_of({name: value}) & unused]
+    return [
+        f"{name} ({number_ranges(values)})"
+        for name, value in declared.labels.items()
+        if (values := values_of({name: value}) & unused)
+    ]
 
 
 def _notes(count: int, checked: Sequence[_CheckedCase]) -> list[str]:

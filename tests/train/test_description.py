@@ -136,6 +136,30 @@ def test_what_is_long_and_unknown_is_cut_short(tmp_path: Path) -> None:
     assert len(message) < 200
 
 
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ('{"background": 0, "a": [[1]]}', "labels need whole numbers, or lists of these, found a: [[1]]"),
+        ('{"background": 0, "a": 99999999999999999999}', "found 0, 99999999999999999999: 1 to 65534 missing"),
+        ('{"background": 0, "a": -1, "b": 1}', "found -1 to 1: negative values are not allowed"),
+        ('{"tumor": 1}', """label 'background' must be 0, found none: write "background": 0"""),
+        ('{"background": 0, "a\\nb": 1}', "names of labels need letters that can be printed, found 'a\\nb'"),
+        ('{"background": 0, "a": 1, "a": 2}', "not JSON: 'a' stands there twice, as 1 and as 2"),
+    ],
+)
+def test_labels_of_any_kind_are_told_by_what_is_wrong(tmp_path: Path, labels: str, message: str) -> None:
+    dataset = raw_dataset(tmp_path)
+    text = json.dumps({**SOUND, "labels": "HERE"}).replace('"HERE"', labels)
+    (dataset / "dataset.json").write_text(text)
+    assert message in str(verify_dataset(dataset, nnunet_check=False))
+
+
+def test_of_a_region_the_values_that_no_label_map_has_are_noted(tmp_path: Path) -> None:
+    regions = {"labels": {"background": 0, "whole": [1, 2], "core": 2}, "regions_class_order": [1, 2]}
+    (note,) = verify_dataset(raw_dataset(tmp_path, content={**SOUND, **regions}), nnunet_check=False).notes
+    assert note == "no label map has whole (2), core (2): a model learns nothing of what is never there"
+
+
 def test_numbers_are_told_in_ranges() -> None:
     assert number_ranges([255, 3, 1, 2, 0, 7, 8]) == "0 to 3, 7, 8, 255"
     assert number_ranges(range(0, 40, 2)).endswith("22 and 8 more")
