@@ -120,13 +120,6 @@ def _export(args: argparse.Namespace, tell: Callable[[str], None]) -> str:
     chosen = _chosen(args)
     require_there(args.cases)
     codes = {} if args.codes is None else read_codes(args.codes)
-    trained = load_trained_recipe(
-        chosen.members,
-        folds=parse_folds(args.folds) if args.folds else chosen.folds,
-        checkpoint=checkpoint_file(args.checkpoint),
-        postprocessing=chosen.postprocessing,
-        trust=args.trust_checkpoint,
-    )
     options = ExportOptions(
         name=args.name,
         mirroring=args.tta,
@@ -137,6 +130,13 @@ def _export(args: argparse.Namespace, tell: Callable[[str], None]) -> str:
         accept_unproven=args.accept_unproven,
         codes=codes,
         votes=args.votes,
+    )
+    trained = load_trained_recipe(
+        chosen.members,
+        folds=parse_folds(args.folds) if args.folds else chosen.folds,
+        checkpoint=checkpoint_file(args.checkpoint),
+        postprocessing=chosen.postprocessing,
+        trust=args.trust_checkpoint,
     )
     bundle = export_trained(trained, args.output, options, args.cases, report=tell)
     if isinstance(bundle, RecipeBundle):

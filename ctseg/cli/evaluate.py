@@ -29,7 +29,8 @@ def add_commands(commands: "argparse._SubParsersAction[Parser]") -> None:
         help="compare label maps with references",
         description="Dice and the other counts as nnU-Net has them, distances between surfaces, and volumes, by case "
         "and label; written as evaluation.json, evaluation.csv and nnU-Net's summary.json. Files belong together by "
-        "their names. Exit status: 0 all compared, 1 a case is missing or could not be compared, 2 nothing was done.",
+        "their names. Exit status: 0 all compared, 1 a case is missing or could not be compared, 2 nothing was done, "
+        "3 the disk is full or went away, 130 interrupted, 143 terminated.",
     )
     parser.add_argument(
         "-i", "--labels", type=Path, required=True, help="folder of label maps, as ctseg predict writes"

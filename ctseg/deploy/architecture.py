@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ctseg.errors import CheckpointError
+from ctseg.errors import CheckpointError, SpecError
 from ctseg.nnunet.checkpoint import TRUST_HINT
 from ctseg.nnunet.plans import resolve_configuration
 from ctseg.nnunet.trainers import TRAINERS_FOLDER, TRAINERS_PACKAGE, network_builder, trainer_folders
@@ -56,7 +56,10 @@ def build_network(
     from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    resolve_configuration(plans, configuration)
+    try:
+        resolve_configuration(plans, configuration)
+    except SpecError as error:
+        raise SpecError(f"{model}: {error}") from error
     asked: Mapping[str, object] = {}
     try:
         manager = PlansManager(plans)

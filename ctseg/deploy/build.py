@@ -18,7 +18,7 @@ from ctseg.deploy.runtimes import Measure, seconds_per_patch
 from ctseg.deploy.tensorrt_plan import Compiler
 from ctseg.errors import ParityError, SetupError, SpecError
 from ctseg.model_spec import ModelSpec
-from ctseg.predict.whole_scan import require_free_name
+from ctseg.predict.whole_scan import require_usable_name
 from ctseg.serving.entries import CONFIG_NAME, Backend, Entry, read_entry
 from ctseg.serving.scan_entry import publish_scan_entry
 
@@ -83,7 +83,7 @@ def build_entry(
             "it can be accepted all the same, and every client will warn",
             settings=("accept_unproven",),
         )
-    require_free_name(spec.name)
+    require_usable_name(spec.name)
     job = Job(bundle, spec, source, repository, options, report, measure, compiler)
     entry = _BACKENDS[options.backend](job)
     if options.whole_scans:  # beside what was up to date, too

@@ -25,7 +25,7 @@ from ctseg.model_spec import Precision
 from ctseg.nnunet.choosing import choose
 from ctseg.nnunet.folds import Fold
 from ctseg.nnunet.results_folder import ANY_MODEL, Choice
-from ctseg.predict.whole_scan import scan_entry
+from ctseg.predict.whole_scan import require_usable_name, scan_entry
 from ctseg.serving.entries import Backend
 from ctseg.serving.installation import find_server
 
@@ -55,6 +55,10 @@ class DeployOptions:
     precision: Precision = "fp32"
     backend: Literal["auto", "python", "tensorrt"] = "auto"
     trust: bool = False
+
+    def __post_init__(self) -> None:
+        if self.name is not None:
+            require_usable_name(self.name)
 
 
 @dataclass(frozen=True)

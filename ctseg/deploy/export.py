@@ -39,7 +39,7 @@ from ctseg.deploy.training_volumes import training_labels_of, training_volumes_m
 from ctseg.errors import ParityError, SetupError
 from ctseg.files.codes import check_labels
 from ctseg.model_spec import SPEC_NAME, ModelSpec, Precision
-from ctseg.predict.whole_scan import require_free_name
+from ctseg.predict.whole_scan import require_usable_name
 from ctseg.presentation import LabelPresentation
 from ctseg.stages import stage
 
@@ -97,6 +97,10 @@ class ExportOptions:
     codes: Mapping[str, LabelPresentation] = field(default_factory=dict)
     votes: bool = True
 
+    def __post_init__(self) -> None:
+        if self.name is not None:
+            require_usable_name(self.name)
+
 
 def export_model(
     model: LoadedModel,
@@ -131,7 +135,7 @@ def export_model(
     check_replaceable(output)
     mirroring = options.mirroring if model.mirror_axes else "none"
     name = options.name or model.default_name
-    require_free_name(name)
+    require_usable_name(name)
     spec = model.spec(
         name=name,
         mirroring=mirroring,

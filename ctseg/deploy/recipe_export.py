@@ -26,7 +26,7 @@ from ctseg.model_spec import KeepLargest, ModelSpec
 from ctseg.predict.predictor import PatchPredictor
 from ctseg.predict.segment import CaseContext
 from ctseg.predict.segmenter import WindowSegmenter
-from ctseg.predict.whole_scan import require_free_name
+from ctseg.predict.whole_scan import require_usable_name
 from ctseg.recipe import Recipe
 from ctseg.stages import stage
 
@@ -92,7 +92,7 @@ def export_recipe(
     """
     check_replaceable(output)
     name = options.name or trained.members[0].model.default_name
-    require_free_name(name)
+    require_usable_name(name)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with appearing(output) as part:

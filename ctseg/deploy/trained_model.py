@@ -150,6 +150,12 @@ def load_trained_model(
     """
     with opened_results(path, choice) as folder:
         plans, dataset = read_json(folder / "plans.json"), read_json(folder / "dataset.json")
+        for file, content, part in (("plans.json", plans, "configurations"), ("dataset.json", dataset, "labels")):
+            if not isinstance(content.get(part), dict):
+                raise CheckpointError(
+                    f"{folder.name}/{file}: expected {part} by their names, found {str(content.get(part))[:100]}: take "
+                    "the file that nnU-Net wrote when it trained the model"
+                )
         names = trained_folds(folder, folds, checkpoint)
         contents = [
             # mapped: the optimizer's state, two thirds of the file, is never read

@@ -3,6 +3,7 @@
 One request is one scan, and its answer the label map. docs/api.md is this module in words, for every language.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ import numpy.typing as npt
 
 from ctseg.documents import Document
 from ctseg.errors import CtsegError, InferenceFailedError, InputError, ServerUnavailableError, SpecError
+from ctseg.model_spec import MODEL_NAME_PATTERN
 
 PROTOCOL = 1
 """Of requests and answers; what stands in a repository and the installed ctseg have to agree on it."""
@@ -118,12 +120,18 @@ def scan_entry(model: str) -> str:
     return f"{model}{SCAN_SUFFIX}"
 
 
-def require_free_name(name: str) -> None:
-    """Refuse a model's or recipe's name that the entries for whole scans have.
+def require_usable_name(name: str) -> None:
+    """Refuse what cannot be the name of a model or recipe.
 
     Raises:
-        SpecError: It ends as theirs do.
+        SpecError: It has other characters than a name may have, or ends as those of the entries for whole scans do.
     """
+    if len(name) > 128 or not re.fullmatch(MODEL_NAME_PATTERN, name):
+        raise SpecError(
+            f"{name[:100]!r} is no name of a model: expected at most 128 letters, digits, _ . and -, a letter or digit "
+            "first, such as ct_total",
+            settings=("name",),
+        )
     if name.endswith(SCAN_SUFFIX):
         raise SpecError(
             f"{name}: names that end in {SCAN_SUFFIX} are those of entries for whole scans: take another name",

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from ctseg.errors import SetupError, SpecError
 from ctseg.files.atomic import bring_to_disk
 from ctseg.model_spec import MAX_SPEC_BYTES, ModelSpec
-from ctseg.predict.whole_scan import require_free_name
+from ctseg.predict.whole_scan import require_usable_name
 from ctseg.serving.entries import (
     BUILD_NAME,
     DATA_FILES_KEY,
@@ -141,7 +141,7 @@ def publish(repository: Path, draft: EntryDraft, version: int) -> Entry:
         raise ValueError(f"version {version} is not a positive number")
     if not draft.model_file.is_file():
         raise SetupError(f"{draft.spec.name}: model file {draft.model_file} is missing")
-    require_free_name(draft.spec.name)
+    require_usable_name(draft.spec.name)
     folder = repository / draft.spec.name
     with writing(repository, draft.spec.name):
         known = read_entry(folder) if folder.exists() else None

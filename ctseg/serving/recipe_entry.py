@@ -8,7 +8,7 @@ from ctseg.files import atomic
 from ctseg.model_spec import MAX_SPEC_BYTES
 from ctseg.predict.contract import ScanContract
 from ctseg.predict.recipe_segmenter import contract_of_recipe
-from ctseg.predict.whole_scan import require_free_name
+from ctseg.predict.whole_scan import require_usable_name
 from ctseg.recipe import RECIPE_NAME, Recipe
 from ctseg.serving.entries import (
     CONFIG_NAME,
@@ -44,7 +44,7 @@ def publish_recipe(repository: Path, recipe: Recipe) -> int:
         SetupError: Another writer holds the lock for ten minutes.
         OutputError: The repository cannot be written; nothing half-written is left.
     """
-    require_free_name(recipe.name)
+    require_usable_name(recipe.name)
     text = recipe.to_json()
     if len(text) > MAX_SPEC_BYTES:
         raise SpecError(f"{recipe.name}: the recipe has {len(text)} bytes, Triton carries at most {MAX_SPEC_BYTES}")

@@ -472,6 +472,7 @@ def test_measured_is_the_shortest_of_several_calls_after_a_first(bundle: Bundle)
 
 
 @pytest.mark.live
+@pytest.mark.full
 def test_network_with_its_weights_outside_gives_the_labels_of_one_file(
     large_bundle: Bundle, trained_unet: Path, export: Callable[..., Bundle], ct_piece: Path, tmp_path: Path
 ) -> None:

@@ -12,7 +12,8 @@ import pytest
 from ctseg.cli.main import main
 from ctseg.deploy.bundle import Bundle
 from ctseg.deploy.deployment import DeployOptions, deploy
-from ctseg.errors import CheckpointError, ParityError
+from ctseg.deploy.export import ExportOptions
+from ctseg.errors import CheckpointError, ParityError, SpecError
 from ctseg.nnunet.choosing import choose
 from ctseg.nnunet.results_folder import Choice
 from ctseg.serving.entries import read_entry
@@ -183,3 +184,11 @@ def test_what_another_deployment_has_put_there_meanwhile_stays_where_this_one_fa
     with pytest.raises(ParityError):
         deploy(trained_unet, tmp_path / "models", DeployOptions(backend="python"))
     assert [path.name for path in (tmp_path / "models").iterdir()] == [bundle.spec.name]
+
+
+@pytest.mark.parametrize("name", ["a b/c", "_body", "../body", "body_scan", "a" * 129, "körper", "body\n"])
+def test_a_name_that_no_model_can_have_is_refused_before_anything_is_read(name: str) -> None:
+    for options in (DeployOptions, ExportOptions):
+        with pytest.raises(SpecError) as refused:
+            options(name=name)
+        assert refused.value.settings == ("name",)

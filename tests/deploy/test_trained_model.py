@@ -12,7 +12,7 @@ import torch
 
 from ctseg.deploy.reference import torch_network
 from ctseg.deploy.trained_model import load_trained_model
-from ctseg.errors import CheckpointError
+from ctseg.errors import CheckpointError, CtsegError
 from ctseg.model_spec import KeepLargest
 from ctseg.nnunet.results_folder import Choice
 from tests.support.nnunet_reference import make_dataset, make_plans, make_trained_folder, reference_predictor
@@ -95,6 +95,24 @@ def test_missing_fold_and_missing_checkpoint_are_named(trained_unet: Path) -> No
         load_trained_model(trained_unet, folds=(0, 3))
     with pytest.raises(CheckpointError, match=r"no fold has checkpoint_best.pth; found checkpoint_final.pth"):
         load_trained_model(trained_unet, checkpoint="checkpoint_best.pth")
+
+
+@pytest.mark.parametrize(
+    ("file", "part", "found", "said"),
+    [
+        ("dataset.json", "labels", None, "dataset.json: expected labels by their names, found None"),
+        ("dataset.json", "labels", ["liver"], r"found \['liver'\]: take the file that nnU-Net wrote"),
+        ("plans.json", "configurations", None, "plans.json: expected configurations by their names, found None"),
+        ("plans.json", "configurations", {}, "nnUNetTrainer__nnUNetPlans__3d_fullres: plans: no configuration"),
+    ],
+)
+def test_documents_without_what_a_model_needs_are_refused_by_name(
+    copy_of_unet: Path, file: str, part: str, found: object, said: str
+) -> None:
+    content = json.loads((copy_of_unet / file).read_text())
+    (copy_of_unet / file).write_text(json.dumps({**content, part: found}))
+    with pytest.raises(CtsegError, match=said):
+        load_trained_model(copy_of_unet)
 
 
 def test_numbered_folds_are_preferred_to_fold_all(copy_of_unet: Path) -> None:

@@ -113,6 +113,24 @@ def test_counts_of_labels_are_nnunets(tmp_path: Path, ignore: int | None) -> Non
         assert math.isnan(case["metrics"]["5"]["Dice"])
 
 
+def test_background_asked_for_is_no_foreground_as_in_nnunet(tmp_path: Path) -> None:
+    labels, references = folders_with(tmp_path, highest=2, ignore=None)
+    expected = by_nnunet(labels, references, [0, 1, 2], None)
+    found = summary_of(evaluate_folder(labels, references, labels_of_values([0, 1, 2])))
+    np.testing.assert_equal(found["foreground_mean"], expected["foreground_mean"])
+    assert found["mean"]["0"]["Dice"] == expected["mean"]["0"]["Dice"] > found["foreground_mean"]["Dice"]
+
+
+def test_volume_is_the_label_maps_and_reference_volume_the_references(tmp_path: Path) -> None:
+    one, other = np.zeros((9, 8, 7), np.uint8), np.zeros((9, 8, 7), np.uint8)
+    one[1:6, 2:6, 3:5] = 1  # 40 voxels of 12 mm3
+    other[5:8, 2:6, 3:4] = 1  # 12
+    write(tmp_path / "labels" / "a.nii.gz", one)
+    write(tmp_path / "references" / "a.nii.gz", other)
+    scores = evaluate_folder(tmp_path / "labels", tmp_path / "references").cases[0].labels["1"]
+    assert (scores.volume_ml, scores.reference_volume_ml) == pytest.approx((0.48, 0.144))
+
+
 def test_labels_without_names_are_all_values_that_any_file_has(tmp_path: Path) -> None:
     labels, references = tmp_path / "labels", tmp_path / "references"
     for case, value in (("a", 7), ("b", 300)):
@@ -296,6 +314,8 @@ def test_evaluation_of_unchanged_files_is_the_earlier_one_and_of_changed_ones_is
     first = evaluate_folder(labels, references)
     assert evaluate_folder(labels, references, earlier=first) is first
     assert evaluate_folder(labels, references, tolerances_mm=(2.0,), earlier=first).tolerances_mm == (2.0,)
+    write(labels / "more.nii.gz", blobs(5, 2))
+    assert evaluate_folder(labels, references, earlier=first).surplus == ("more",)
     write(references / "case0.nii.gz", blobs(99, 2))
     again = evaluate_folder(labels, references, earlier=first)
     assert again.cases[0].labels["1"].dice != first.cases[0].labels["1"].dice

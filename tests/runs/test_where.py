@@ -338,7 +338,7 @@ def test_a_folder_finishes_on_the_version_that_it_began_with_though_that_takes_n
         )
         client.close()
     assert [(case.status, case.made_by.model_version) for case in report.cases] == [("ok", "1")] * 8
-    assert "windows were cut here: " in report.cases[-1].warnings[-1]
+    assert any("windows were cut here: " in warning for warning in report.cases[-1].warnings)
     expected, found = labels_in(tmp_path / "undisturbed"), labels_in(tmp_path / "out")
     for name, labels in found.items():
         np.testing.assert_array_equal(labels, expected[name])

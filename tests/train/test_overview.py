@@ -69,7 +69,11 @@ def test_a_case_is_measured_exactly(looked_at: LookedAt) -> None:
         assert spread.mean == pytest.approx(values.mean())
         for name, share in (("percentile_00_5", 0.005), ("median", 0.5), ("percentile_99_5", 0.995)):
             assert getattr(spread, name) == np.quantile(values, share, method="inverted_cdf")
-    assert sum(case.channels["CT"].whole_histogram.counts) == voxels.size
+    histogram = case.channels["CT"].whole_histogram
+    assert (histogram.low, histogram.high) == (-1024.0, 3072.0)
+    assert histogram.counts == tuple(
+        np.histogram(np.clip(voxels, -1024, 3071), len(histogram.counts), (-1024.0, 3072.0))[0]
+    )
 
 
 def test_a_label_in_a_picture_of_one_slice_is_cut_off_at_its_edges_alone(tmp_path: Path) -> None:
