@@ -83,7 +83,11 @@ NETWORKS = {
 
 @pytest.mark.parametrize(
     "name",
-    ["plain 2d", "residual 3d", "swin 2d, padded", pytest.param("swin 3d", marks=pytest.mark.full)],
+    [
+        "plain 2d",
+        "residual 3d",
+        *(pytest.param(name, marks=pytest.mark.full) for name in ("swin 2d, padded", "swin 3d")),
+    ],
 )
 def test_every_kind_of_network_gives_pytorchs_logits(name: str, tmp_path: Path) -> None:
     (dims, kind), patch = NETWORKS[name]

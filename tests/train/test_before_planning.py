@@ -94,6 +94,7 @@ def test_folds_that_a_training_used_are_not_replaced_by_accident(tmp_path: Path)
     ("splits", "message"),
     [
         ([{"train": ["case0", "gone"], "val": ["case1"]}], "fold 0 has cases that are not in the data set: gone"),
+        ([{"train": ["case0"], "val": ["other"]}], "fold 0 has cases that are not in the data set: other"),
         ([{"train": ["case0"], "val": ["case0"]}], "fold 0 trains and validates on case0"),
         ({"train": []}, "expected a list of folds"),
     ],

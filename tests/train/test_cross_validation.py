@@ -110,6 +110,10 @@ def write_labels(path: Path, end: int) -> None:
 @pytest.fixture
 def with_label_maps(validated: TinyNnunet) -> tuple[TinyNnunet, Path]:
     """Folds 0 and 1 with a label map each, which ends two and four slices before the data set's."""
+    for name in ("raw", "preprocessed"):  # other tests read the data set, too: this one is changed
+        shared = (validated.root / name).resolve()
+        (validated.root / name).unlink()
+        shutil.copytree(shared, validated.root / name)
     shutil.rmtree(validated.results / UNET / "fold_4")
     shutil.rmtree(validated.results / UNET / "fold_2")
     references = validated.root / "preprocessed" / validated.dataset / "gt_segmentations"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ctseg.cli.main import main
+from ctseg.train.decathlon import read_decathlon_task
 from tests.support.small_datasets import affine, image, labels, pairs, write
 
 
@@ -98,3 +99,13 @@ def test_what_is_no_task_and_what_the_task_says_itself_are_told(
     assert "no dataset.json, imagesTr, labelsTr: expected a folder of the Decathlon" in capsys.readouterr().err
     assert create(tmp_path, "--msd", str(task(tmp_path)), "--label", "lung=1") == 2
     assert "--msd says it all: leave --label out" in capsys.readouterr().err
+
+
+def test_channels_are_joined_unless_every_image_is_one_of_them(tmp_path: Path) -> None:
+    made = task(tmp_path)
+    assert read_decathlon_task(made).folders.joined_channels
+    write(made / "imagesTr" / "toy_003_0000.nii.gz", image(0))
+    assert read_decathlon_task(made).folders.joined_channels
+    for i in range(3):
+        (made / "imagesTr" / f"toy_{i:03d}.nii.gz").rename(made / "imagesTr" / f"toy_{i:03d}_0001.nii.gz")
+    assert not read_decathlon_task(made).folders.joined_channels

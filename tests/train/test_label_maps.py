@@ -109,6 +109,12 @@ def test_resampling_is_nnunets_where_grids_share_their_faces() -> None:
     assert len(np.unique(made)) == 4
 
 
+def test_where_two_are_equal_the_background_and_the_lower_label_win() -> None:
+    coarse = np.array([[[0, 1, 2, 0]]], np.uint8)
+    source, target = (Geometry((1, 1, size), np.diag([mm, 1.0, 1.0, 1.0])) for size, mm in ((4, 2.0), (7, 1.0)))
+    assert labels_on_grid(coarse, source, target).ravel().tolist() == [0, 0, 1, 1, 2, 0, 0]
+
+
 def test_outside_the_label_map_is_background_and_what_is_cut_off_is_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
