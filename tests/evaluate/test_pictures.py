@@ -129,3 +129,18 @@ def test_a_value_of_several_regions_has_the_colour_of_the_smallest():
     regions = {"core": (2,), "whole": (1, 2, 3), "inner": (2, 3)}
     colours = {"core": (1, 0, 0), "whole": (2, 0, 0), "inner": (3, 0, 0)}
     assert colours_of_values(regions, colours) == {1: (2, 0, 0), 2: (1, 0, 0), 3: (3, 0, 0)}
+
+
+def test_labels_that_touch_have_no_gap_between_them_where_a_pixel_has_half_of_each():
+    width = 2 * 45
+    plane, labels = np.full((width, width), -1000.0, np.float32), np.ones((width, width), np.uint8)
+    labels[:, 45:] = 2
+    uri = thumbnail(plane, labels, {1: (0, 250, 0), 2: (0, 250, 0)}, spacing_mm=(1.0, 1.0), size=45)
+    row = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))))[22, :, 1].astype(int)
+    assert row.min() > 100, "the veil is everywhere, in the 23rd pixel too"
+
+
+def test_a_picture_that_is_all_noise_takes_no_more_room_than_the_index_has_for_it():
+    noise = np.random.default_rng(0).uniform(-160, 240, (160, 160)).astype(np.float32)
+    uri = thumbnail(noise, None, {}, spacing_mm=(1.0, 1.0), size=160)
+    assert len(base64.b64decode(uri.partition(",")[2])) <= 0.43 * 160 * 160

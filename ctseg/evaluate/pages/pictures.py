@@ -26,7 +26,12 @@ _SMALL = 4
 """Pixels of a label that get all of its colour, else nobody would see them."""
 _DARKER = 0.3
 """What is left of the light beside an outline, so that it is seen on bright bone and on a veil of its own colour."""
-_QUALITY = 88
+_QUALITIES = (88, 70, 50, 30, 10)
+_SMALL_FILE_BYTES = 3000
+"""A JPEG of no more is written at the best quality."""
+_MOST_BYTES_PER_PIXEL = 0.43
+"""Of a larger one: three pictures of each of 200 cases then stay under 9 MB. Most CTs with labels take less at the best
+quality."""
 
 
 @dataclass(frozen=True)
@@ -205,15 +210,17 @@ def _resized_labels(labels: npt.NDArray[Any], colours: Mapping[int, RGB], shape:
     """Return for each pixel the value that covers most of it; each value that is there and shown has one at least."""
     image = _pillow()
     values = [int(value) for value in np.unique(labels) if int(value) in colours]
-    best = np.full(shape, 0.5, dtype=np.float32)  # what is not shown wins where it covers half
+
+    def cover_of(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
+        return np.asarray(image.fromarray(mask.astype(np.float32)).resize(shape[::-1], image.Resampling.BOX))
+
+    covers = {value: cover_of(labels == value) for value in values}
+    best = cover_of(~np.isin(labels, values))  # what is not shown wins where nothing covers more
     shown = np.zeros(shape, dtype=np.int64)
-    covers = {}
-    for value in values:
-        mask = image.fromarray((labels == value).astype(np.float32))
-        covers[value] = np.asarray(mask.resize(shape[::-1], image.Resampling.BOX))
-        wins = covers[value] > best
+    for value, cover in covers.items():
+        wins = cover > best
         shown[wins] = value
-        best[wins] = covers[value][wins]
+        best = np.where(wins, cover, best)
     for value, cover in covers.items():
         if not (shown == value).any():
             shown[np.unravel_index(int(cover.argmax()), shape)] = value
@@ -234,9 +241,15 @@ def _beside(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
 
 
 def _data_uri(picture: Bytes) -> str:
-    file = io.BytesIO()
-    _pillow().fromarray(picture).save(file, "JPEG", quality=_QUALITY, subsampling=0, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+    image = _pillow().fromarray(picture)
+    content = b""
+    for quality in _QUALITIES:
+        file = io.BytesIO()
+        image.save(file, "JPEG", quality=quality, subsampling=0, optimize=True)
+        content = file.getvalue()
+        if len(content) <= max(_MOST_BYTES_PER_PIXEL * picture.shape[0] * picture.shape[1], _SMALL_FILE_BYTES):
+            break
+    return "data:image/jpeg;base64," + base64.b64encode(content).decode("ascii")
 
 
 def _pillow() -> "ModuleType":
