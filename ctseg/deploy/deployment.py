@@ -130,7 +130,7 @@ def deploy(
                 recipe, version = build_recipe(bundle.folder, repository, build, report=report)
             proven = "member by member" + (", and all together on a live server" if live else "")
             return Deployed(recipe.name, version, backend, proven)
-        with _all_or_nothing(repository):  # the entry is
+        with _all_or_nothing(repository):  # an entry comes whole by itself
             entry = build_entry(bundle.folder, repository, build, report=report)
     proven = f"{entry.newest.spec.parity.summary}{', and on a live server' if live else ''}"
     return Deployed(entry.newest.spec.name, entry.newest.version, backend, proven)

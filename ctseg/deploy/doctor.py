@@ -15,6 +15,7 @@ from typing import Any, Literal
 from ctseg.compiled.cpus import usable_cpus
 from ctseg.errors import CtsegError, ModelNotFoundError, SetupError, SpecError
 from ctseg.files.digests import sha256_of_files
+from ctseg.files.folders import why_no_folder
 from ctseg.nnunet.variables import VARIABLES
 
 Level = Literal["ok", "note", "problem"]
@@ -92,7 +93,7 @@ def _installation() -> Iterator[Finding]:
     for variable in VARIABLES:
         value = os.environ.get(variable)
         if value and not Path(value).is_dir():
-            found = f"{value} is a file, expected a folder" if Path(value).exists() else f"{value}: no such folder"
+            found = f"{value}: {why_no_folder(Path(value))}"
             yield Finding(variable, "problem", found, "create it, or set the variable to another")
         elif value:
             yield Finding(variable, "ok", value)

@@ -29,6 +29,11 @@ def require_writable(folder: Path, *, name: str = "") -> None:
     )
 
 
+def why_no_folder(path: Path) -> str:
+    """Return why a path is no folder, in words."""
+    return "is a file, expected a folder" if path.exists() else "no such folder"
+
+
 def require_folder(folder: Path, *, of: str) -> None:
     """Refuse what is a file where a folder is needed; what is missing is told when it is read.
 

@@ -74,6 +74,12 @@ def network_builder(trainer: str, roots: Sequence[Path]) -> TrainerSource:
     raise CheckpointError(f"trainer {trainer} inherits from itself")
 
 
+def trainer_names(roots: Sequence[Path]) -> list[str]:
+    """Return the names of the classes in folders of trainer files that are called trainers."""
+    files = (file for root in roots for file in root.rglob("*.py"))
+    return sorted({name for file in files for name in _classes_of(file) if "Trainer" in name})
+
+
 def _find(name: str, roots: Sequence[Path]) -> TrainerSource | None:
     for root in roots:
         for file in sorted(root.rglob("*.py")):

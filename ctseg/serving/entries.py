@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ctseg.errors import SetupError, SpecError
+from ctseg.files.folders import why_no_folder
 from ctseg.model_spec import ModelSpec
 from ctseg.predict.whole_scan import scan_entry
 from ctseg.recipe import Recipe
@@ -249,8 +250,9 @@ def list_models(repository: Path) -> list[str]:
         SetupError: No such folder, or nothing in it.
     """
     if not repository.is_dir():
-        why = "is a file, expected a folder" if repository.exists() else "no such folder"
-        raise SetupError(f"model repository {repository}: {why}: write an entry with `ctseg build`")
+        raise SetupError(
+            f"model repository {repository}: {why_no_folder(repository)}: write an entry with `ctseg build`"
+        )
     names = sorted(path.parent.name for path in repository.glob(f"*/{CONFIG_NAME}") if path.parent.name[0] != ".")
     if not names:
         raise SetupError(f"model repository {repository} holds no model: write an entry with `ctseg build`")

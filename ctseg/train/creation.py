@@ -19,6 +19,7 @@ from ctseg.files.dataset_cases import (
     find_labelled_cases,
     find_test_cases,
 )
+from ctseg.files.folders import why_no_folder
 from ctseg.files.formats import READ_ENDINGS, ChannelFiles
 from ctseg.files.grid import ChannelVolume
 from ctseg.files.joined_channels import split_channels
@@ -154,8 +155,7 @@ def _plan(folders: ScanFolders, description: DatasetDescription) -> _Plan:
         ("images", folders.images), ("labels", folders.labels), ("test_images", folders.test_images),
     ):  # fmt: skip
         if folder is not None and not folder.is_dir():
-            why = "is a file, expected a folder" if folder.exists() else "no such folder"
-            raise SetupError(f"{folder}: {why}", settings=(setting,))
+            raise SetupError(f"{folder}: {why_no_folder(folder)}", settings=(setting,))
     channels, suffixes = len(description.channel_names), folders.image_suffixes
     if suffixes is not None and len(suffixes) != channels:
         raise SetupError(f"{channels} channels need as many image suffixes, found {list(suffixes)}")

@@ -10,7 +10,7 @@ import numpy as np
 
 from ctseg.errors import InputError, OutputError, SetupError, TrainingError
 from ctseg.files.atomic import write_text
-from ctseg.train.problem_lines import counted
+from ctseg.train.problem_lines import counted, listed
 
 FOLDS = 5
 """Of nnU-Net's cross-validation."""
@@ -50,7 +50,7 @@ def group_cases(cases: Sequence[str], rule: str) -> Mapping[str, str]:
     groups = _from_table(Path(file), column) if file else _from_names(cases, rule)
     without = [case for case in cases if not groups.get(case)]
     if without:
-        shown = ", ".join(without[:_TOLD]) + (f" and {len(without) - _TOLD} more" if len(without) > _TOLD else "")
+        shown = listed(without, most=_TOLD)
         raise InputError(f"no group for {shown}: {rule} has none for them", settings=("group_by",))
     return {case: groups[case] for case in cases}
 

@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import os
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch.distributed
 
 from ctseg.errors import CheckpointError, SetupError, TrainingError
 from ctseg.nnunet.folds import CROSS_VALIDATION_FOLDS, Fold
-from ctseg.nnunet.trainers import trainer_folders
+from ctseg.nnunet.trainers import trainer_folders, trainer_names
 from ctseg.train.checkpoints import BEST, FINAL, TrainingState, replacing, settle, training_state
 from ctseg.train.extended_trainer import extended, seed_everything, unwrapped
 from ctseg.train.groups import FOLDS, SPLITS_FILE, too_few
@@ -88,13 +87,11 @@ def find_trainer(name: str) -> type[Any]:
 
 
 def _trainer_names() -> list[str]:
-    """Return the names of trainer classes, as the files of nnU-Net and ``nnUNet_extTrainer`` have them; none runs."""
+    """Return the names of nnU-Net's trainers, of those in ``nnUNet_extTrainer``, and of ctseg's."""
     import nnunetv2
 
-    folders = [Path(nnunetv2.__path__[0]) / "training" / "nnUNetTrainer", *map(Path, trainer_folders())]
-    classes = re.compile(r"^class (\w*Trainer\w*)\(", re.MULTILINE)
-    names = (classes.findall(file.read_text(errors="replace")) for folder in folders for file in folder.rglob("*.py"))
-    return sorted({SWIN_TRAINER, *(name for found in names for name in found)})
+    nnunets = Path(nnunetv2.__path__[0]) / "training" / "nnUNetTrainer"
+    return [SWIN_TRAINER, *trainer_names([nnunets, *map(Path, trainer_folders())])]
 
 
 def train(training: Training, paths: NnunetPaths, placement: Placement) -> None:

@@ -31,10 +31,9 @@ def problem_lines(problems: Sequence[DatasetProblem], *, kinds: bool = False) ->
             lines += [f"{start}{problem.message}" for problem in found]
             continue
         others = cases[1:]
-        more = f" and {len(others) - _NAMES_TOLD} more" if len(others) > _NAMES_TOLD else ""
         lines.append(
             f"{start}{found[0].message}; the same is wrong with {len(others)} other cases: "
-            f"{', '.join(others[:_NAMES_TOLD])}{more}"
+            f"{listed(others, most=_NAMES_TOLD)}"
         )
     return lines
 
@@ -42,6 +41,11 @@ def problem_lines(problems: Sequence[DatasetProblem], *, kinds: bool = False) ->
 def counted(count: int, what: str) -> str:
     """Return a number with what it counts, in the plural where it is not one: ``1 problem``, ``0 cases``."""
     return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def listed(names: Sequence[str], *, most: int) -> str:
+    """Return names in a row, and how many more there are than are told."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _without_case(problem: DatasetProblem) -> str:

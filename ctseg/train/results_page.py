@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ctseg.errors import CheckpointError, InputError
 from ctseg.evaluate.compared_labels import ComparedLabels, labels_of_dataset
+from ctseg.evaluate.evaluation import length_in_words
 from ctseg.evaluate.pages.charts import Line, line_chart
 from ctseg.evaluate.pages.colours import colours_of, css
 from ctseg.evaluate.pages.rendering import number, render
@@ -121,7 +122,7 @@ def results_page(dataset: str, looks: Sequence[ModelLook]) -> str:
                 "results": look.results,
                 "folds": look.results.folds,
                 "labels": list(look.results.folds[0].dice) if look.results.folds else [],
-                "tolerances": [f"{tolerance:g}" for tolerance in look.results.tolerances_mm],
+                "tolerances": list(map(length_in_words, look.results.tolerances_mm)),
                 "columns": list(look.labels.values) if len(look.labels.values) <= _MOST_COLUMNS else [],
                 "colours": {name: css(colour) for name, colour in colours_of(look.labels.values).items()},
                 "courses": [_course(course) for course in look.courses],

@@ -16,7 +16,7 @@ from ctseg.files.nnunet_names import find_dataset_cases
 from ctseg.stages import stage
 from ctseg.train.description import FILE, Declared, misnamed_channels, number_ranges, read_declared, values_of
 from ctseg.train.groups import FOLDS, too_few
-from ctseg.train.problem_lines import counted, problem_lines
+from ctseg.train.problem_lines import counted, listed, problem_lines
 from ctseg.train.scans import (
     geometry_problems,
     image_problems,
@@ -88,10 +88,13 @@ def verify_dataset(
     notes += misnamed_channels(declared.channel_names or ())
     unused = _unused(declared, checked)
     if unused and not any(case.values - {0} for case in checked if case.values is not None):
-        text = f"no label map holds anything but background, and the data set has the labels {_listed(unused)}"
+        names = listed(unused, most=_NAMES_TOLD)
+        text = f"no label map holds anything but background, and the data set has the labels {names}"
         problems.append(DatasetProblem(None, "unused_label", text))
     elif unused:
-        notes.append(f"no label map has {_listed(unused)}: a model learns nothing of what is never there")
+        notes.append(
+            f"no label map has {listed(unused, most=_NAMES_TOLD)}: a model learns nothing of what is never there"
+        )
     if nnunet_check and not problems:
         note, own = _nnunet_check(folder, threads)
         notes.append(note)
@@ -157,16 +160,12 @@ def _notes(count: int, checked: Sequence[_CheckedCase]) -> list[str]:
     notes = []
     if empty := [case.name for case in checked if case.values is not None and not case.values - {0}]:
         maps = "1 label map holds" if len(empty) == 1 else f"{len(empty)} label maps hold"
-        notes.append(f"{maps} nothing but background: {_listed(empty)}; right where nothing is to be found")
+        notes.append(
+            f"{maps} nothing but background: {listed(empty, most=_NAMES_TOLD)}; right where nothing is to be found"
+        )
     if 0 < count < FOLDS:
         notes.append(too_few(count))
     return notes
-
-
-def _listed(names: Sequence[str]) -> str:
-    """Return some names, in words."""
-    more = f" and {len(names) - _NAMES_TOLD} more" if len(names) > _NAMES_TOLD else ""
-    return f"{', '.join(names[:_NAMES_TOLD])}{more}"
 
 
 def _check_case(case: LabelledCase, declared: set[int] | None, *, images: bool) -> _CheckedCase:
